@@ -1,0 +1,42 @@
+// One daemon's side of one migration, as the control plane sees it.
+#ifndef CMD_CONTROL_MIGRATION_SIDE_H_
+#define CMD_CONTROL_MIGRATION_SIDE_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "postcopy/v1/migration.pb.h"
+
+namespace postcopy {
+
+// Thread-safe.
+class MigrationSide {
+ public:
+  virtual ~MigrationSide() = default;
+
+  // Fills in all of `migration` but what the creator of the migration chose
+  // (ids, policy, limits) and create_time.
+  virtual void Describe(v1::Migration& migration) const = 0;
+
+  // True if its state will not change any more.
+  virtual bool ended() const = 0;
+
+  // As MigrationService.SwitchOver and CancelMigration.
+  virtual absl::Status SwitchOver() = 0;
+  virtual absl::Status Cancel() = 0;
+
+  // The VMM's connection ended. Does not block.
+  virtual void VmmGone() = 0;
+
+  // Ends whatever runs, for the end of the daemon. Nothing is decided by it.
+  virtual void Stop() = 0;
+
+  // Counts changes of state and message.
+  virtual uint64_t version() const = 0;
+  // Returns when version() differs from `seen`, or after `nanos`.
+  virtual void WaitForChange(uint64_t seen, int64_t nanos) const = 0;
+};
+
+}  // namespace postcopy
+
+#endif  // CMD_CONTROL_MIGRATION_SIDE_H_

@@ -1,0 +1,79 @@
+// The migrations of one daemon.
+#ifndef CMD_CONTROL_MIGRATION_TABLE_H_
+#define CMD_CONTROL_MIGRATION_TABLE_H_
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "cmd/control/migration_side.h"
+#include "postcopy/v1/migration.pb.h"
+
+namespace postcopy {
+
+// Migrations a daemon knows at a time. The oldest that has ended makes room
+// for a new one; if none has, the new one is refused.
+inline constexpr size_t kMigrationsMax = 256;
+
+// Bounds of CreateMigrationRequest.
+inline constexpr uint64_t kBulkLimitMin = 1 << 20;
+inline constexpr uint32_t kRoundsLimitMax = 1000;
+
+// Creates, finds and forgets. Thread-safe.
+class MigrationTable {
+ public:
+  // Makes this daemon's side for a request whose ids, policy and limits have
+  // been checked. Runs with the table locked.
+  using CreateSide =
+      std::function<absl::StatusOr<std::shared_ptr<MigrationSide>>(
+          const v1::CreateMigrationRequest&)>;
+  // Told of each migration that is forgotten.
+  using Forget = std::function<void(const std::string& migration_id)>;
+
+  MigrationTable(CreateSide create_side, Forget forget,
+                 size_t migrations_max = kMigrationsMax);
+
+  // As MigrationService.CreateMigration.
+  absl::StatusOr<v1::Migration> Create(
+      const v1::CreateMigrationRequest& request);
+
+  // NOT_FOUND names the id.
+  absl::StatusOr<std::shared_ptr<MigrationSide>> Find(
+      absl::string_view migration_id) const;
+  absl::StatusOr<v1::Migration> Describe(absl::string_view migration_id) const;
+  std::vector<v1::Migration> List() const;
+
+  // Passes it on to the VM's migration, if one is under way.
+  void VmmGone(absl::string_view vm_name);
+  // Stops every side.
+  void StopAll();
+
+ private:
+  struct Entry {
+    v1::CreateMigrationRequest request;
+    v1::Migration chosen;  // what the creator chose, and create_time
+    std::shared_ptr<MigrationSide> side;
+  };
+
+  const Entry* FindLocked(absl::string_view migration_id) const;
+  absl::Status CheckFreeLocked(const v1::CreateMigrationRequest& request) const;
+  absl::Status MakeRoomLocked();
+  static v1::Migration Describe(const Entry& entry);
+
+  const CreateSide create_side_;
+  const Forget forget_;
+  const size_t migrations_max_;
+
+  mutable std::mutex mutex_;
+  std::vector<Entry> entries_;  // guarded by mutex_; oldest first
+};
+
+}  // namespace postcopy
+
+#endif  // CMD_CONTROL_MIGRATION_TABLE_H_

@@ -1,0 +1,57 @@
+// A gRPC server of a daemon.
+#ifndef CMD_DAEMON_GRPC_LISTENER_H_
+#define CMD_DAEMON_GRPC_LISTENER_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+
+namespace postcopy {
+
+// Serves some services at one TCP address. Shuts down at destruction.
+class GrpcListener {
+ public:
+  struct Options {
+    // host:port; port 0 lets the kernel choose.
+    std::string address;
+    // The largest message taken from a peer.
+    int request_bytes_max = 64 << 10;
+    // Threads for calls that are under way; a call beyond is refused with
+    // RESOURCE_EXHAUSTED.
+    int threads_max = 1024;
+  };
+
+  // Listens. The services outlive this. UNAVAILABLE, with what to do, if the
+  // address cannot be used.
+  static absl::StatusOr<std::unique_ptr<GrpcListener>> Create(
+      const Options& options, absl::Span<grpc::Service* const> services);
+
+  ~GrpcListener() { Shutdown(); }
+
+  // With the real port.
+  const std::string& address() const { return address_; }
+
+  // Ends calls: those that do not end by themselves soon are cancelled.
+  void Shutdown();
+
+ private:
+  GrpcListener(std::unique_ptr<grpc::Server> server, std::string address)
+      : server_(std::move(server)), address_(std::move(address)) {}
+
+  const std::unique_ptr<grpc::Server> server_;
+  const std::string address_;
+};
+
+// To be called before anything else of gRPC: chooses how it polls. The default
+// has one thread of the process poll for all of its connections, so that an
+// urgent page would wait behind bulk ones (docs/adr/0003). Does nothing if
+// GRPC_POLL_STRATEGY is set.
+void ChooseGrpcPolling();
+
+}  // namespace postcopy
+
+#endif  // CMD_DAEMON_GRPC_LISTENER_H_

@@ -1,0 +1,55 @@
+// All of faultd but its flags.
+#ifndef CMD_FAULTD_DESTINATION_DAEMON_H_
+#define CMD_FAULTD_DESTINATION_DAEMON_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "cmd/control/migration_service.h"
+#include "cmd/control/migration_table.h"
+#include "cmd/daemon/grpc_listener.h"
+#include "cmd/faultd/destination_side.h"
+#include "cmd/vmm_channel/vmm_listener.h"
+
+namespace postcopy {
+
+// A destination daemon in this process: VMs attach at its socket, an
+// orchestrator drives it, it fetches from sources.
+class DestinationDaemon {
+ public:
+  struct Options {
+    std::string control_address;
+    std::string vmm_socket;
+    std::vector<unsigned> vmm_uids;
+    absl::Duration reconnect_timeout = absl::Seconds(10);
+    absl::Duration command_timeout = absl::Seconds(10);
+  };
+
+  // Serves when it returns. The first thing that cannot be had is the error.
+  static absl::StatusOr<std::unique_ptr<DestinationDaemon>> Create(
+      const Options& options);
+
+  ~DestinationDaemon() { Shutdown(); }
+
+  const std::string& control_address() const { return control_->address(); }
+
+  // Ends. Guests with missing pages wait from then on at each of them, as long
+  // as their VMMs keep the userfaultfd. Idempotent.
+  void Shutdown();
+
+ private:
+  explicit DestinationDaemon(const Options& options);
+
+  DestinationSides sides_;
+  MigrationTable table_;
+  MigrationService control_service_;
+  std::unique_ptr<VmmListener> vmms_;
+  std::unique_ptr<GrpcListener> control_;
+};
+
+}  // namespace postcopy
+
+#endif  // CMD_FAULTD_DESTINATION_DAEMON_H_

@@ -1,0 +1,180 @@
+#include "cmd/faultd/destination_side.h"
+
+#include <fcntl.h>
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cmd/control/describe.h"
+#include "dirtytrack/clock.h"
+#include "dirtytrack/unique_fd.h"
+#include "uffd/data_plane_client.h"
+#include "uffd/kernel_uffd.h"
+
+namespace postcopy {
+namespace {
+
+v1::MigrationState StateOf(DestinationPhase phase) {
+  switch (phase) {
+    case DestinationPhase::kPreparing:
+      return v1::MIGRATION_STATE_PREPARING;
+    case DestinationPhase::kPrecopy:
+      return v1::MIGRATION_STATE_PRECOPY;
+    case DestinationPhase::kSwitching:
+      return v1::MIGRATION_STATE_SWITCHING;
+    case DestinationPhase::kPostcopy:
+      return v1::MIGRATION_STATE_POSTCOPY;
+    case DestinationPhase::kPaused:
+      return v1::MIGRATION_STATE_PAUSED;
+    case DestinationPhase::kRecovering:
+      return v1::MIGRATION_STATE_RECOVERING;
+    case DestinationPhase::kCompleted:
+      return v1::MIGRATION_STATE_COMPLETED;
+    case DestinationPhase::kCancelled:
+      return v1::MIGRATION_STATE_CANCELLED;
+    case DestinationPhase::kFailed:
+      return v1::MIGRATION_STATE_FAILED;
+  }
+  return v1::MIGRATION_STATE_UNSPECIFIED;
+}
+
+void DescribePages(const DestinationSnapshot& now, v1::PageCounters& pages) {
+  pages.set_total(now.pages.total.value());
+  pages.set_zero(now.pages.zero.value());
+  pages.set_precopied(now.pages.precopied.value());
+  pages.set_remaining(now.pages.missing.value());
+  pages.set_stale_at_switch_over(now.stale.value());
+  pages.set_discarded(now.pages.discarded.value());
+  pages.set_faulted(now.pages.faulted.value());
+  pages.set_background(now.pages.background.value());
+  pages.set_damaged_runs(now.damaged_runs);
+}
+
+// Rounded up, so that a fault of 300 ns does not show as none.
+uint64_t MicrosUp(uint64_t nanos) {
+  return (nanos + kNanosPerMicro - 1) / kNanosPerMicro;
+}
+
+void DescribeLatency(const LatencySnapshot& now, v1::FaultLatency& latency) {
+  latency.set_count(now.count());
+  latency.set_p50_us(MicrosUp(now.PercentileNs(50)));
+  latency.set_p90_us(MicrosUp(now.PercentileNs(90)));
+  latency.set_p99_us(MicrosUp(now.PercentileNs(99)));
+  latency.set_max_us(MicrosUp(now.max_ns()));
+  for (uint64_t count : now.micros_buckets()) latency.add_bucket_counts(count);
+}
+
+class DestinationSide final : public MigrationSide {
+ public:
+  explicit DestinationSide(std::unique_ptr<DestinationMigration> migration)
+      : migration_(std::move(migration)) {}
+
+  void Describe(v1::Migration& migration) const override {
+    const DestinationSnapshot now = migration_->Snapshot();
+    migration.set_role(v1::ROLE_DESTINATION);
+    migration.set_state(StateOf(now.phase));
+    migration.set_status_message(now.message);
+    SetStateTime(now.phase_since_ns, migration);
+    migration.set_rounds(now.rounds);
+    DescribePages(now, *migration.mutable_pages());
+    DescribeLatency(now.fault_latency, *migration.mutable_fault_latency());
+    migration.set_recoveries(now.recoveries);
+  }
+
+  bool ended() const override {
+    return HasEnded(migration_->Snapshot().phase);
+  }
+  absl::Status SwitchOver() override {
+    return absl::FailedPreconditionError(
+        "this daemon is the destination: ask the source to switch over");
+  }
+  absl::Status Cancel() override { return migration_->Cancel(); }
+  void VmmGone() override { migration_->VmmGone(); }
+  void Stop() override { migration_->Stop(); }
+  uint64_t version() const override { return migration_->version(); }
+  void WaitForChange(uint64_t seen, int64_t nanos) const override {
+    migration_->WaitForChange(seen, nanos);
+  }
+
+ private:
+  const std::unique_ptr<DestinationMigration> migration_;
+};
+
+DestinationGuest GuestOf(const std::shared_ptr<VmmConnection>& vmm) {
+  return {.load_device_state =
+              [vmm](absl::string_view state) {
+                return vmm->LoadDeviceState(state);
+              },
+          .resume = [vmm] { return vmm->ResumeGuest(); },
+          .ended =
+              [vmm](bool completed) {
+                // A VMM that has gone already need not be told.
+                vmm->MigrationEnded(completed).IgnoreError();
+              }};
+}
+
+absl::StatusOr<std::unique_ptr<DestinationVm>> RegisterVm(
+    const Attachment& attachment) {
+  UniqueFd fd(::fcntl(attachment.userfaultfd.get(), F_DUPFD_CLOEXEC, 0));
+  absl::StatusOr<std::unique_ptr<KernelUffd>> uffd =
+      KernelUffd::Adopt(std::move(fd));
+  if (!uffd.ok()) return uffd.status();
+  std::vector<DestinationRegion> regions;
+  for (size_t i = 0; i < attachment.memory.size(); ++i) {
+    regions.push_back({attachment.memory[i].host_address,
+                       attachment.memory_fd(i),
+                       attachment.memory[i].fd_offset});
+  }
+  return DestinationVm::Create(attachment.layout, std::move(regions),
+                               *std::move(uffd), Clock::Monotonic());
+}
+
+}  // namespace
+
+absl::Status DestinationSides::Attach(
+    const std::shared_ptr<VmmConnection>& vmm) {
+  absl::StatusOr<std::unique_ptr<DestinationVm>> vm =
+      RegisterVm(vmm->attachment());
+  if (!vm.ok()) return vm.status();
+  std::lock_guard lock(mutex_);
+  waiting_[vmm->vm_name()] = {vmm, *std::move(vm)};
+  return absl::OkStatus();
+}
+
+void DestinationSides::Detach(const std::string& vm_name) {
+  std::lock_guard lock(mutex_);
+  waiting_.erase(vm_name);
+}
+
+absl::StatusOr<std::shared_ptr<MigrationSide>> DestinationSides::Create(
+    const v1::CreateMigrationRequest& request) {
+  if (request.source_address().empty()) {
+    return absl::InvalidArgumentError(
+        "source_address is missing: this daemon is the destination and must "
+        "know where to fetch pages");
+  }
+  std::lock_guard lock(mutex_);
+  const auto waiting = waiting_.find(request.vm_name());
+  if (waiting == waiting_.end()) {
+    return absl::NotFoundError(absl::StrCat(
+        "no VM \"", request.vm_name(),
+        "\" is attached to this destination: has its VMM connected?"));
+  }
+  if (waiting->second.vm == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the memory of VM \"", request.vm_name(),
+                     "\" has been used by a migration before: end its VMM and "
+                     "attach a fresh one"));
+  }
+  const Attachment& attachment = waiting->second.vmm->attachment();
+  auto migration = std::make_unique<DestinationMigration>(
+      std::move(waiting->second.vm),
+      NewGrpcSourceDialer(request.source_address(), request.migration_id(),
+                          request.vm_name(), attachment.layout),
+      GuestOf(waiting->second.vmm), options_, Clock::Monotonic());
+  if (absl::Status s = migration->Start(); !s.ok()) return s;
+  return std::make_shared<DestinationSide>(std::move(migration));
+}
+
+}  // namespace postcopy

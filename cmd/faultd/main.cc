@@ -1,0 +1,55 @@
+// faultd: the destination daemon. Receives precopied pages, resolves missing
+// page faults by fetching them, pulls the rest in the background.
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/time/time.h"
+#include "cmd/daemon/daemon.h"
+#include "cmd/daemon/grpc_listener.h"
+#include "cmd/faultd/destination_daemon.h"
+
+ABSL_FLAG(std::string, control_address, "127.0.0.1:7410",
+          "host:port of the control plane; port 0 lets the kernel choose");
+ABSL_FLAG(std::string, vmm_socket, "/run/postcopy/faultd.sock",
+          "Unix socket where VMMs attach");
+ABSL_FLAG(std::string, vmm_uids, "",
+          "user ids that may attach, separated by commas; empty: root and the "
+          "user this daemon runs as");
+ABSL_FLAG(absl::Duration, reconnect_timeout, absl::Seconds(10),
+          "how long a lost source may take to come back during precopy; after "
+          "the switch-over it is looked for without end");
+ABSL_FLAG(int, ready_fd, -1,
+          "descriptor to which one line of JSON with the address is written "
+          "when the daemon is ready");
+
+int main(int argc, char** argv) {
+  using namespace postcopy;  // NOLINT: main is outside it
+  absl::SetProgramUsageMessage("the destination daemon of live migration");
+  absl::ParseCommandLine(argc, argv);
+  ChooseGrpcPolling();
+  BlockEndSignals();
+
+  const auto uids = ParseUids(absl::GetFlag(FLAGS_vmm_uids));
+  if (!uids.ok()) return FailWith(uids.status(), 2);
+  DestinationDaemon::Options options{
+      .control_address = absl::GetFlag(FLAGS_control_address),
+      .vmm_socket = absl::GetFlag(FLAGS_vmm_socket),
+      .vmm_uids = *uids,
+      .reconnect_timeout = absl::GetFlag(FLAGS_reconnect_timeout)};
+  auto daemon = DestinationDaemon::Create(options);
+  if (!daemon.ok()) return FailWith(daemon.status(), 1);
+  const absl::Status ready =
+      TellReady(absl::GetFlag(FLAGS_ready_fd),
+                {{"control_address", (*daemon)->control_address()}});
+  if (!ready.ok()) return FailWith(ready, 1);
+  std::fprintf(stderr, "faultd: control plane %s\n",
+               (*daemon)->control_address().c_str());
+  WaitForEnd();
+  (*daemon)->Shutdown();
+  return 0;
+}

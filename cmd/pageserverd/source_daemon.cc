@@ -1,0 +1,57 @@
+#include "cmd/pageserverd/source_daemon.h"
+
+#include <utility>
+
+namespace postcopy {
+
+SourceDaemon::SourceDaemon(const Options& options)
+    : sides_([this](const std::string& name) { return vmms_->Find(name); },
+             &directory_,
+             {.reconnect_nanos =
+                  absl::ToInt64Nanoseconds(options.reconnect_timeout)}),
+      table_(
+          [this](const v1::CreateMigrationRequest& request) {
+            return sides_.Create(request);
+          },
+          [this](const std::string& id) { directory_.Remove(id); }),
+      control_service_(&table_),
+      data_service_(&directory_) {}
+
+absl::StatusOr<std::unique_ptr<SourceDaemon>> SourceDaemon::Create(
+    const Options& options) {
+  std::unique_ptr<SourceDaemon> daemon(new SourceDaemon(options));
+  SourceDaemon* const self = daemon.get();
+  auto vmms = VmmListener::Create(
+      {.socket_path = options.vmm_socket,
+       .role = VmmRole::kSource,
+       .allowed_uids = {options.vmm_uids.begin(), options.vmm_uids.end()},
+       .command_timeout = options.command_timeout,
+       .on_detach = [self](const std::string& name) {
+         self->table_.VmmGone(name);
+       }});
+  if (!vmms.ok()) return vmms.status();
+  daemon->vmms_ = *std::move(vmms);
+
+  auto data = GrpcListener::Create(
+      {.address = options.data_address,
+       .request_bytes_max = kDataPlaneRequestBytesMax},
+      {&daemon->data_service_});
+  if (!data.ok()) return data.status();
+  daemon->data_ = *std::move(data);
+  auto control = GrpcListener::Create({.address = options.control_address},
+                                      {&daemon->control_service_});
+  if (!control.ok()) return control.status();
+  daemon->control_ = *std::move(control);
+  return daemon;
+}
+
+void SourceDaemon::Shutdown() {
+  control_service_.StopWatches();
+  // Guests whose migration is given up are resumed: their VMMs are needed.
+  table_.StopAll();
+  if (control_ != nullptr) control_->Shutdown();
+  if (data_ != nullptr) data_->Shutdown();
+  if (vmms_ != nullptr) vmms_->Shutdown();
+}
+
+}  // namespace postcopy

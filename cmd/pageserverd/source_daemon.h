@@ -1,0 +1,62 @@
+// All of pageserverd but its flags.
+#ifndef CMD_PAGESERVERD_SOURCE_DAEMON_H_
+#define CMD_PAGESERVERD_SOURCE_DAEMON_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "cmd/control/migration_service.h"
+#include "cmd/control/migration_table.h"
+#include "cmd/daemon/grpc_listener.h"
+#include "cmd/pageserverd/source_side.h"
+#include "cmd/vmm_channel/vmm_listener.h"
+#include "pageserver/data_plane_service.h"
+#include "pageserver/session_directory.h"
+
+namespace postcopy {
+
+// A source daemon in this process: VMs attach at its socket, an orchestrator
+// drives it, destinations fetch from it.
+class SourceDaemon {
+ public:
+  struct Options {
+    std::string control_address;
+    std::string data_address;
+    std::string vmm_socket;
+    std::vector<unsigned> vmm_uids;
+    absl::Duration reconnect_timeout = absl::Seconds(10);
+    absl::Duration command_timeout = absl::Seconds(10);
+  };
+
+  // Serves when it returns. The first thing that cannot be had is the error.
+  static absl::StatusOr<std::unique_ptr<SourceDaemon>> Create(
+      const Options& options);
+
+  ~SourceDaemon() { Shutdown(); }
+
+  const std::string& control_address() const { return control_->address(); }
+  const std::string& data_address() const { return data_->address(); }
+
+  // Cancels what can be cancelled, then ends. A migration after its commit is
+  // left to a successor of this daemon. Idempotent.
+  void Shutdown();
+
+ private:
+  explicit SourceDaemon(const Options& options);
+
+  SessionDirectory directory_;
+  SourceSides sides_;
+  MigrationTable table_;
+  MigrationService control_service_;
+  DataPlaneService data_service_;
+  std::unique_ptr<VmmListener> vmms_;
+  std::unique_ptr<GrpcListener> control_;
+  std::unique_ptr<GrpcListener> data_;
+};
+
+}  // namespace postcopy
+
+#endif  // CMD_PAGESERVERD_SOURCE_DAEMON_H_

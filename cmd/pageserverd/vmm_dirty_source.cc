@@ -1,0 +1,54 @@
+#include "cmd/pageserverd/vmm_dirty_source.h"
+
+#include <fcntl.h>
+
+#include <utility>
+#include <vector>
+
+#include "dirtytrack/dirty_log.h"
+#include "dirtytrack/unique_fd.h"
+
+namespace postcopy {
+
+absl::StatusOr<std::unique_ptr<VmmDirtySource>> VmmDirtySource::Create(
+    std::shared_ptr<VmmConnection> vmm) {
+  const Attachment& attachment = vmm->attachment();
+  std::vector<DirtyLogSlot> expected;
+  for (const Slot& slot : attachment.slots) {
+    expected.push_back({slot.id, slot.pages().count});
+  }
+  UniqueFd fd(::fcntl(attachment.dirty_log.get(), F_DUPFD_CLOEXEC, 0));
+  absl::StatusOr<DirtyLogSet> log = DirtyLogSet::Open(std::move(fd), expected);
+  if (!log.ok()) return log.status();
+  VmmConnection* const connection = vmm.get();
+  absl::StatusOr<std::unique_ptr<SharedLogSource>> source =
+      SharedLogSource::Create(
+          attachment.layout, attachment.slots, *std::move(log),
+          [connection] { return connection->SyncDirtyLog(); });
+  if (!source.ok()) return source.status();
+  return std::unique_ptr<VmmDirtySource>(
+      new VmmDirtySource(std::move(vmm), *std::move(source)));
+}
+
+absl::Status VmmDirtySource::Start() {
+  if (absl::Status s = log_->Start(); !s.ok()) return s;
+  absl::Status status = vmm_->StartDirtyLogging();
+  if (!status.ok()) log_->Stop().IgnoreError();
+  return status;
+}
+
+absl::StatusOr<PageCount> VmmDirtySource::Collect(PageBitmapView into) {
+  return log_->Collect(into);
+}
+
+absl::Status VmmDirtySource::Restore(PageBitmapView unsent) {
+  return log_->Restore(unsent);
+}
+
+absl::Status VmmDirtySource::Stop() {
+  const absl::Status stopped = vmm_->StopDirtyLogging();
+  const absl::Status closed = log_->Stop();
+  return stopped.ok() ? closed : stopped;
+}
+
+}  // namespace postcopy

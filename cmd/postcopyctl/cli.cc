@@ -1,0 +1,55 @@
+#include "cmd/postcopyctl/cli.h"
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "cmd/postcopyctl/flag_parser.h"
+#include "cmd/postcopyctl/flags.h"
+
+namespace postcopy {
+namespace {
+
+ExitCode UsageError(const CommandContext& context, absl::string_view what) {
+  *context.err << "postcopyctl: " << what << "\nSee: postcopyctl --help"
+               << std::endl;
+  return ExitCode::kUsage;
+}
+
+// The command named, or why it is none.
+absl::StatusOr<const Command*> Choose(const CommandLine& line) {
+  if (line.help) return FindCommand("help");
+  if (line.arguments.empty()) {
+    return absl::InvalidArgumentError("what to do?");
+  }
+  if (line.arguments.size() > 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "one command at a time, and flags start with --: ", line.arguments[1]));
+  }
+  const Command* command = FindCommand(line.arguments[0]);
+  if (command != nullptr) return command;
+  return absl::InvalidArgumentError(
+      absl::StrCat("there is no command ", line.arguments[0]));
+}
+
+}  // namespace
+
+ExitCode RunCommandLine(const std::vector<std::string>& arguments,
+                        CommandContext context) {
+  absl::StatusOr<CommandLine> line = ParseFlags(arguments);
+  if (!line.ok()) return UsageError(context, line.status().message());
+  absl::StatusOr<const Command*> command = Choose(*line);
+  if (!command.ok()) return UsageError(context, command.status().message());
+  context.options = OptionsFromFlags();
+  absl::Status valid = CheckCommon(context.options);
+  if (valid.ok()) valid = (*command)->validate(context.options);
+  // Whoever asks for help gets it, whatever else stands on the line.
+  if (!valid.ok() && !line->help) return UsageError(context, valid.message());
+
+  absl::Status status = (*command)->run(context);
+  if (!status.ok()) {
+    *context.err << "postcopyctl: " << status.message() << std::endl;
+  }
+  return ExitCodeOf(status);
+}
+
+}  // namespace postcopy

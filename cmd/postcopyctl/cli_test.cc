@@ -1,0 +1,305 @@
+// The commands from command line to exit code, against fake daemons.
+
+#include "cmd/postcopyctl/cli.h"
+
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/flags/reflection.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "cmd/postcopyctl/fake_daemon.h"
+#include "gmock/gmock.h"
+#include "google/protobuf/struct.pb.h"
+#include "google/protobuf/util/json_util.h"
+#include "gtest/gtest.h"
+
+namespace postcopy {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+class CliTest : public ::testing::Test {
+ protected:
+  ExitCode Run(const std::vector<std::string>& arguments) {
+    absl::FlagSaver saver;
+    std::ostringstream out, err;
+    CommandContext context = {.options = {}, .out = &out, .err = &err};
+    context.interrupted = [] { return false; };
+    ExitCode code = RunCommandLine(arguments, context);
+    out_ = out.str();
+    err_ = err.str();
+    return code;
+  }
+
+  void ExpectUsageError(const std::vector<std::string>& arguments,
+                        const std::string& sentence) {
+    EXPECT_EQ(Run(arguments), ExitCode::kUsage);
+    EXPECT_THAT(err_, HasSubstr(sentence));
+    EXPECT_THAT(out_, IsEmpty());
+  }
+
+  std::string out_;
+  std::string err_;
+};
+
+google::protobuf::Struct Parse(const std::string& json) {
+  google::protobuf::Struct result;
+  auto status = google::protobuf::util::JsonStringToMessage(json, &result);
+  EXPECT_TRUE(status.ok()) << status.ToString() << "\n" << json;
+  return result;
+}
+
+std::string StateIn(absl::string_view line) {
+  return Parse(std::string(line)).fields().at("state").string_value();
+}
+
+TEST_F(CliTest, HelpFitsOneScreen) {
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{
+           {"--help"}, {"help"}, {"migrate", "--help"}, {"watch", "-h"}}) {
+    EXPECT_EQ(Run(arguments), ExitCode::kOk);
+    std::vector<std::string> lines = absl::StrSplit(out_, '\n');
+    EXPECT_LE(lines.size(), 40u);
+    for (const std::string& line : lines) EXPECT_LE(line.size(), 80u) << line;
+    for (const Command& command : AllCommands()) {
+      EXPECT_THAT(out_, HasSubstr(std::string(command.name)));
+    }
+    EXPECT_THAT(err_, IsEmpty());
+  }
+}
+
+TEST_F(CliTest, WrongUsageIsExplained) {
+  ExpectUsageError({}, "what to do?");
+  ExpectUsageError({"frobnicate"}, "there is no command frobnicate");
+  ExpectUsageError({"list", "get"}, "one command at a time");
+  ExpectUsageError({"list", "--color=red"}, "there is no flag --color");
+  ExpectUsageError({"list"}, "which daemon?");
+  ExpectUsageError({"list", "--source=host"}, "must be host:port");
+  ExpectUsageError({"list", "--source=host:0"}, "must be host:port");
+  ExpectUsageError({"list", "--source=host:65536"}, "must be host:port");
+  ExpectUsageError({"list", "--source=:1"}, "must be host:port");
+  ExpectUsageError({"list", "--source=h:1", "--output=xml"}, "table or json");
+  ExpectUsageError({"list", "--source=h:1", "--timeout=0s"}, "--timeout");
+  ExpectUsageError({"get", "--source=h:1"}, "which migration?");
+  ExpectUsageError({"get", "--migration_id=a"}, "which daemon?");
+  ExpectUsageError({"get", "--source=h:1", "--migration_id=a b"},
+                   "must be 1 to 128 characters");
+  ExpectUsageError({"watch", "--source=h:1"}, "which migration?");
+  ExpectUsageError({"cancel", "--migration_id=a"}, "which daemon?");
+  ExpectUsageError({"switch-over", "--destination=h:1", "--migration_id=a"},
+                   "needs --source");
+}
+
+TEST_F(CliTest, WrongUsageOfMigrateIsExplained) {
+  auto expect = [this](std::vector<std::string> more,
+                       const std::string& sentence) {
+    std::vector<std::string> arguments = {"migrate", "--source=a:1"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    ExpectUsageError(arguments, sentence);
+  };
+  const std::string vm = "--vm=vm", destination = "--destination=b:1";
+  expect({destination}, "which VM?");
+  expect({vm}, "both --source and --destination");
+  expect({"--destination=a:1", vm}, "are the same daemon");
+  expect({destination, "--vm=a/b"}, "must be 1 to 128 characters");
+  expect({destination, vm, "--bandwidth=1023KiB"}, "less than 1MiB");
+  expect({destination, vm, "--bandwidth=1MB"}, "cannot be understood");
+  expect({destination, vm, "--policy=fast"}, "--policy=fast must be");
+  expect({destination, vm, "--rounds_max=1001"}, "more than 1000");
+  expect({destination, vm, "--policy=postcopy-only", "--rounds_max=3"},
+         "contradicts");
+  expect({destination, vm, "--source_data=b"}, "must be host:port");
+  ExpectUsageError({"migrate", "--source=unix:/run/x", destination, vm},
+                   "needs --source_data");
+}
+
+TEST_F(CliTest, NobodyThereIsExitCode3) {
+  FakeDaemon gone(v1::ROLE_SOURCE);
+  gone.Stop();
+  const std::string source = "--source=" + gone.address();
+  EXPECT_EQ(Run({"list", source}), ExitCode::kUnreachable);
+  EXPECT_THAT(err_, HasSubstr(gone.address()));
+  for (const char* command : {"get", "watch", "switch-over", "cancel"}) {
+    EXPECT_EQ(Run({command, source, "--migration_id=a"}),
+              ExitCode::kUnreachable);
+  }
+}
+
+class CliWithDaemonsTest : public CliTest {
+ protected:
+  CliWithDaemonsTest()
+      : source_flag_("--source=" + source_.address()),
+        destination_flag_("--destination=" + destination_.address()) {}
+
+  // As if a migration "m" had been created on both.
+  void CreateBoth(v1::MigrationState state) {
+    for (FakeDaemon* daemon : {&source_, &destination_}) {
+      v1::CreateMigrationRequest request;
+      request.set_migration_id("m");
+      request.set_vm_name("vm");
+      v1::CreateMigrationResponse response;
+      daemon->CreateMigration(nullptr, &request, &response);
+      daemon->SetState(state);
+    }
+  }
+
+  void PlayMigration() {
+    ASSERT_TRUE(destination_.AwaitCreated());
+    source_.Change([](v1::Migration* migration) {
+      migration->set_state(v1::MIGRATION_STATE_PRECOPY);
+      migration->mutable_advice()->set_recommended(true);
+    });
+    ASSERT_TRUE(source_.AwaitSwitchOverCall());
+    for (auto state :
+         {v1::MIGRATION_STATE_POSTCOPY, v1::MIGRATION_STATE_COMPLETED}) {
+      destination_.SetState(state);
+      source_.SetState(state);
+    }
+  }
+
+  FakeDaemon source_{v1::ROLE_SOURCE};
+  FakeDaemon destination_{v1::ROLE_DESTINATION};
+  const std::string source_flag_;
+  const std::string destination_flag_;
+};
+
+TEST_F(CliWithDaemonsTest, MigratePrintsOneJsonObject) {
+  std::thread script([this] { PlayMigration(); });
+  EXPECT_EQ(Run({"migrate", source_flag_, destination_flag_, "--vm=vm",
+                 "--output=json"}),
+            ExitCode::kOk);
+  script.join();
+  google::protobuf::Struct json = Parse(out_);
+  EXPECT_EQ(json.fields().at("state").string_value(), "COMPLETED");
+  EXPECT_THAT(json.fields().at("migration_id").string_value(),
+              ::testing::StartsWith("vm-"));
+  EXPECT_THAT(err_, AllOf(HasSubstr("postcopyctl: migration vm-"),
+                          HasSubstr("COMPLETED")));
+  EXPECT_EQ(destination_.create_request().source_address(), source_.address());
+}
+
+TEST_F(CliWithDaemonsTest, MigratePrintsATable) {
+  std::thread script([this] { PlayMigration(); });
+  EXPECT_EQ(Run({"migrate", source_flag_, destination_flag_, "--vm=vm",
+                 "--migration_id=m", "--source_data=10.0.0.1:7"}),
+            ExitCode::kOk);
+  script.join();
+  EXPECT_THAT(out_, HasSubstr("COMPLETED\n"));
+  EXPECT_EQ(destination_.create_request().source_address(), "10.0.0.1:7");
+}
+
+TEST_F(CliWithDaemonsTest, AMigrationThatFailedHasAReportToo) {
+  EXPECT_EQ(Run({"migrate", source_flag_, destination_flag_, "--vm=vm",
+                 "--timeout=300ms", "--output=json"}),
+            ExitCode::kPrecondition);
+  EXPECT_EQ(Parse(out_).fields().at("state").string_value(), "CANCELLED");
+  EXPECT_THAT(err_, HasSubstr("the guest goes on at the source"));
+}
+
+TEST_F(CliWithDaemonsTest, AMigrationThatNeverWasHasNone) {
+  source_.on_create = [] {
+    return grpc::Status(grpc::StatusCode::NOT_FOUND, "no VM vm");
+  };
+  EXPECT_EQ(Run({"migrate", source_flag_, destination_flag_, "--vm=vm",
+                 "--output=json"}),
+            ExitCode::kPrecondition);
+  EXPECT_THAT(out_, IsEmpty());
+  EXPECT_THAT(err_, HasSubstr("no VM vm"));
+}
+
+TEST_F(CliWithDaemonsTest, ListShowsBothDaemons) {
+  CreateBoth(v1::MIGRATION_STATE_PRECOPY);
+  EXPECT_EQ(Run({"list", source_flag_, destination_flag_}), ExitCode::kOk);
+  EXPECT_THAT(out_, AllOf(HasSubstr("source"), HasSubstr("destination")));
+  EXPECT_EQ(Run({"list", source_flag_, "--output=json"}), ExitCode::kOk);
+  EXPECT_EQ(StateIn(out_), "PRECOPY");
+}
+
+TEST_F(CliWithDaemonsTest, GetShowsTheSidesAskedFor) {
+  CreateBoth(v1::MIGRATION_STATE_PRECOPY);
+  EXPECT_EQ(Run({"get", destination_flag_, "--migration_id=m"}), ExitCode::kOk);
+  EXPECT_THAT(out_, AllOf(HasSubstr("destination"), Not(HasSubstr("source"))));
+  EXPECT_EQ(Run({"get", source_flag_, "--migration_id=other"}),
+            ExitCode::kPrecondition);
+  EXPECT_THAT(err_, HasSubstr("no such migration"));
+}
+
+TEST_F(CliWithDaemonsTest, GetShowsTheSideThatStillKnows) {
+  CreateBoth(v1::MIGRATION_STATE_COMPLETED);
+  source_.Forget();
+  EXPECT_EQ(Run({"get", source_flag_, destination_flag_, "--migration_id=m"}),
+            ExitCode::kPrecondition);
+  EXPECT_THAT(out_, HasSubstr("COMPLETED"));
+}
+
+TEST_F(CliWithDaemonsTest, WatchFollowsUntilTheEnd) {
+  CreateBoth(v1::MIGRATION_STATE_POSTCOPY);
+  std::thread script([this] {
+    ASSERT_TRUE(source_.AwaitStreams(1) && destination_.AwaitStreams(1));
+    absl::SleepFor(absl::Milliseconds(100));
+    source_.SetState(v1::MIGRATION_STATE_COMPLETED);
+    destination_.SetState(v1::MIGRATION_STATE_COMPLETED);
+  });
+  EXPECT_EQ(Run({"watch", source_flag_, destination_flag_, "--migration_id=m",
+                 "--output=json"}),
+            ExitCode::kOk);
+  script.join();
+  std::vector<std::string> lines =
+      absl::StrSplit(out_, '\n', absl::SkipEmpty());
+  ASSERT_GE(lines.size(), 2u);
+  EXPECT_EQ(StateIn(lines.back()), "COMPLETED");
+}
+
+TEST_F(CliWithDaemonsTest, WatchSaysWhyItEndedBadly) {
+  CreateBoth(v1::MIGRATION_STATE_CANCELLED);
+  EXPECT_EQ(Run({"watch", source_flag_, "--migration_id=m"}),
+            ExitCode::kFailed);
+  EXPECT_THAT(out_, HasSubstr("CANCELLED"));
+  EXPECT_THAT(err_, HasSubstr("CANCELLED at the source"));
+}
+
+TEST_F(CliWithDaemonsTest, WatchIsBounded) {
+  CreateBoth(v1::MIGRATION_STATE_PRECOPY);
+  EXPECT_EQ(Run({"watch", source_flag_, "--migration_id=m", "--timeout=200ms"}),
+            ExitCode::kPrecondition);
+  EXPECT_EQ(source_.migration().state(), v1::MIGRATION_STATE_PRECOPY);
+}
+
+TEST_F(CliWithDaemonsTest, SwitchOverHandsTheGuestOver) {
+  CreateBoth(v1::MIGRATION_STATE_PRECOPY);
+  source_.on_switch_over = [this] {
+    source_.SetState(v1::MIGRATION_STATE_POSTCOPY);
+    return grpc::Status::OK;
+  };
+  EXPECT_EQ(
+      Run({"switch-over", source_flag_, "--migration_id=m", "--output=json"}),
+      ExitCode::kOk);
+  EXPECT_EQ(StateIn(out_), "POSTCOPY");
+}
+
+TEST_F(CliWithDaemonsTest, CancelAsksBothSourceFirst) {
+  CreateBoth(v1::MIGRATION_STATE_PRECOPY);
+  EXPECT_EQ(
+      Run({"cancel", source_flag_, destination_flag_, "--migration_id=m"}),
+      ExitCode::kOk);
+  EXPECT_EQ(source_.migration().state(), v1::MIGRATION_STATE_CANCELLED);
+  EXPECT_EQ(destination_.migration().state(), v1::MIGRATION_STATE_CANCELLED);
+}
+
+TEST_F(CliWithDaemonsTest, ACancelThatIsTooLateChangesNothing) {
+  CreateBoth(v1::MIGRATION_STATE_POSTCOPY);
+  EXPECT_EQ(
+      Run({"cancel", source_flag_, destination_flag_, "--migration_id=m"}),
+      ExitCode::kPrecondition);
+  EXPECT_THAT(err_, HasSubstr("too late"));
+  EXPECT_EQ(destination_.cancel_calls(), 0);
+}
+
+}  // namespace
+}  // namespace postcopy

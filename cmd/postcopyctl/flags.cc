@@ -1,0 +1,39 @@
+#include "cmd/postcopyctl/flags.h"
+
+#include <cstdint>
+#include <string>
+
+#include "absl/flags/flag.h"
+#include "absl/time/time.h"
+#include "dirtytrack/types.h"
+
+// help_command.cc describes them for users.
+ABSL_FLAG(std::string, source, "", "Control plane of the source.");
+ABSL_FLAG(std::string, destination, "", "Control plane of the destination.");
+ABSL_FLAG(std::string, source_data, "", "Data plane of the source.");
+ABSL_FLAG(std::string, vm, "", "Name of the VM.");
+ABSL_FLAG(std::string, migration_id, "", "Id of the migration.");
+ABSL_FLAG(std::string, policy, "precopy-then-postcopy", "How to migrate.");
+ABSL_FLAG(postcopy::ByteCount, bandwidth, postcopy::ByteCount(0),
+          "Bulk bytes per second; 0 = no limit.");
+ABSL_FLAG(uint32_t, rounds_max, 0, "Most rounds; 0 = the daemon's default.");
+ABSL_FLAG(absl::Duration, timeout, absl::InfiniteDuration(),
+          "For the whole command.");
+ABSL_FLAG(std::string, output, "table", "table or json.");
+
+namespace postcopy {
+
+Options OptionsFromFlags() {
+  return {.source = absl::GetFlag(FLAGS_source),
+          .destination = absl::GetFlag(FLAGS_destination),
+          .source_data = absl::GetFlag(FLAGS_source_data),
+          .vm = absl::GetFlag(FLAGS_vm),
+          .migration_id = absl::GetFlag(FLAGS_migration_id),
+          .policy = absl::GetFlag(FLAGS_policy),
+          .bandwidth = absl::GetFlag(FLAGS_bandwidth),
+          .rounds_max = absl::GetFlag(FLAGS_rounds_max),
+          .timeout = absl::GetFlag(FLAGS_timeout),
+          .output = absl::GetFlag(FLAGS_output)};
+}
+
+}  // namespace postcopy

@@ -1,0 +1,76 @@
+// Drives one migration from creation to completion on both daemons.
+#ifndef CMD_POSTCOPYCTL_MIGRATE_H_
+#define CMD_POSTCOPYCTL_MIGRATE_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "cmd/postcopyctl/daemon_client.h"
+#include "cmd/postcopyctl/migration_board.h"
+#include "cmd/postcopyctl/side_watcher.h"
+#include "dirtytrack/types.h"
+#include "postcopy/v1/migration.pb.h"
+
+namespace postcopy {
+
+// What to migrate and how. Valid options only: see ValidateMigrateOptions().
+struct MigrateOptions {
+  // host:port of the two control planes.
+  std::string source_address;
+  std::string destination_address;
+  // host:port of the source's data plane, as seen from the destination host.
+  std::string source_data_address;
+  std::string vm_name;
+  std::string migration_id;
+  v1::MigrationPolicy policy = v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY;
+  // Per second, for the bulk lane; 0 = no limit.
+  ByteCount bandwidth;
+  // 0 = the daemon's default.
+  uint32_t rounds_max = 0;
+  // For all of it. When it is over before the switch-over, the migration is
+  // cancelled; after it, it goes on alone.
+  absl::Duration timeout = absl::InfiniteDuration();
+
+  // For tests; nobody else has a reason to change these.
+  absl::Duration call_timeout = kCallTimeout;
+  absl::Duration switch_over_timeout = absl::Minutes(2);
+  WatchOptions watch;
+};
+
+// Who wants to see it happen. Called from the thread that called Migrate().
+class MigrateObserver {
+ public:
+  virtual ~MigrateObserver() = default;
+
+  // Something changed, or a tenth of a second is over.
+  virtual void OnView(const MigrationView& view, absl::Duration elapsed) = 0;
+  // A sentence for the user.
+  virtual void OnMessage(absl::string_view message) = 0;
+};
+
+// How it ended.
+struct MigrateResult {
+  // OK: both sides are complete. Otherwise the sentence says what happened and
+  // where the guest runs; ExitCodeOf() fits the code.
+  absl::Status status;
+  // Both sides as last seen; default if there never was one.
+  v1::Migration source;
+  v1::Migration destination;
+  // From the first call to the end.
+  absl::Duration total = absl::ZeroDuration();
+};
+
+// Blocks until the migration has ended or goes on without us. `interrupted` is
+// asked about ten times a second whether the user wants to stop: before the
+// switch-over that cancels the migration.
+MigrateResult Migrate(const MigrateOptions& options,
+                      const std::function<bool()>& interrupted,
+                      MigrateObserver* observer);
+
+}  // namespace postcopy
+
+#endif  // CMD_POSTCOPYCTL_MIGRATE_H_

@@ -1,0 +1,83 @@
+#include "cmd/postcopyctl/names.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "absl/random/random.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
+
+namespace postcopy {
+namespace {
+
+constexpr size_t kSuffixBytes = 9;  // A hyphen and eight digits.
+
+bool IsIdByte(char c) {
+  return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-';
+}
+
+}  // namespace
+
+std::string StateName(v1::MigrationState state) {
+  if (!v1::MigrationState_IsValid(state)) return absl::StrCat("state ", state);
+  return std::string(
+      absl::StripPrefix(v1::MigrationState_Name(state), "MIGRATION_STATE_"));
+}
+
+std::string PolicyName(v1::MigrationPolicy policy) {
+  switch (policy) {
+    case v1::MIGRATION_POLICY_UNSPECIFIED:
+    case v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY:
+      return "precopy-then-postcopy";
+    case v1::MIGRATION_POLICY_POSTCOPY_ONLY:
+      return "postcopy-only";
+    case v1::MIGRATION_POLICY_PRECOPY_ONLY:
+      return "precopy-only";
+    default:
+      return absl::StrCat("policy ", policy);
+  }
+}
+
+std::string RoleName(v1::Role role) {
+  return role == v1::ROLE_DESTINATION ? "destination" : "source";
+}
+
+bool ParsePolicy(absl::string_view text, v1::MigrationPolicy* policy) {
+  for (auto candidate : {v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
+                         v1::MIGRATION_POLICY_POSTCOPY_ONLY,
+                         v1::MIGRATION_POLICY_PRECOPY_ONLY}) {
+    if (text != PolicyName(candidate)) continue;
+    *policy = candidate;
+    return true;
+  }
+  return false;
+}
+
+bool IsValidId(absl::string_view id) {
+  return !id.empty() && id.size() <= kIdBytesMax &&
+         std::all_of(id.begin(), id.end(), IsIdByte);
+}
+
+std::string RandomId(absl::string_view prefix) {
+  absl::BitGen random;
+  return absl::StrFormat("%s-%08x",
+                         prefix.substr(0, kIdBytesMax - kSuffixBytes),
+                         absl::Uniform<uint32_t>(random));
+}
+
+bool HasEnded(v1::MigrationState state) {
+  return state == v1::MIGRATION_STATE_COMPLETED ||
+         state == v1::MIGRATION_STATE_CANCELLED ||
+         state == v1::MIGRATION_STATE_FAILED;
+}
+
+bool IsHandedOver(v1::MigrationState state) {
+  return state == v1::MIGRATION_STATE_POSTCOPY ||
+         state == v1::MIGRATION_STATE_PAUSED ||
+         state == v1::MIGRATION_STATE_RECOVERING ||
+         state == v1::MIGRATION_STATE_COMPLETED;
+}
+
+}  // namespace postcopy

@@ -1,0 +1,142 @@
+#include "cmd/postcopyctl/options.h"
+
+#include <cstddef>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "cmd/postcopyctl/names.h"
+
+namespace postcopy {
+namespace {
+
+template <typename... Parts>
+absl::Status UsageError(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat(parts...));
+}
+
+absl::Status CheckId(absl::string_view flag, absl::string_view id) {
+  if (IsValidId(id)) return absl::OkStatus();
+  return UsageError(flag, "=", id, " must be 1 to ", kIdBytesMax,
+                    " characters of A-Z, a-z, 0-9, '.', '_' and '-'");
+}
+
+absl::Status CheckRounds(const Options& options, v1::MigrationPolicy policy) {
+  if (options.rounds_max > kRoundsMax) {
+    return UsageError("--rounds_max=", options.rounds_max, " is more than ",
+                      kRoundsMax);
+  }
+  if (options.rounds_max > 0 && policy == v1::MIGRATION_POLICY_POSTCOPY_ONLY) {
+    return UsageError(
+        "--rounds_max contradicts --policy=postcopy-only, which makes no "
+        "rounds");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckAddresses(const Options& options) {
+  if (options.source.empty() || options.destination.empty()) {
+    return UsageError("migrate needs both --source and --destination");
+  }
+  if (options.source == options.destination) {
+    return UsageError(
+        "--source and --destination are the same daemon, but a migration has "
+        "two");
+  }
+  if (options.source_data.empty()) {
+    // The default could not be dialled from another host.
+    if (absl::StartsWith(options.source, "unix:")) {
+      return UsageError(
+          "--source is a Unix socket, so migrate needs "
+          "--source_data=host:port too");
+    }
+    return absl::OkStatus();
+  }
+  return CheckAddress("--source_data", options.source_data);
+}
+
+}  // namespace
+
+absl::StatusOr<OutputFormat> ParseOutputFormat(absl::string_view text) {
+  if (text == "table") return OutputFormat::kTable;
+  if (text == "json") return OutputFormat::kJson;
+  return UsageError("--output=", text, " must be table or json");
+}
+
+absl::Status CheckAddress(absl::string_view flag, absl::string_view address) {
+  if (absl::StartsWith(address, "unix:") && address.size() > 5) {
+    return absl::OkStatus();
+  }
+  size_t colon = address.rfind(':');
+  uint32_t port = 0;
+  if (colon == absl::string_view::npos || colon == 0 ||
+      !absl::SimpleAtoi(address.substr(colon + 1), &port) || port == 0 ||
+      port > 65535) {
+    return UsageError(flag, "=", address, " must be host:port");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckBandwidth(ByteCount bandwidth) {
+  if (bandwidth.empty() || bandwidth >= kBandwidthMin) return absl::OkStatus();
+  return UsageError("--bandwidth=", ToString(bandwidth), " is less than ",
+                    ToString(kBandwidthMin), " per second; 0 means no limit");
+}
+
+absl::Status CheckCommon(const Options& options) {
+  absl::Status status = ParseOutputFormat(options.output).status();
+  if (status.ok() && !options.source.empty()) {
+    status = CheckAddress("--source", options.source);
+  }
+  if (status.ok() && !options.destination.empty()) {
+    status = CheckAddress("--destination", options.destination);
+  }
+  if (status.ok() && !options.migration_id.empty()) {
+    status = CheckId("--migration_id", options.migration_id);
+  }
+  if (status.ok() && options.timeout <= absl::ZeroDuration()) {
+    status = UsageError("--timeout must be more than nothing");
+  }
+  return status;
+}
+
+absl::Status CheckAnyAddress(const Options& options) {
+  if (!options.source.empty() || !options.destination.empty()) {
+    return absl::OkStatus();
+  }
+  return UsageError("--source or --destination is needed: which daemon?");
+}
+
+absl::Status CheckMigrationId(const Options& options) {
+  if (!options.migration_id.empty()) return absl::OkStatus();
+  return UsageError("--migration_id is needed: which migration?");
+}
+
+absl::StatusOr<MigrateOptions> ToMigrateOptions(const Options& options) {
+  MigrateOptions result;
+  if (options.vm.empty()) return UsageError("migrate needs --vm: which VM?");
+  absl::Status status = CheckId("--vm", options.vm);
+  if (status.ok()) status = CheckAddresses(options);
+  if (status.ok()) status = CheckBandwidth(options.bandwidth);
+  if (!status.ok()) return status;
+  if (!ParsePolicy(options.policy, &result.policy)) {
+    return UsageError("--policy=", options.policy,
+                      " must be precopy-then-postcopy, postcopy-only or "
+                      "precopy-only");
+  }
+  status = CheckRounds(options, result.policy);
+  if (!status.ok()) return status;
+  result.source_address = options.source;
+  result.destination_address = options.destination;
+  result.source_data_address =
+      options.source_data.empty() ? options.source : options.source_data;
+  result.vm_name = options.vm;
+  result.migration_id = options.migration_id.empty() ? RandomId(options.vm)
+                                                     : options.migration_id;
+  result.bandwidth = options.bandwidth;
+  result.rounds_max = options.rounds_max;
+  result.timeout = options.timeout;
+  return result;
+}
+
+}  // namespace postcopy

@@ -1,0 +1,56 @@
+// What postcopyctl was asked to do, and whether that makes sense.
+#ifndef CMD_POSTCOPYCTL_OPTIONS_H_
+#define CMD_POSTCOPYCTL_OPTIONS_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "cmd/postcopyctl/migrate.h"
+#include "dirtytrack/types.h"
+
+namespace postcopy {
+
+// Slower would not move a large VM in a lifetime; the daemons refuse it too.
+inline constexpr ByteCount kBandwidthMin{1024 * 1024};
+// The daemons' limit.
+inline constexpr uint32_t kRoundsMax = 1000;
+
+enum class OutputFormat { kTable, kJson };
+
+// The flags as given; see --help.
+struct Options {
+  std::string source;
+  std::string destination;
+  std::string source_data;
+  std::string vm;
+  std::string migration_id;
+  std::string policy = "precopy-then-postcopy";
+  ByteCount bandwidth;
+  uint32_t rounds_max = 0;
+  absl::Duration timeout = absl::InfiniteDuration();
+  std::string output = "table";
+};
+
+// Each fails with INVALID_ARGUMENT and a sentence.
+
+absl::StatusOr<OutputFormat> ParseOutputFormat(absl::string_view text);
+// "10.0.0.1:7100", "[::1]:7100", "host:7100", "unix:/path". `flag` is for the
+// message.
+absl::Status CheckAddress(absl::string_view flag, absl::string_view address);
+absl::Status CheckBandwidth(ByteCount bandwidth);
+// What holds for every command.
+absl::Status CheckCommon(const Options& options);
+// --source or --destination or both.
+absl::Status CheckAnyAddress(const Options& options);
+absl::Status CheckMigrationId(const Options& options);
+
+// What `migrate` needs; fills in what was left out.
+absl::StatusOr<MigrateOptions> ToMigrateOptions(const Options& options);
+
+}  // namespace postcopy
+
+#endif  // CMD_POSTCOPYCTL_OPTIONS_H_

@@ -1,0 +1,228 @@
+// Many writers, in threads and in processes of their own, against one reader
+// that switches all the time. Every page carries a version that its writer
+// raises before it marks the page; the reader notes the version of each page it
+// drains. A mark that is lost, or seen before the write it stands for, leaves
+// an old version noted.
+
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "dirtytrack/dirty_log.h"
+#include "gtest/gtest.h"
+
+namespace postcopy {
+namespace {
+
+constexpr SlotId kSlots[] = {{0, 0}, {0, 5}, {1, 0}};
+constexpr uint64_t kPagesPerSlot = 777;
+constexpr uint64_t kPages = std::size(kSlots) * kPagesPerSlot;
+constexpr int kWriters = 4;
+constexpr int kMarksPerWriter = 3000;
+
+// What writers in all processes share besides the log.
+struct Guest {
+  std::atomic<uint64_t> version[kPages];
+  std::atomic<int> writers_left;
+};
+
+// Time runs out as soon as anybody asks, so that every switch that has to
+// wait for a preempted writer is left pending.
+class ImpatientClock final : public Clock {
+ public:
+  int64_t NowNanos() override { return now_ += 2 * kGracePeriodMaxNanos; }
+  void SleepFor(int64_t) override {}
+
+ private:
+  int64_t now_ = 0;
+};
+
+class DirtyLogStressTest : public testing::Test {
+ protected:
+  DirtyLogStressTest() : noted_(kPages, 0) {
+    guest_ = static_cast<Guest*>(::mmap(nullptr, sizeof(Guest),
+                                        PROT_READ | PROT_WRITE,
+                                        MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    guest_->writers_left = kWriters;
+  }
+  ~DirtyLogStressTest() override { ::munmap(guest_, sizeof(Guest)); }
+
+  static DirtyLogSet MakeLog(Clock* clock = Clock::Monotonic()) {
+    std::vector<DirtyLogSlot> slots;
+    for (SlotId id : kSlots) slots.push_back({id, PageCount(kPagesPerSlot)});
+    return *DirtyLogSet::Create(slots, clock);
+  }
+
+  void Write(uint64_t slot, uint64_t first, uint64_t count) {
+    for (uint64_t i = 0; i < count; ++i) {
+      guest_->version[slot * kPagesPerSlot + first + i].fetch_add(
+          1, std::memory_order_relaxed);
+    }
+  }
+
+  // One of the three ways to mark, at random.
+  void WriteAndMark(DirtyLogWriter& writer, std::mt19937_64& random) {
+    const uint64_t slot = random() % std::size(kSlots);
+    const uint64_t page = random() % kPagesPerSlot;
+    switch (random() % 8) {
+      case 0: {
+        const uint64_t count = 1 + random() % (kPagesPerSlot - page);
+        Write(slot, page, count);
+        writer.MarkRun(kSlots[slot], {PageIndex(page), PageCount(count)});
+        break;
+      }
+      case 1: {
+        const uint64_t word = 1 + 2 * page % 8;
+        Write(slot, word * 64 + 3, 2);
+        const uint64_t bits[] = {0b11000, 0};
+        writer.MergeWords(kSlots[slot], word, bits);
+        break;
+      }
+      default:
+        Write(slot, page, 1);
+        writer.Mark(kSlots[slot], PageIndex(page));
+    }
+  }
+
+  void WriterMain(const DirtyLogSet& log, int seed) {
+    DirtyLogWriter writer = *log.NewWriter();
+    std::mt19937_64 random(seed);
+    for (int i = 0; i < kMarksPerWriter; ++i) WriteAndMark(writer, random);
+    guest_->writers_left.fetch_sub(1, std::memory_order_release);
+  }
+
+  // Looks twice: nothing may change in between.
+  static void ExpectQuiet(PageBitmapView retired) {
+    std::vector<uint64_t> words;
+    for (size_t i = 0; i < retired.word_count(); ++i) {
+      words.push_back(retired.LoadWord(i));
+    }
+    std::this_thread::yield();
+    for (size_t i = 0; i < retired.word_count(); ++i) {
+      ASSERT_EQ(retired.LoadWord(i), words[i]);
+    }
+  }
+
+  // Drains what is settled and notes the versions.
+  void Note(DirtyLogSet& log) {
+    const PageBitmap into = *PageBitmap::Create(PageCount(kPages));
+    for (size_t i = 0; i < std::size(kSlots); ++i) {
+      const absl::StatusOr<PageBitmapView> retired = log.Retired(kSlots[i]);
+      if (!retired.ok()) continue;
+      ExpectQuiet(*retired);
+      ASSERT_TRUE(
+          log.Drain(kSlots[i], into.view(), PageIndex(i * kPagesPerSlot)).ok());
+    }
+    PageIndex at;
+    while (auto run = into.view().NextSetRun(at, PageCount(1))) {
+      const uint64_t page = run->first.value();
+      noted_[page] = guest_->version[page].load(std::memory_order_relaxed);
+      at = run->end();
+    }
+  }
+
+  void ReaderMain(DirtyLogSet& log) {
+    for (uint64_t round = 0;; ++round) {
+      const bool last =
+          guest_->writers_left.load(std::memory_order_acquire) == 0;
+      if (last) {
+        // As a last round does: leave nothing pending behind.
+        while (!log.Settle().ok()) ++unavailable_;
+        Note(log);
+      }
+      const absl::StatusOr<SwitchResult> result =
+          round % 3 != 0 ? log.SwitchAll()
+                         : log.Switch(kSlots[round % std::size(kSlots)]);
+      if (!result.ok()) {
+        ASSERT_EQ(result.status().code(), absl::StatusCode::kUnavailable);
+        ++unavailable_;
+        continue;
+      }
+      // Sometimes leave everything, or some pages, unread.
+      if (last || round % 5 != 0) Note(log);
+      if (last && *result == SwitchResult::kClean && round % 3 != 0) return;
+    }
+  }
+
+  void ExpectEveryVersionNoted() {
+    for (uint64_t page = 0; page < kPages; ++page) {
+      ASSERT_EQ(noted_[page], guest_->version[page].load()) << page;
+    }
+  }
+
+  void RunThreads(Clock* clock) {
+    DirtyLogSet log = MakeLog(clock);
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kWriters; ++t) {
+      threads.emplace_back([&, t] { WriterMain(log, t); });
+    }
+    ReaderMain(log);
+    for (std::thread& thread : threads) thread.join();
+    ExpectEveryVersionNoted();
+  }
+
+  Guest* guest_;
+  std::vector<uint64_t> noted_;  // parallel to guest_->version
+  int unavailable_ = 0;
+};
+
+TEST_F(DirtyLogStressTest, WritersInThreads) { RunThreads(Clock::Monotonic()); }
+
+TEST_F(DirtyLogStressTest, WritersInThreadsAndAReaderWithoutPatience) {
+  ImpatientClock clock;
+  RunThreads(&clock);
+  RecordProperty("unavailable", unavailable_);
+}
+
+TEST_F(DirtyLogStressTest, WritersInProcesses) {
+  DirtyLogSet log = MakeLog();
+  std::vector<pid_t> children;
+  for (int t = 0; t < kWriters; ++t) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      // As a VMM does: maps what it was passed.
+      absl::StatusOr<DirtyLogSet> own =
+          DirtyLogSet::Open(UniqueFd(::dup(log.fd())), log.slots());
+      if (!own.ok()) ::_exit(1);
+      WriterMain(*own, t);
+      ::_exit(0);
+    }
+    children.push_back(child);
+  }
+  ReaderMain(log);
+  for (pid_t child : children) {
+    int status = -1;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+  }
+  ExpectEveryVersionNoted();
+}
+
+TEST_F(DirtyLogStressTest, WritersComeAndGo) {
+  DirtyLogSet log = MakeLog();
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kWriters; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(t);
+      for (int i = 0; i < 300; ++i) {
+        DirtyLogWriter writer = *log.NewWriter();
+        WriteAndMark(writer, random);
+      }
+      guest_->writers_left.fetch_sub(1, std::memory_order_release);
+    });
+  }
+  ReaderMain(log);
+  for (std::thread& thread : threads) thread.join();
+  ExpectEveryVersionNoted();
+}
+
+}  // namespace
+}  // namespace postcopy

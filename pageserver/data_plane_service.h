@@ -1,0 +1,49 @@
+// The data plane's gRPC service.
+#ifndef PAGESERVER_DATA_PLANE_SERVICE_H_
+#define PAGESERVER_DATA_PLANE_SERVICE_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include "pageserver/session_directory.h"
+#include "postcopy/v1/data_plane.grpc.pb.h"
+
+namespace postcopy {
+
+// Versions of the data plane this source speaks, both inclusive.
+inline constexpr uint32_t kDataPlaneVersionMin = 1;
+inline constexpr uint32_t kDataPlaneVersion = 1;
+
+// The largest request a source takes; what it has to say is larger.
+inline constexpr int kDataPlaneRequestBytesMax = 64 << 10;
+
+// Answers the data plane for the migrations of a directory. Synchronous: each
+// stream has a thread of its own, so the urgent lane waits for nothing but the
+// page it reads (docs/adr/0003).
+class DataPlaneService final : public v1::DataPlaneService::Service {
+ public:
+  // `directory` outlives this.
+  explicit DataPlaneService(SessionDirectory* directory)
+      : directory_(directory) {}
+
+  grpc::Status OpenSession(grpc::ServerContext* context,
+                           const v1::OpenSessionRequest* request,
+                           v1::OpenSessionResponse* response) override;
+  grpc::Status Urgent(
+      grpc::ServerContext* context,
+      grpc::ServerReaderWriter<v1::UrgentResponse, v1::UrgentRequest>* stream)
+      override;
+  grpc::Status Bulk(
+      grpc::ServerContext* context,
+      grpc::ServerReaderWriter<v1::BulkResponse, v1::BulkRequest>* stream)
+      override;
+  grpc::Status CompleteSession(grpc::ServerContext* context,
+                               const v1::CompleteSessionRequest* request,
+                               v1::CompleteSessionResponse* response) override;
+
+ private:
+  SessionDirectory* const directory_;
+};
+
+}  // namespace postcopy
+
+#endif  // PAGESERVER_DATA_PLANE_SERVICE_H_

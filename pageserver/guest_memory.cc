@@ -1,0 +1,110 @@
+#include "pageserver/guest_memory.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace postcopy {
+namespace {
+
+absl::Status PreadAll(int fd, uint64_t offset, absl::Span<uint8_t> bytes,
+                      const Region& region) {
+  while (!bytes.empty()) {
+    const ssize_t n =
+        ::pread(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      return absl::InternalError(absl::StrCat("cannot read region \"",
+                                              region.name, "\" at file offset ",
+                                              offset, ": ", strerror(errno)));
+    }
+    if (n == 0) {
+      return absl::DataLossError(absl::StrCat(
+          "the file of region \"", region.name, "\" ends at byte ", offset,
+          ", inside the region: the VMM must not truncate guest RAM"));
+    }
+    bytes.remove_prefix(static_cast<size_t>(n));
+    offset += static_cast<uint64_t>(n);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(
+    RamLayout layout, absl::Span<const RegionFile> files) {
+  POSTCOPY_CHECK(files.size() == layout.regions().size());
+  std::vector<Backing> backings;
+  for (const RegionFile& file : files) {
+    UniqueFd fd(::fcntl(file.fd, F_DUPFD_CLOEXEC, 0));
+    if (!fd.valid()) {
+      return absl::InternalError(
+          absl::StrCat("cannot duplicate the descriptor of guest RAM: ",
+                       strerror(errno), "; raise LimitNOFILE"));
+    }
+    backings.push_back({std::move(fd), file.offset});
+  }
+  return std::unique_ptr<GuestMemory>(
+      new GuestMemory(std::move(layout), std::move(backings)));
+}
+
+PageRun GuestMemory::WithinRegion(PageRun run, size_t region) const {
+  const PageIndex region_end = PageOf(layout_.regions()[region].end());
+  return {run.first, std::min(run.end(), region_end) - run.first};
+}
+
+uint64_t GuestMemory::FileOffset(PageIndex page, size_t region) const {
+  const ByteCount into = OffsetOf(page) - layout_.regions()[region].start;
+  return backings_[region].offset + into.value();
+}
+
+absl::Status GuestMemory::Read(PageRun run, absl::Span<uint8_t> bytes) const {
+  if (absl::Status s = layout_.Check(run.first, run.count); !s.ok()) return s;
+  POSTCOPY_CHECK(bytes.size() == BytesIn(run.count).value());
+  while (!run.count.empty()) {
+    const size_t region = layout_.RegionOf(run.first);
+    const PageRun part = WithinRegion(run, region);
+    const size_t length = BytesIn(part.count).value();
+    absl::Status status = PreadAll(
+        backings_[region].fd.get(), FileOffset(part.first, region),
+        bytes.subspan(0, length), layout_.regions()[region]);
+    if (!status.ok()) return status;
+    bytes.remove_prefix(length);
+    run = {part.end(), run.count - part.count};
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PageIndex> GuestMemory::NextData(PageIndex from,
+                                                PageIndex end) const {
+  while (from < end) {
+    const size_t region = layout_.RegionOf(from);
+    const PageRun part = WithinRegion({from, end - from}, region);
+    const uint64_t start = FileOffset(from, region);
+    // Where data ends is not asked for: SEEK_HOLE walks all of it, page by
+    // page, and made sparse rounds a thousand times slower.
+    const off_t data = ::lseek(backings_[region].fd.get(),
+                               static_cast<off_t>(start), SEEK_DATA);
+    if (data < 0 && errno != ENXIO) {
+      return absl::InternalError(
+          absl::StrCat("cannot look for holes in region \"",
+                       layout_.regions()[region].name, "\": ",
+                       strerror(errno)));
+    }
+    // ENXIO: no data from here to the end of the file.
+    const uint64_t skipped =
+        data < 0 ? part.count.value()
+                 : (static_cast<uint64_t>(data) - start) / kPageSize;
+    if (skipped < part.count.value()) return from + PageCount(skipped);
+    from = part.end();
+  }
+  return end;
+}
+
+}  // namespace postcopy

@@ -1,0 +1,71 @@
+// The source's view of guest RAM: read it, and know where there is nothing to
+// read.
+#ifndef PAGESERVER_GUEST_MEMORY_H_
+#define PAGESERVER_GUEST_MEMORY_H_
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "dirtytrack/ram_layout.h"
+#include "dirtytrack/types.h"
+#include "dirtytrack/unique_fd.h"
+
+namespace postcopy {
+
+// Where a region's bytes are: in the file behind `fd`, from `offset` on.
+struct RegionFile {
+  int fd = -1;
+  uint64_t offset = 0;
+};
+
+// Reads the RAM of one VM from the files that back it (memfd, tmpfs), by
+// pread: a mapping would allocate the holes it reads, and a VMM that truncates
+// its file would end the daemon with SIGBUS. Thread-safe; reads run in
+// parallel and see the guest's writes as any other process would.
+class GuestMemory {
+ public:
+  // One file for each region of `layout`, in order; the descriptors are
+  // duplicated, so memory outlives the VMM that attached it. INTERNAL if that
+  // fails.
+  static absl::StatusOr<std::unique_ptr<GuestMemory>> Create(
+      RamLayout layout, absl::Span<const RegionFile> files);
+
+  const RamLayout& layout() const { return layout_; }
+
+  // Reads all of `run`, across regions if it must. `bytes` is as long as the
+  // run. OUT_OF_RANGE outside the layout; DATA_LOSS if a file has become
+  // shorter than its region; INTERNAL for an I/O error. On failure `bytes` is
+  // unspecified.
+  absl::Status Read(PageRun run, absl::Span<uint8_t> bytes) const;
+
+  // The first page of [from, end) that is not a hole; `end` if all of it is
+  // holes, which read as zeros. Touches no page.
+  // REQUIRES: from <= end <= layout().pages().
+  absl::StatusOr<PageIndex> NextData(PageIndex from, PageIndex end) const;
+
+ private:
+  struct Backing {
+    UniqueFd fd;
+    uint64_t offset = 0;
+  };
+
+  GuestMemory(RamLayout layout, std::vector<Backing> backings)
+      : layout_(std::move(layout)), backings_(std::move(backings)) {}
+
+  // The part of `run` that lies in the region of its first page.
+  PageRun WithinRegion(PageRun run, size_t region) const;
+  // Byte offset of `page` in the file of `region`.
+  uint64_t FileOffset(PageIndex page, size_t region) const;
+
+  const RamLayout layout_;
+  const std::vector<Backing> backings_;
+};
+
+}  // namespace postcopy
+
+#endif  // PAGESERVER_GUEST_MEMORY_H_

@@ -1,0 +1,69 @@
+#include "pageserver/page_batch.h"
+
+#include "dirtytrack/page_checksum.h"
+
+namespace postcopy {
+
+void PageBatch::Clear() {
+  used_ = 0;
+  data_pages_ = PageCount(0);
+  zero_pages_ = PageCount(0);
+}
+
+PageBatch::Run& PageBatch::NextRun(PageRun pages) {
+  if (used_ == runs_.size()) runs_.emplace_back();
+  Run& run = runs_[used_++];
+  run.pages = pages;
+  return run;
+}
+
+void PageBatch::AddZero(PageRun pages) {
+  POSTCOPY_CHECK(!full());
+  zero_pages_ += pages.count;
+  // Zero pages behind zero pages make the run longer.
+  if (used_ > 0 && runs_[used_ - 1].data.empty() &&
+      runs_[used_ - 1].pages.end() == pages.first) {
+    Run& last = runs_[used_ - 1];
+    last.pages.count += pages.count;
+    last.crc32c = RunChecksum(last.pages, {});
+    return;
+  }
+  Run& run = NextRun(pages);
+  run.data.clear();
+  run.crc32c = RunChecksum(pages, {});
+}
+
+void PageBatch::AddData(PageRun pages, absl::Span<const uint8_t> bytes) {
+  Run& run = NextRun(pages);
+  run.data.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  run.crc32c = RunChecksum(pages, bytes);
+  data_pages_ += pages.count;
+}
+
+absl::Status PageBatch::AddFrom(const GuestMemory& memory, PageRun pages) {
+  POSTCOPY_CHECK(!pages.count.empty() && pages.count <= room());
+  buffer_.resize(BytesIn(kBatchPagesMax).value());
+  const absl::Span<uint8_t> bytes =
+      absl::MakeSpan(buffer_).subspan(0, BytesIn(pages.count).value());
+  if (absl::Status s = memory.Read(pages, bytes); !s.ok()) return s;
+
+  const auto page_bytes = [&](uint64_t i) {
+    return bytes.subspan(i * kPageSize, kPageSize);
+  };
+  const uint64_t count = pages.count.value();
+  for (uint64_t begin = 0; begin < count;) {
+    const bool zero = IsZero(page_bytes(begin));
+    uint64_t end = begin + 1;
+    while (end < count && IsZero(page_bytes(end)) == zero) ++end;
+    const PageRun run{pages.first + PageCount(begin), PageCount(end - begin)};
+    if (zero) {
+      AddZero(run);
+    } else {
+      AddData(run, bytes.subspan(begin * kPageSize, (end - begin) * kPageSize));
+    }
+    begin = end;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace postcopy

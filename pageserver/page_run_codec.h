@@ -1,0 +1,33 @@
+// Pages and sessions between the core's types and the wire's.
+#ifndef PAGESERVER_PAGE_RUN_CODEC_H_
+#define PAGESERVER_PAGE_RUN_CODEC_H_
+
+#include <google/protobuf/repeated_field.h>
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "dirtytrack/ram_layout.h"
+#include "dirtytrack/types.h"
+#include "pageserver/page_batch.h"
+#include "pageserver/source_migration.h"
+#include "postcopy/v1/data_plane.pb.h"
+
+namespace postcopy {
+
+// Replaces `runs` by those of `batch`, whose strings go with them: both sides
+// keep their memory, so nothing is allocated once they are warm.
+void EncodeRuns(PageBatch& batch,
+                google::protobuf::RepeatedPtrField<v1::PageRun>* runs);
+
+// The page at a RAM offset; INVALID_ARGUMENT if it is not page-aligned.
+absl::StatusOr<PageIndex> DecodePage(uint64_t ram_offset_bytes);
+
+SessionKey KeyOf(const v1::SessionRef& session);
+
+// INVALID_ARGUMENT as RamLayout::Create.
+absl::StatusOr<RamLayout> DecodeLayout(const v1::RamLayout& layout);
+
+}  // namespace postcopy
+
+#endif  // PAGESERVER_PAGE_RUN_CODEC_H_

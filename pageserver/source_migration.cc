@@ -1,0 +1,653 @@
+#include "pageserver/source_migration.h"
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+
+namespace postcopy {
+namespace {
+
+// How often a thread that waits for another looks up, so that a stalled
+// switch-over is noticed.
+constexpr std::chrono::milliseconds kWatchInterval(50);
+
+uint64_t RandomSessionId() {
+  std::random_device device;
+  uint64_t id = 0;
+  while (id == 0) id = (uint64_t{device()} << 32) | device();
+  return id;
+}
+
+absl::Status UnexpectedMessage(absl::string_view expected) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("the destination sent something else where ", expected,
+                   " was due: it does not follow the protocol"));
+}
+
+// The next message, which must be a T.
+template <typename T>
+absl::StatusOr<T> Expect(BulkLane* lane, absl::string_view what) {
+  absl::StatusOr<BulkMessage> message = lane->Receive();
+  if (!message.ok()) return message.status();
+  if (!std::holds_alternative<T>(*message)) return UnexpectedMessage(what);
+  return std::get<T>(*message);
+}
+
+}  // namespace
+
+bool HasEnded(SourcePhase phase) {
+  return phase == SourcePhase::kCompleted || phase == SourcePhase::kCancelled ||
+         phase == SourcePhase::kFailed;
+}
+
+absl::StatusOr<std::unique_ptr<SourceMigration>> SourceMigration::Create(
+    std::unique_ptr<GuestMemory> memory,
+    std::unique_ptr<DirtySource> dirty_source, SourceGuest guest,
+    SourceOptions options, Clock* clock) {
+  std::unique_ptr<SourceMigration> migration(
+      new SourceMigration(std::move(memory), std::move(dirty_source),
+                          std::move(guest), options, clock));
+  absl::StatusOr<std::unique_ptr<PrecopyRounds>> rounds =
+      PrecopyRounds::Create(migration->memory_.get(),
+                            migration->dirty_source_.get(),
+                            &migration->limiter_);
+  if (!rounds.ok()) return rounds.status();
+  migration->rounds_ = *std::move(rounds);
+  return migration;
+}
+
+SourceMigration::SourceMigration(std::unique_ptr<GuestMemory> memory,
+                                 std::unique_ptr<DirtySource> dirty_source,
+                                 SourceGuest guest, SourceOptions options,
+                                 Clock* clock)
+    : layout_(memory->layout()),
+      dirty_source_(std::move(dirty_source)),
+      guest_(std::move(guest)),
+      options_(options),
+      clock_(clock),
+      session_id_(RandomSessionId()),
+      limiter_(clock, options.bulk_limit_per_second),
+      advisor_(options.policy, options.rounds_max),
+      memory_(std::move(memory)) {
+  snapshot_.phase_since_ns = clock->NowNanos();
+  snapshot_.total = layout_.pages();
+  snapshot_.remaining = layout_.pages();
+  snapshot_.advice = advisor_.advice();
+  snapshot_.message = "waiting for the destination to open a session";
+}
+
+SourceMigration::~SourceMigration() = default;
+
+// --- Sessions.
+
+absl::Status SourceMigration::CheckEpoch(SessionKey key) const {
+  if (key.id != session_id_) {
+    return absl::NotFoundError("no such session: open one");
+  }
+  const uint64_t newest = epoch_.load(std::memory_order_acquire);
+  if (key.epoch != newest) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("epoch ", key.epoch, " is not the newest, which is ",
+                     newest, ": another session has taken over"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SessionKey> SourceMigration::OpenSession(
+    uint64_t epoch, const RamLayout& destination) {
+  if (absl::Status s = layout_.Matches(destination); !s.ok()) return s;
+  std::lock_guard lock(mutex_);
+  if (HasEnded(snapshot_.phase)) {
+    return absl::AbortedError(
+        absl::StrCat("the migration has ended: ", snapshot_.message));
+  }
+  const uint64_t newest = epoch_.load(std::memory_order_relaxed);
+  if (epoch < newest || epoch <= attached_epoch_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("epoch ", epoch, " is not higher than ",
+                     std::max(newest, attached_epoch_),
+                     ", which is taken: open the session with a higher one"));
+  }
+  epoch_.store(epoch, std::memory_order_release);
+  if (lane_ != nullptr) lane_->Abort();
+  return SessionKey{session_id_, epoch};
+}
+
+absl::StatusOr<std::shared_ptr<const GuestMemory>>
+SourceMigration::AttachUrgent(SessionKey key) const {
+  if (absl::Status s = CheckEpoch(key); !s.ok()) return s;
+  std::lock_guard lock(mutex_);
+  if (memory_ == nullptr) {
+    return absl::FailedPreconditionError("the migration has ended");
+  }
+  return memory_;
+}
+
+absl::Status SourceMigration::ReadUrgent(SessionKey key,
+                                         const GuestMemory& memory,
+                                         absl::Span<const PageIndex> pages,
+                                         PageBatch& batch) {
+  batch.Clear();
+  if (absl::Status s = CheckEpoch(key); !s.ok()) return s;
+  if (!committed()) {
+    return absl::FailedPreconditionError(
+        "the guest has not been handed over yet: its pages still change");
+  }
+  if (pages.size() > kBatchPagesMax.value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a request may name ", kBatchPagesMax.value(),
+                     " pages, not ", pages.size()));
+  }
+  for (PageIndex page : pages) {
+    absl::Status status = batch.AddFrom(memory, {page, PageCount(1)});
+    if (!status.ok()) return status;
+  }
+  faulted_.fetch_add(pages.size(), std::memory_order_relaxed);
+  return absl::OkStatus();
+}
+
+absl::Status SourceMigration::Complete(SessionKey key) {
+  if (absl::Status s = CheckEpoch(key); !s.ok()) return s;
+  {
+    std::lock_guard lock(mutex_);
+    if (snapshot_.phase == SourcePhase::kCompleted) return absl::OkStatus();
+    if (!committed()) {
+      return absl::FailedPreconditionError(
+          "the guest has not been handed over yet: nothing is complete");
+    }
+    SetPhaseLocked(SourcePhase::kCompleted,
+                   "every page is at the destination");
+    memory_.reset();
+  }
+  guest_.ended(/*completed=*/true);
+  return absl::OkStatus();
+}
+
+// --- Who drives.
+
+bool SourceMigration::ClaimDriverLocked() {
+  if (driver_active_) return false;
+  driver_active_ = true;
+  return true;
+}
+
+absl::Status SourceMigration::AttachLane(SessionKey key, BulkLane* lane) {
+  std::unique_lock lock(mutex_);
+  // The stream of the epoch before has been aborted and is on its way out.
+  const bool free = changed_.wait_for(
+      lock, std::chrono::nanoseconds(options_.reconnect_nanos),
+      [this] { return !driver_active_; });
+  if (!free) {
+    return absl::UnavailableError(
+        "the stream of the session before has not ended: try again");
+  }
+  if (absl::Status s = CheckEpoch(key); !s.ok()) return s;
+  if (HasEnded(snapshot_.phase)) {
+    return absl::AbortedError(
+        absl::StrCat("the migration has ended: ", snapshot_.message));
+  }
+  if (attached_epoch_ == key.epoch) {
+    return absl::FailedPreconditionError(
+        "the session has a bulk stream already: open a new session");
+  }
+  if (attached_epoch_ != 0) ++snapshot_.recoveries;
+  attached_epoch_ = key.epoch;
+  driver_active_ = true;
+  lane_lost_ = false;
+  lane_ = lane;
+  return absl::OkStatus();
+}
+
+void SourceMigration::DetachLane() {
+  std::lock_guard lock(mutex_);
+  lane_ = nullptr;
+  driver_active_ = false;
+  changed_.notify_all();
+}
+
+absl::Status SourceMigration::FromLane(absl::Status status) {
+  if (absl::IsUnavailable(status) || absl::IsCancelled(status)) {
+    lane_lost_ = true;
+  }
+  return status;
+}
+
+absl::Status SourceMigration::ServeBulk(SessionKey key, BulkLane* lane) {
+  if (absl::Status s = AttachLane(key, lane); !s.ok()) return s;
+  const absl::Status status =
+      committed() ? ServeFetches(lane) : RunBeforeCommit(lane);
+  const bool await_return = !committed() && lane_lost_;
+  if (committed() && !status.ok()) {
+    SetMessage("the guest runs at the destination, which is not connected");
+  }
+  DetachLane();
+  if (await_return) AwaitReturn(key.epoch, status);
+  return status;
+}
+
+// --- Before the commit.
+
+bool SourceMigration::StopRequested() const {
+  std::lock_guard lock(mutex_);
+  return switch_requested_ || cancel_requested_ || vmm_gone_;
+}
+
+absl::Status SourceMigration::RunBeforeCommit(BulkLane* lane) {
+  absl::Status status = RunRounds(lane);
+  if (status.ok()) status = SwitchOver(lane);
+  if (status.ok()) return ServeFetches(lane);
+  if (committed()) return status;
+  if (rounds_ != nullptr) rounds_->TakeBack();
+  bool stop = false;
+  {
+    std::lock_guard lock(mutex_);
+    stop = cancel_requested_ || vmm_gone_ ||
+           snapshot_.phase == SourcePhase::kSwitching;
+  }
+  // A stream that breaks between rounds may be replaced by another.
+  if (stop || !lane_lost_) {
+    lane_lost_ = false;
+    GiveUpBecause(status);
+  }
+  return status;
+}
+
+absl::Status SourceMigration::StartTracking() {
+  if (tracking_ || options_.policy == MigrationPolicy::kPostcopyOnly) {
+    return absl::OkStatus();
+  }
+  if (absl::Status s = rounds_->Start(); !s.ok()) return s;
+  tracking_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status SourceMigration::RunRounds(BulkLane* lane) {
+  if (absl::Status s = StartTracking(); !s.ok()) return s;
+  {
+    std::lock_guard lock(mutex_);
+    SetPhaseLocked(SourcePhase::kPrecopy, "");
+  }
+  while (!StopRequested()) {
+    const int64_t started = clock_->NowNanos();
+    // Without rounds, an empty one tells whether the destination is there.
+    const absl::Status status =
+        options_.policy == MigrationPolicy::kPostcopyOnly ? AwaitRoundAck(lane)
+                                                          : RunRound(lane);
+    if (!status.ok()) return status;
+    WaitBeforeNextRound(started);
+  }
+  std::lock_guard lock(mutex_);
+  if (cancel_requested_ || vmm_gone_) return absl::AbortedError("stopped");
+  return absl::OkStatus();
+}
+
+absl::Status SourceMigration::SendUnsent(BulkLane* lane,
+                                         const std::function<bool()>& stop) {
+  return rounds_->SendUnsent(
+      [&](PageBatch& batch) {
+        absl::Status status = FromLane(lane->SendPages(batch));
+        progress_.fetch_add(1, std::memory_order_relaxed);
+        PublishCounts();
+        return status;
+      },
+      stop);
+}
+
+void SourceMigration::PublishCounts() {
+  std::lock_guard lock(mutex_);
+  snapshot_.zero = rounds_->zero_pages();
+  snapshot_.precopied = rounds_->sent_pages();
+  snapshot_.remaining = rounds_->remaining();
+  snapshot_.rounds = round_;
+}
+
+absl::Status SourceMigration::AwaitRoundAck(BulkLane* lane) {
+  if (absl::Status s = FromLane(lane->SendRoundEnd(round_)); !s.ok()) return s;
+  absl::StatusOr<RoundAck> ack = Expect<RoundAck>(lane, "RoundAck");
+  if (!ack.ok()) return FromLane(ack.status());
+  if (ack->round != round_) return UnexpectedMessage("the RoundAck of now");
+  progress_.fetch_add(1, std::memory_order_relaxed);
+  if (ack->damaged_runs == 0) {
+    rounds_->Acknowledge();
+    return absl::OkStatus();
+  }
+  // Which runs were damaged the destination cannot know for sure, the offsets
+  // being part of what may be wrong. So all are sent again.
+  rounds_->TakeBack();
+  std::lock_guard lock(mutex_);
+  snapshot_.damaged_runs += ack->damaged_runs;
+  return absl::OkStatus();
+}
+
+absl::Status SourceMigration::RunRound(BulkLane* lane) {
+  const int64_t started = clock_->NowNanos();
+  const PageCount data_before = rounds_->data_pages();
+  ++round_;
+  absl::Status status = SendUnsent(lane, [this] { return StopRequested(); });
+  if (!status.ok()) return status;
+  if (status = AwaitRoundAck(lane); !status.ok()) return status;
+  const int64_t nanos = clock_->NowNanos() - started;
+  const bool whole = !StopRequested();
+  if (status = rounds_->Collect(); !status.ok()) return status;
+
+  precopy_nanos_ += nanos;
+  if (whole) {
+    advisor_.AddRound({.round = round_,
+                       .sent = BytesIn(rounds_->data_pages() - data_before),
+                       .nanos = nanos,
+                       .dirty_after = rounds_->remaining()});
+  }
+  PublishCounts();
+  std::lock_guard lock(mutex_);
+  snapshot_.advice = advisor_.advice();
+  snapshot_.precopy_bytes_per_second = static_cast<uint64_t>(
+      static_cast<__uint128_t>(BytesIn(rounds_->data_pages()).value()) *
+      kNanosPerSecond / std::max<int64_t>(precopy_nanos_, 1));
+  return absl::OkStatus();
+}
+
+void SourceMigration::WaitBeforeNextRound(int64_t round_started_ns) {
+  const int64_t left =
+      options_.round_nanos_min - (clock_->NowNanos() - round_started_ns);
+  if (left <= 0) return;
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, std::chrono::nanoseconds(left), [this] {
+    return switch_requested_ || cancel_requested_ || vmm_gone_;
+  });
+}
+
+// --- The switch-over.
+
+absl::Status SourceMigration::PauseGuest() {
+  pause_asked_ns_ = clock_->NowNanos();
+  // Even a pause that fails may have stopped some vCPUs.
+  guest_paused_ = true;
+  if (absl::Status s = guest_.pause(); !s.ok()) return s;
+  vmm_nanos_ = clock_->NowNanos() - pause_asked_ns_;
+  progress_.fetch_add(1, std::memory_order_relaxed);
+  return rounds_->Collect();
+}
+
+absl::Status SourceMigration::SendRest(BulkLane* lane) {
+  if (options_.policy != MigrationPolicy::kPrecopyOnly) return absl::OkStatus();
+  const auto cancelled = [this] {
+    std::lock_guard lock(mutex_);
+    return cancel_requested_ || vmm_gone_;
+  };
+  while (!rounds_->remaining().empty() && !cancelled()) {
+    ++round_;
+    if (absl::Status s = SendUnsent(lane, cancelled); !s.ok()) return s;
+    if (absl::Status s = AwaitRoundAck(lane); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SourceMigration::SendStaleAndState(BulkLane* lane) {
+  const int64_t save_asked = clock_->NowNanos();
+  absl::StatusOr<std::string> state = guest_.save_device_state();
+  if (!state.ok()) return state.status();
+  vmm_nanos_ += clock_->NowNanos() - save_asked;
+
+  const PageCount stale = rounds_->remaining();
+  {
+    std::lock_guard lock(mutex_);
+    snapshot_.stale = stale;
+  }
+  absl::Status status = FromLane(lane->SendStale(rounds_->unsent()));
+  if (!status.ok()) return status;
+  progress_.fetch_add(1, std::memory_order_relaxed);
+  return FromLane(lane->SendSwitchOver(stale, *state));
+}
+
+absl::Status SourceMigration::Commit(BulkLane* lane) {
+  absl::StatusOr<SwitchOverReady> ready =
+      Expect<SwitchOverReady>(lane, "SwitchOverReady");
+  if (!ready.ok()) return FromLane(ready.status());
+  std::lock_guard lock(mutex_);
+  if (cancel_requested_) return absl::AbortedError("stopped");
+  snapshot_.discarded = ready->discarded;
+  snapshot_.remaining = snapshot_.stale;
+  committed_.store(true, std::memory_order_release);
+  SetPhaseLocked(SourcePhase::kPostcopy, "the guest belongs to the destination");
+  return absl::OkStatus();
+}
+
+absl::Status SourceMigration::SwitchOver(BulkLane* lane) {
+  // Everything sent has been acknowledged: RunRounds has seen to it while the
+  // guest ran, so that its pause does not wait for what is on its way.
+  {
+    std::lock_guard lock(mutex_);
+    SetPhaseLocked(SourcePhase::kSwitching, "");
+  }
+  if (absl::Status s = PauseGuest(); !s.ok()) return s;
+  if (absl::Status s = SendRest(lane); !s.ok()) return s;
+  if (absl::Status s = SendStaleAndState(lane); !s.ok()) return s;
+  if (absl::Status s = Commit(lane); !s.ok()) return s;
+  rounds_.reset();
+  return FromLane(lane->SendCommit());
+}
+
+// --- Giving up.
+
+void SourceMigration::AwaitReturn(uint64_t epoch, const absl::Status& lost) {
+  SetMessage(absl::StrCat("the destination is lost, waiting for it: ",
+                          lost.message()));
+  std::unique_lock lock(mutex_);
+  const bool decided = changed_.wait_for(
+      lock, std::chrono::nanoseconds(options_.reconnect_nanos), [&] {
+        return attached_epoch_ > epoch || cancel_requested_ || vmm_gone_ ||
+               HasEnded(snapshot_.phase);
+      });
+  if (decided || !ClaimDriverLocked()) return;
+  lock.unlock();
+  GiveUp(SourcePhase::kCancelled,
+         absl::StrCat("the destination was lost during precopy and did not "
+                      "come back; the guest goes on at the source: ",
+                      lost.message()));
+  DetachLane();
+}
+
+void SourceMigration::GiveUpBecause(const absl::Status& error) {
+  bool cancelled = false;
+  bool vmm_gone = false;
+  {
+    std::lock_guard lock(mutex_);
+    cancelled = cancel_requested_;
+    vmm_gone = vmm_gone_;
+  }
+  if (vmm_gone) {
+    GiveUp(SourcePhase::kFailed, "the VMM closed its connection");
+  } else if (cancelled) {
+    GiveUp(SourcePhase::kCancelled,
+           "cancelled by request; the guest goes on at the source");
+  } else {
+    GiveUp(SourcePhase::kCancelled,
+           absl::StrCat("given up; the guest goes on at the source: ",
+                        error.message()));
+  }
+}
+
+void SourceMigration::GiveUp(SourcePhase phase, std::string message) {
+  if (guest_paused_) {
+    if (absl::Status s = guest_.resume(); !s.ok()) {
+      phase = SourcePhase::kFailed;
+      absl::StrAppend(&message, "; the guest could not be resumed: ",
+                      s.message());
+    }
+    guest_paused_ = false;
+  }
+  if (tracking_) {
+    if (absl::Status s = rounds_->Abort(); !s.ok()) {
+      absl::StrAppend(&message, "; dirty tracking was not stopped cleanly: ",
+                      s.message());
+    }
+    tracking_ = false;
+  }
+  rounds_.reset();
+  guest_.ended(/*completed=*/false);
+  std::lock_guard lock(mutex_);
+  memory_.reset();
+  SetPhaseLocked(phase, std::move(message));
+}
+
+// --- After the commit.
+
+absl::Status SourceMigration::ServeFetches(BulkLane* lane) {
+  // A destination that lost the connection around the commit is told again,
+  // by OpenSessionResponse; one that came back only fetches.
+  while (true) {
+    absl::StatusOr<BulkMessage> message = lane->Receive();
+    if (!message.ok()) return FromLane(message.status());
+    absl::Status status;
+    if (const auto* fetch = std::get_if<FetchRange>(&*message)) {
+      status = ServeFetch(lane, fetch->pages);
+    } else if (const auto* resumed = std::get_if<GuestResumed>(&*message)) {
+      NoteResumed(*resumed);
+    } else {
+      status = UnexpectedMessage("FetchRange");
+    }
+    if (!status.ok()) return status;
+  }
+}
+
+absl::Status SourceMigration::ServeFetch(BulkLane* lane, PageRun run) {
+  if (absl::Status s = layout_.Check(run.first, run.count); !s.ok()) return s;
+  if (run.count > kBatchPagesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a FetchRange may span ", kBatchPagesMax.value(),
+                     " pages, not ", run.count.value()));
+  }
+  std::shared_ptr<const GuestMemory> memory;
+  {
+    std::lock_guard lock(mutex_);
+    memory = memory_;
+    snapshot_.background += run.count;
+  }
+  if (memory == nullptr) return absl::AbortedError("the migration has ended");
+  fetch_batch_.Clear();
+  if (absl::Status s = fetch_batch_.AddFrom(*memory, run); !s.ok()) return s;
+  const ByteCount bytes = BytesIn(fetch_batch_.data_pages());
+  if (absl::Status s = FromLane(lane->SendPages(fetch_batch_)); !s.ok()) {
+    return s;
+  }
+  limiter_.Pace(bytes);
+  return absl::OkStatus();
+}
+
+void SourceMigration::NoteResumed(const GuestResumed& resumed) {
+  const int64_t downtime = clock_->NowNanos() - pause_asked_ns_;
+  std::lock_guard lock(mutex_);
+  if (snapshot_.downtime_nanos != 0) return;
+  snapshot_.downtime_nanos = downtime;
+  snapshot_.added_downtime_nanos =
+      std::max<int64_t>(downtime - vmm_nanos_ - resumed.vmm_nanos, 0);
+  SetPhaseLocked(SourcePhase::kPostcopy, "the guest runs at the destination");
+}
+
+// --- The control plane.
+
+absl::Status SourceMigration::RequestSwitchOver() {
+  std::unique_lock lock(mutex_);
+  if (committed()) return absl::OkStatus();
+  if (snapshot_.phase == SourcePhase::kPreparing) {
+    return absl::FailedPreconditionError(
+        "no destination has opened a session yet: create the migration there "
+        "first");
+  }
+  switch_requested_ = true;
+  changed_.notify_all();
+  uint64_t progress = progress_.load(std::memory_order_relaxed);
+  int64_t progress_ns = clock_->NowNanos();
+  while (!committed() && !HasEnded(snapshot_.phase)) {
+    changed_.wait_for(lock, kWatchInterval);
+    const uint64_t now_at = progress_.load(std::memory_order_relaxed);
+    if (now_at != progress || snapshot_.phase != SourcePhase::kSwitching) {
+      progress = now_at;
+      progress_ns = clock_->NowNanos();
+    } else if (clock_->NowNanos() - progress_ns > options_.switch_stall_nanos &&
+               lane_ != nullptr) {
+      lane_->Abort();
+    }
+  }
+  if (committed()) return absl::OkStatus();
+  return absl::AbortedError(snapshot_.message);
+}
+
+absl::Status SourceMigration::Cancel() {
+  std::unique_lock lock(mutex_);
+  if (committed()) {
+    return absl::FailedPreconditionError(
+        "the guest has been handed over to the destination: it cannot be taken "
+        "back; let the migration complete");
+  }
+  if (snapshot_.phase == SourcePhase::kFailed) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the migration has failed: ", snapshot_.message));
+  }
+  cancel_requested_ = true;
+  if (lane_ != nullptr) lane_->Abort();
+  changed_.notify_all();
+  if (!HasEnded(snapshot_.phase) && ClaimDriverLocked()) {
+    lock.unlock();
+    GiveUpBecause(absl::OkStatus());
+    DetachLane();
+    return absl::OkStatus();
+  }
+  changed_.wait(lock,
+                [this] { return committed() || HasEnded(snapshot_.phase); });
+  return absl::OkStatus();
+}
+
+void SourceMigration::VmmGone() {
+  std::unique_lock lock(mutex_);
+  vmm_gone_ = true;
+  if (HasEnded(snapshot_.phase)) return;
+  // After the commit nothing but the VMM's memory is needed, and that is held.
+  if (committed()) return;
+  if (lane_ != nullptr) lane_->Abort();
+  changed_.notify_all();
+  if (!ClaimDriverLocked()) return;
+  lock.unlock();
+  GiveUpBecause(absl::OkStatus());
+  DetachLane();
+}
+
+// --- What others may know.
+
+void SourceMigration::SetPhaseLocked(SourcePhase phase, std::string message) {
+  if (phase != snapshot_.phase) snapshot_.phase_since_ns = clock_->NowNanos();
+  snapshot_.phase = phase;
+  snapshot_.message = std::move(message);
+  ++version_;
+  changed_.notify_all();
+}
+
+void SourceMigration::SetMessage(std::string message) {
+  std::lock_guard lock(mutex_);
+  if (HasEnded(snapshot_.phase)) return;
+  SetPhaseLocked(snapshot_.phase, std::move(message));
+}
+
+SourceSnapshot SourceMigration::Snapshot() const {
+  std::lock_guard lock(mutex_);
+  SourceSnapshot snapshot = snapshot_;
+  snapshot.faulted = PageCount(faulted_.load(std::memory_order_relaxed));
+  return snapshot;
+}
+
+uint64_t SourceMigration::version() const {
+  std::lock_guard lock(mutex_);
+  return version_;
+}
+
+void SourceMigration::WaitForChange(uint64_t seen, int64_t nanos) const {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, std::chrono::nanoseconds(nanos),
+                    [&] { return version_ != seen; });
+}
+
+}  // namespace postcopy

@@ -1,0 +1,259 @@
+// One migration on the source: from the first round until the destination
+// says that it has every page.
+#ifndef PAGESERVER_SOURCE_MIGRATION_H_
+#define PAGESERVER_SOURCE_MIGRATION_H_
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "dirtytrack/clock.h"
+#include "dirtytrack/dirty_source.h"
+#include "dirtytrack/ram_layout.h"
+#include "dirtytrack/types.h"
+#include "pageserver/bulk_lane.h"
+#include "pageserver/guest_memory.h"
+#include "pageserver/page_batch.h"
+#include "pageserver/precopy_rounds.h"
+#include "pageserver/rate_limiter.h"
+#include "pageserver/switch_over_advice.h"
+
+namespace postcopy {
+
+// Where a migration stands at the source. docs/protocol.md draws it.
+//
+//   kPreparing --> kPrecopy --> kSwitching --> kPostcopy --> kCompleted
+//       |             |             |     ^ committed
+//       +-------------+-------------+--> kCancelled, or kFailed
+enum class SourcePhase {
+  kPreparing,
+  kPrecopy,
+  kSwitching,
+  kPostcopy,
+  kCompleted,
+  kCancelled,
+  kFailed,
+};
+
+// True if no phase follows.
+bool HasEnded(SourcePhase phase);
+
+// What the source asks of the VMM. Each may block for as long as the VMM's
+// command time-out and is called without a lock held.
+struct SourceGuest {
+  // Stops the vCPUs and brings the dirty log up to date.
+  std::function<absl::Status()> pause;
+  std::function<absl::StatusOr<std::string>()> save_device_state;
+  std::function<absl::Status()> resume;
+  // Tells that the migration has ended, well or not.
+  std::function<void(bool completed)> ended;
+};
+
+struct SourceOptions {
+  MigrationPolicy policy = MigrationPolicy::kPrecopyThenPostcopy;
+  uint32_t rounds_max = 0;
+  ByteCount bulk_limit_per_second;
+  // How long a lost destination may take to come back during precopy.
+  int64_t reconnect_nanos = 10 * kNanosPerSecond;
+  // How long a switch-over may make no progress, with the guest stopped.
+  int64_t switch_stall_nanos = 5 * kNanosPerSecond;
+  // Least time from the start of one round to the start of the next, so that
+  // an idle guest does not cost a CPU while a switch-over is awaited.
+  int64_t round_nanos_min = 50 * kNanosPerMilli;
+};
+
+// Names a session; what every request carries.
+struct SessionKey {
+  uint64_t id = 0;
+  uint64_t epoch = 0;
+};
+
+// What others may know of a migration at one moment.
+struct SourceSnapshot {
+  SourcePhase phase = SourcePhase::kPreparing;
+  std::string message;
+  // When the phase began, by the monotonic clock.
+  int64_t phase_since_ns = 0;
+  uint32_t rounds = 0;
+  PageCount total;
+  PageCount zero;
+  PageCount precopied;
+  PageCount remaining;
+  PageCount stale;
+  PageCount discarded;
+  PageCount faulted;
+  PageCount background;
+  uint64_t damaged_runs = 0;
+  uint64_t precopy_bytes_per_second = 0;
+  Advice advice;
+  int64_t downtime_nanos = 0;
+  int64_t added_downtime_nanos = 0;
+  uint32_t recoveries = 0;
+};
+
+// The source's half of one migration. The rules it keeps:
+//
+//  - Before the commit everything can be undone, and is, on any error: the
+//    guest goes on here, every page the destination may lack is back in the
+//    dirty source.
+//  - The commit happens once, in memory, before the message that tells the
+//    destination is sent. From then on the guest never runs here again, and its
+//    memory is served unchanged for as long as it takes.
+//  - Only the stream of the newest epoch is listened to.
+//
+// Thread-safe. ServeBulk runs on the thread of the stream; RequestSwitchOver
+// and Cancel on those of the control plane.
+class SourceMigration {
+ public:
+  // `clock` outlives this. RESOURCE_EXHAUSTED if there is no memory for two
+  // bits per page.
+  static absl::StatusOr<std::unique_ptr<SourceMigration>> Create(
+      std::unique_ptr<GuestMemory> memory,
+      std::unique_ptr<DirtySource> dirty_source, SourceGuest guest,
+      SourceOptions options, Clock* clock);
+
+  // REQUIRES: no call is in progress.
+  ~SourceMigration();
+
+  // Random, the same for all sessions.
+  uint64_t session_id() const { return session_id_; }
+
+  // The data plane.
+  //
+  // Opens the session of `epoch`, ending the streams of the one before.
+  // FAILED_PRECONDITION if the layout differs or the epoch is not higher than
+  // any that had a stream; ABORTED if the migration has ended badly.
+  absl::StatusOr<SessionKey> OpenSession(uint64_t epoch,
+                                         const RamLayout& destination);
+  // Serves the bulk stream of the session until it ends; returns what to end it
+  // with. `lane` is not used after that.
+  absl::Status ServeBulk(SessionKey key, BulkLane* lane);
+  // What an urgent stream keeps for its lifetime. FAILED_PRECONDITION unless
+  // `key` is the newest session.
+  absl::StatusOr<std::shared_ptr<const GuestMemory>> AttachUrgent(
+      SessionKey key) const;
+  // Reads faulted pages, each as one run, into `batch` after clearing it.
+  // No lock, no allocation once `batch` is warm. FAILED_PRECONDITION unless
+  // `key` is the newest session and the source is committed; OUT_OF_RANGE if a
+  // page lies outside the layout; INVALID_ARGUMENT for more than
+  // kBatchPagesMax.
+  absl::Status ReadUrgent(SessionKey key, const GuestMemory& memory,
+                          absl::Span<const PageIndex> pages, PageBatch& batch);
+  // Every page is at the destination. Idempotent.
+  absl::Status Complete(SessionKey key);
+
+  // The control plane.
+  //
+  // Hands the guest over; returns when that is decided. FAILED_PRECONDITION in
+  // the wrong phase, ABORTED with the reason if the guest goes on here. OK also
+  // if it had been handed over before.
+  absl::Status RequestSwitchOver();
+  // FAILED_PRECONDITION after the commit. OK if already cancelled.
+  absl::Status Cancel();
+  // The VMM's connection ended.
+  void VmmGone();
+
+  bool committed() const {
+    return committed_.load(std::memory_order_acquire);
+  }
+  SourceSnapshot Snapshot() const;
+  // Counts changes of phase and message.
+  uint64_t version() const;
+  // Returns when version() differs from `seen`, or after `nanos`.
+  void WaitForChange(uint64_t seen, int64_t nanos) const;
+
+ private:
+  SourceMigration(std::unique_ptr<GuestMemory> memory,
+                  std::unique_ptr<DirtySource> dirty_source, SourceGuest guest,
+                  SourceOptions options, Clock* clock);
+
+  absl::Status CheckEpoch(SessionKey key) const;
+  void SetPhaseLocked(SourcePhase phase, std::string message);
+  void SetMessage(std::string message);
+  bool StopRequested() const;
+  // Notes whether `status`, which a lane returned, means that the lane is lost.
+  absl::Status FromLane(absl::Status status);
+
+  // Who drives: one thread at a time may use what is marked so below.
+  absl::Status AttachLane(SessionKey key, BulkLane* lane);
+  void DetachLane();
+  bool ClaimDriverLocked();
+
+  // Before the commit, as driver.
+  absl::Status RunBeforeCommit(BulkLane* lane);
+  absl::Status RunRounds(BulkLane* lane);
+  absl::Status StartTracking();
+  absl::Status RunRound(BulkLane* lane);
+  absl::Status SendUnsent(BulkLane* lane, const std::function<bool()>& stop);
+  absl::Status AwaitRoundAck(BulkLane* lane);
+  void WaitBeforeNextRound(int64_t round_started_ns);
+  void PublishCounts();
+  absl::Status SwitchOver(BulkLane* lane);
+  absl::Status PauseGuest();
+  absl::Status SendRest(BulkLane* lane);
+  absl::Status SendStaleAndState(BulkLane* lane);
+  absl::Status Commit(BulkLane* lane);
+  // Waits for the destination to come back, and gives up if it does not.
+  void AwaitReturn(uint64_t epoch, const absl::Status& lost);
+  // Ends the migration before the commit and undoes it.
+  void GiveUp(SourcePhase phase, std::string message);
+  // Ends it as what happened demands: cancelled, VMM gone, or `error`.
+  void GiveUpBecause(const absl::Status& error);
+
+  // After the commit, as driver.
+  absl::Status ServeFetches(BulkLane* lane);
+  absl::Status ServeFetch(BulkLane* lane, PageRun run);
+  void NoteResumed(const GuestResumed& resumed);
+
+  // Constant after construction.
+  const RamLayout layout_;
+  const std::unique_ptr<DirtySource> dirty_source_;
+  const SourceGuest guest_;
+  const SourceOptions options_;
+  Clock* const clock_;
+  const uint64_t session_id_;
+
+  // Used by the driver only.
+  RateLimiter limiter_;
+  std::unique_ptr<PrecopyRounds> rounds_;
+  SwitchOverAdvisor advisor_;
+  PageBatch fetch_batch_;
+  bool tracking_ = false;
+  bool guest_paused_ = false;
+  bool lane_lost_ = false;
+  uint32_t round_ = 0;
+  int64_t precopy_nanos_ = 0;
+  int64_t pause_asked_ns_ = 0;
+  int64_t vmm_nanos_ = 0;
+
+  // Read by the urgent thread without the lock.
+  std::atomic<bool> committed_{false};
+  std::atomic<uint64_t> epoch_{0};
+  std::atomic<uint64_t> faulted_{0};
+  // Grows whenever a switch-over gets on.
+  std::atomic<uint64_t> progress_{0};
+
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  // Guarded by mutex_.
+  std::shared_ptr<const GuestMemory> memory_;
+  SourceSnapshot snapshot_;
+  uint64_t version_ = 0;
+  BulkLane* lane_ = nullptr;
+  bool driver_active_ = false;
+  uint64_t attached_epoch_ = 0;
+  bool switch_requested_ = false;
+  bool cancel_requested_ = false;
+  bool vmm_gone_ = false;
+};
+
+}  // namespace postcopy
+
+#endif  // PAGESERVER_SOURCE_MIGRATION_H_

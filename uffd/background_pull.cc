@@ -1,0 +1,142 @@
+#include "uffd/background_pull.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace postcopy {
+
+BackgroundPull::BackgroundPull(PageState* state, PullOrder* order, Clock* clock,
+                               uint64_t bytes_per_second,
+                               std::function<void(absl::Status)> on_end)
+    : state_(*state),
+      order_(*order),
+      clock_(*clock),
+      on_end_(std::move(on_end)),
+      bucket_(bytes_per_second, BytesIn(kMaxBulkPages), clock->NowNanos()) {
+  in_flight_.reserve(kMaxBulkOutstanding);
+}
+
+BackgroundPull::~BackgroundPull() { Stop(); }
+
+void BackgroundPull::Start() {
+  thread_ = std::thread([this] { Run(); });
+}
+
+void BackgroundPull::Enable() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  enabled_ = true;
+  changed_.notify_all();
+}
+
+void BackgroundPull::Stop() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    changed_.notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void BackgroundPull::SetSource(PageSource* source) {
+  const std::lock_guard<std::mutex> source_lock(source_mutex_);
+  source_ = source;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  source_works_ = source != nullptr;
+  exhausted_ = false;
+  in_flight_.clear();
+  changed_.notify_all();
+}
+
+void BackgroundPull::SetLimit(uint64_t bytes_per_second) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  bucket_.SetRate(bytes_per_second, clock_.NowNanos());
+}
+
+void BackgroundPull::OnAnswer(PageIndex first, ByteCount zero_bytes) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto answered =
+      std::find_if(in_flight_.begin(), in_flight_.end(),
+                   [first](PageRun run) { return run.Contains(first); });
+  if (answered == in_flight_.end()) return;
+  // A run of zeros may be longer than what was asked for.
+  bucket_.Refund(std::min(zero_bytes, BytesIn(answered->count)));
+  in_flight_.erase(answered);
+  exhausted_ = false;
+  changed_.notify_all();
+}
+
+void BackgroundPull::OnComplete() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  changed_.notify_all();
+}
+
+void BackgroundPull::Fail(absl::Status error) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (error_.ok()) error_ = std::move(error);
+  changed_.notify_all();
+}
+
+void BackgroundPull::Run() {
+  while (AwaitSlot()) AskOnce();
+  absl::Status status;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (stopping_) return;
+    status = error_;
+  }
+  on_end_(std::move(status));
+}
+
+bool BackgroundPull::AwaitSlot() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [this] {
+    return Ended() || (enabled_ && source_works_ && !exhausted_ &&
+                       in_flight_.size() < kMaxBulkOutstanding);
+  });
+  return !Ended();
+}
+
+bool BackgroundPull::Ended() const {
+  return stopping_ || !error_.ok() || state_.missing().empty();
+}
+
+void BackgroundPull::AskOnce() {
+  int64_t wait_ns = 0;
+  {
+    const std::lock_guard<std::mutex> source_lock(source_mutex_);
+    const std::optional<PageRun> run = Claim(&wait_ns);
+    if (run.has_value()) {
+      requests_.fetch_add(1, std::memory_order_relaxed);
+      // Not under mutex_: the answer may come from within.
+      if (!source_->RequestBulk(*run).ok()) Refused(*run);
+      return;
+    }
+  }
+  clock_.SleepFor(std::min(wait_ns, kMaxLimitSleepNanos));
+}
+
+std::optional<PageRun> BackgroundPull::Claim(int64_t* wait_ns) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (source_ == nullptr || Ended()) return std::nullopt;
+  // Before the order is asked: it would go on behind a run that is not sent.
+  const ByteCount most = BytesIn(kMaxBulkPages);
+  *wait_ns = bucket_.Take(most, clock_.NowNanos());
+  if (*wait_ns > 0) return std::nullopt;
+  const std::optional<PageRun> run =
+      order_.NextRun(state_, in_flight_, kMaxBulkPages);
+  exhausted_ = !run.has_value();
+  bucket_.Refund(run.has_value() ? most - BytesIn(run->count) : most);
+  if (run.has_value()) in_flight_.push_back(*run);
+  return run;
+}
+
+void BackgroundPull::Refused(PageRun run) {
+  failures_.fetch_add(1, std::memory_order_relaxed);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  source_works_ = false;  // until SetSource: else this would spin
+  bucket_.Refund(BytesIn(run.count));
+  const auto asked = std::find(in_flight_.begin(), in_flight_.end(), run);
+  if (asked != in_flight_.end()) in_flight_.erase(asked);
+}
+
+}  // namespace postcopy

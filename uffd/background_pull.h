@@ -1,0 +1,117 @@
+// Fetches the pages that nobody has touched, and notices the end.
+#ifndef UFFD_BACKGROUND_PULL_H_
+#define UFFD_BACKGROUND_PULL_H_
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "dirtytrack/clock.h"
+#include "dirtytrack/types.h"
+#include "uffd/page_source.h"
+#include "uffd/page_state.h"
+#include "uffd/pull_order.h"
+#include "uffd/token_bucket.h"
+
+namespace postcopy {
+
+// Bulk requests in flight: one on the wire while the other is being read.
+inline constexpr size_t kMaxBulkOutstanding = 2;
+
+// Longest uninterrupted sleep while the limit is exhausted: how late a change
+// of the limit, or Stop, may be noticed.
+inline constexpr int64_t kMaxLimitSleepNanos = 10 * kNanosPerMilli;
+
+// One thread, which keeps up to kMaxBulkOutstanding requests with the source
+// while enabled, the source is there and the limit allows. It ends by itself
+// when no page is missing or Fail was called, and then calls `on_end`.
+// Thread-safe.
+class BackgroundPull {
+ public:
+  // The pointers outlive the object. The limit is as in SetLimit.
+  BackgroundPull(PageState* state, PullOrder* order, Clock* clock,
+                 uint64_t bytes_per_second,
+                 std::function<void(absl::Status)> on_end);
+  // Stop().
+  ~BackgroundPull();
+
+  // Starts the thread, with nothing to ask for before Enable. Call once.
+  void Start();
+  void Enable();
+  // Ends the thread and waits for it. `on_end` is not called afterwards.
+  // Idempotent. Not from `on_end`.
+  void Stop();
+
+  // Asks `source` from now on, nullptr: nobody. What was in flight is
+  // forgotten, so it is asked for again. When this returns, no request to the
+  // former source is running.
+  void SetSource(PageSource* source);
+
+  // 0: no limit.
+  void SetLimit(uint64_t bytes_per_second);
+
+  // An answer beginning with `first` has been installed, of which
+  // `zero_bytes` did not travel: they are not held against the limit. Frees
+  // the request it answers, if there is one.
+  void OnAnswer(PageIndex first, ByteCount zero_bytes);
+
+  // missing() has become 0: the thread should look.
+  void OnComplete();
+  // Serving has failed. The first error is passed to on_end.
+  void Fail(absl::Status error);
+
+  uint64_t requests() const {
+    return requests_.load(std::memory_order_relaxed);
+  }
+  uint64_t failures() const {
+    return failures_.load(std::memory_order_relaxed);
+  }
+
+ private:
+  void Run();
+  // Waits until there is a slot for a request (true), or nothing more to do.
+  bool AwaitSlot();
+  bool Ended() const;  // REQUIRES: mutex_
+  // Sends one request if the order has one and the limit allows it.
+  void AskOnce();
+  // Takes a run out of the order and into in_flight_. Sets `wait_ns` if the
+  // limit says no.
+  std::optional<PageRun> Claim(int64_t* wait_ns);
+  void Refused(PageRun run);
+
+  PageState& state_;
+  PullOrder& order_;
+  Clock& clock_;
+  const std::function<void(absl::Status)> on_end_;
+  std::atomic<uint64_t> requests_{0};
+  std::atomic<uint64_t> failures_{0};
+  std::thread thread_;
+
+  // Held during RequestBulk, so that SetSource can wait for it. Locked before
+  // mutex_.
+  std::mutex source_mutex_;
+  PageSource* source_ = nullptr;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool enabled_ = false;
+  bool stopping_ = false;
+  // The source took the last request; false until SetSource after a refusal.
+  bool source_works_ = false;
+  // The order had nothing that is not in flight.
+  bool exhausted_ = false;
+  absl::Status error_;
+  TokenBucket bucket_;
+  std::vector<PageRun> in_flight_;
+};
+
+}  // namespace postcopy
+
+#endif  // UFFD_BACKGROUND_PULL_H_

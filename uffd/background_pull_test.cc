@@ -1,0 +1,191 @@
+#include "uffd/background_pull.h"
+
+#include <future>
+#include <memory>
+#include <vector>
+
+#include "dirtytrack/simulated_clock.h"
+#include "gtest/gtest.h"
+#include "uffd/fake_page_source.h"
+
+namespace postcopy {
+namespace {
+
+constexpr uint64_t kMaxBulk = kMaxBulkPages.value();
+
+PageRun Pages(uint64_t first, uint64_t count) {
+  return {PageIndex(first), PageCount(count)};
+}
+
+class BackgroundPullTest : public testing::Test {
+ protected:
+  void Begin(uint64_t pages, uint64_t bytes_per_second) {
+    state_ = *PageState::Create(PageCount(pages));
+    pull_ = std::make_unique<BackgroundPull>(
+        state_.get(), &order_, &clock_, bytes_per_second,
+        [this](absl::Status status) { end_.set_value(status); });
+    pull_->Start();
+  }
+  void Receive(PageRun run) {
+    state_->MarkReceived(run, false);
+    pull_->OnAnswer(run.first, ByteCount(0));
+    if (state_->missing().empty()) pull_->OnComplete();
+  }
+  absl::Status AwaitEnd() { return end_.get_future().get(); }
+
+  SimulatedClock clock_;
+  AfterFaultOrder order_;
+  FakePageSource source_;
+  std::promise<absl::Status> end_;
+  std::unique_ptr<PageState> state_;
+  std::unique_ptr<BackgroundPull> pull_;
+};
+
+TEST_F(BackgroundPullTest, AsksNothingUntilEnabled) {
+  Begin(1000, 0);
+  pull_->SetSource(&source_);
+  pull_->Stop();
+  EXPECT_TRUE(source_.bulk().empty());
+}
+
+TEST_F(BackgroundPullTest, KeepsTwoInFlight) {
+  Begin(1000, 0);
+  pull_->SetSource(&source_);
+  pull_->Enable();
+  source_.AwaitBulk(2);
+  Receive(Pages(64, 64));
+  source_.AwaitBulk(3);
+  Receive(Pages(500, 10));  // not an answer to a request
+  pull_->Stop();
+  EXPECT_EQ(source_.bulk(), (std::vector<PageRun>{Pages(0, 64), Pages(64, 64),
+                                                  Pages(128, 64)}));
+  EXPECT_EQ(pull_->requests(), 3u);
+}
+
+TEST_F(BackgroundPullTest, EndsWhenNothingIsMissing) {
+  Begin(100, 0);
+  pull_->SetSource(&source_);
+  pull_->Enable();
+  source_.AwaitBulk(2);
+  Receive(Pages(64, 36));
+  Receive(Pages(0, 64));
+  EXPECT_TRUE(AwaitEnd().ok());
+  EXPECT_EQ(source_.bulk().size(), 2u);
+}
+
+TEST_F(BackgroundPullTest, EndsWithoutEverHavingAsked) {
+  Begin(100, 0);
+  Receive(Pages(0, 100));
+  EXPECT_TRUE(AwaitEnd().ok());
+}
+
+TEST_F(BackgroundPullTest, AsksAgainForWhatAnAnswerLacks) {
+  Begin(64, 0);
+  pull_->SetSource(&source_);
+  pull_->Enable();
+  source_.AwaitBulk(1);
+  Receive(Pages(0, 60));
+  source_.AwaitBulk(2);
+  EXPECT_EQ(source_.bulk()[1], Pages(60, 4));
+}
+
+TEST_F(BackgroundPullTest, ReportsTheFirstFailure) {
+  Begin(100, 0);
+  pull_->Fail(absl::AbortedError("first"));
+  pull_->Fail(absl::InternalError("second"));
+  EXPECT_EQ(AwaitEnd(), absl::AbortedError("first"));
+}
+
+TEST_F(BackgroundPullTest, ANewSourceIsAskedForWhatWasInFlight) {
+  Begin(128, 0);
+  pull_->SetSource(&source_);
+  pull_->Enable();
+  source_.AwaitBulk(2);
+  pull_->SetSource(nullptr);
+  FakePageSource other;
+  pull_->SetSource(&other);
+  other.AwaitBulk(2);
+  pull_->Stop();
+  EXPECT_EQ(other.bulk(), (std::vector<PageRun>{Pages(0, 64), Pages(64, 64)}));
+}
+
+TEST_F(BackgroundPullTest, ARefusalIsNotRepeated) {
+  source_.Refuse(absl::UnavailableError("gone"));
+  Begin(128, 0);
+  pull_->SetSource(&source_);
+  pull_->Enable();
+  source_.AwaitBulk(1);
+  FakePageSource other;
+  pull_->SetSource(&other);
+  other.AwaitBulk(2);
+  pull_->Stop();
+  EXPECT_EQ(source_.bulk().size(), 1u);
+  EXPECT_EQ(pull_->failures(), 1u);
+}
+
+// Answers from within the request.
+class ImmediateSource final : public PageSource {
+ public:
+  explicit ImmediateSource(std::function<void(PageRun)> answer)
+      : answer_(std::move(answer)) {}
+  absl::Status RequestUrgent(absl::Span<const PageIndex>) override {
+    return absl::UnimplementedError("bulk only");
+  }
+  absl::Status RequestBulk(PageRun run) override {
+    answer_(run);
+    return absl::OkStatus();
+  }
+
+ private:
+  const std::function<void(PageRun)> answer_;
+};
+
+TEST_F(BackgroundPullTest, HonoursTheLimit) {
+  constexpr uint64_t kRequests = 50;
+  constexpr uint64_t kRate = 1 << 20;
+  ImmediateSource source([this](PageRun run) { Receive(run); });
+  Begin(kRequests * kMaxBulk, kRate);
+  pull_->SetSource(&source);
+  pull_->Enable();
+  EXPECT_TRUE(AwaitEnd().ok());
+  // The first request is the burst; each other one waits for its bytes.
+  const int64_t least =
+      static_cast<int64_t>((kRequests - 1) * kMaxBulk * kPageSize) *
+      kNanosPerSecond / kRate;
+  EXPECT_GE(clock_.NowNanos(), least);
+  EXPECT_LE(clock_.NowNanos(), least + least / 100);
+}
+
+TEST_F(BackgroundPullTest, ZerosAreNotHeldAgainstTheLimit) {
+  ImmediateSource source([this](PageRun run) {
+    state_->MarkReceived(run, true);
+    pull_->OnAnswer(run.first, ByteCount(UINT64_MAX));
+  });
+  Begin(50 * kMaxBulk, /*bytes_per_second=*/1);
+  pull_->SetSource(&source);
+  pull_->Enable();
+  EXPECT_TRUE(AwaitEnd().ok());
+  EXPECT_EQ(clock_.NowNanos(), 0);
+}
+
+TEST_F(BackgroundPullTest, TheLimitCanBeLifted) {
+  ImmediateSource source([this](PageRun run) { Receive(run); });
+  Begin(50 * kMaxBulk, /*bytes_per_second=*/1);
+  pull_->SetSource(&source);
+  pull_->Enable();
+  while (pull_->requests() == 0) std::this_thread::yield();
+  pull_->SetLimit(0);
+  EXPECT_TRUE(AwaitEnd().ok());
+}
+
+TEST_F(BackgroundPullTest, StopsUnderALimit) {
+  Begin(50 * kMaxBulk, /*bytes_per_second=*/1);
+  pull_->SetSource(&source_);
+  pull_->Enable();
+  source_.AwaitBulk(1);
+  pull_->Stop();
+  EXPECT_EQ(source_.bulk().size(), 1u);
+}
+
+}  // namespace
+}  // namespace postcopy

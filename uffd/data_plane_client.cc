@@ -1,0 +1,355 @@
+#include "uffd/data_plane_client.h"
+
+#include <chrono>
+#include <cstdint>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include <grpcpp/grpcpp.h>
+
+#include "absl/strings/str_cat.h"
+#include "dirtytrack/clock.h"
+#include "dirtytrack/page_checksum.h"
+#include "postcopy/v1/data_plane.grpc.pb.h"
+
+namespace postcopy {
+namespace {
+
+// How long a unary call may take: the peer answers from memory.
+constexpr std::chrono::seconds kCallTimeout(5);
+
+// A host that vanished without a word is noticed after this much silence.
+constexpr int kKeepaliveMillis = 5000;
+
+// Pages of one run that are looked at: more than a layout can have is no run.
+constexpr uint64_t kRunPagesMax = kMaxRamBytes.value() / kPageSize;
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
+                      status.error_message());
+}
+
+absl::Span<const uint8_t> AsBytes(const std::string& text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
+
+// A channel that shares its connection with no other.
+std::shared_ptr<grpc::Channel> NewLane(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMillis);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMillis);
+  arguments.SetMaxReceiveMessageSize(kDataPlaneResponseBytesMax);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
+                                   arguments);
+}
+
+// Decodes runs whose checksum fits; counts the others. `runs` points into
+// `encoded`. INVALID_ARGUMENT for a run that is none.
+absl::Status DecodeRuns(
+    const google::protobuf::RepeatedPtrField<v1::PageRun>& encoded,
+    std::vector<ReceivedRun>& runs, uint64_t& damaged) {
+  runs.clear();
+  damaged = 0;
+  for (const v1::PageRun& run : encoded) {
+    const RamOffset at(run.ram_offset_bytes());
+    const absl::Span<const uint8_t> data = AsBytes(run.data());
+    if (PlacedCrc32c(at, run.page_count(), data) != run.crc32c()) {
+      ++damaged;
+      continue;
+    }
+    if (!IsPageAligned(at) || run.page_count() == 0 ||
+        run.page_count() > kRunPagesMax) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the source sent a run of ", run.page_count(), " pages at ",
+          ToString(at), ", which is none"));
+    }
+    runs.push_back({{PageOf(at), PageCount(run.page_count())}, data});
+  }
+  return absl::OkStatus();
+}
+
+// One lane: a bidirectional stream whose end is seen once and then remembered.
+// One thread reads, any may write.
+template <typename Request, typename Response>
+class Lane {
+ public:
+  using Stream = grpc::ClientReaderWriter<Request, Response>;
+  using Open = std::unique_ptr<Stream> (*)(v1::DataPlaneService::Stub&,
+                                           grpc::ClientContext*);
+
+  Lane(const std::shared_ptr<grpc::Channel>& channel, Open open)
+      : stub_(v1::DataPlaneService::NewStub(channel)),
+        stream_(open(*stub_, &context_)) {}
+
+  ~Lane() {
+    Abort();
+    End().IgnoreError();
+  }
+
+  absl::Status Write(const Request& request) {
+    std::lock_guard lock(write_mutex_);
+    if (ended_) return end_;
+    if (stream_->Write(request)) return absl::OkStatus();
+    return absl::UnavailableError("the connection to the source is lost");
+  }
+
+  // Valid until the next call.
+  absl::StatusOr<const Response*> Read() {
+    if (!stream_->Read(&response_)) return End();
+    return &response_;
+  }
+
+  void Abort() { context_.TryCancel(); }
+
+ private:
+  // The status that ended the stream; never OK.
+  absl::Status End() {
+    // No more writes once it is finished.
+    std::lock_guard lock(write_mutex_);
+    if (ended_) return end_;
+    ended_ = true;
+    end_ = FromGrpc(stream_->Finish());
+    if (end_.ok()) end_ = absl::UnavailableError("the source ended the stream");
+    return end_;
+  }
+
+  const std::unique_ptr<v1::DataPlaneService::Stub> stub_;
+  grpc::ClientContext context_;
+  const std::unique_ptr<Stream> stream_;
+  Response response_;
+
+  std::mutex write_mutex_;
+  bool ended_ = false;
+  absl::Status end_;
+};
+
+using UrgentLane = Lane<v1::UrgentRequest, v1::UrgentResponse>;
+using BulkLane = Lane<v1::BulkRequest, v1::BulkResponse>;
+
+std::unique_ptr<UrgentLane::Stream> OpenUrgent(v1::DataPlaneService::Stub& stub,
+                                               grpc::ClientContext* context) {
+  return stub.Urgent(context);
+}
+
+std::unique_ptr<BulkLane::Stream> OpenBulk(v1::DataPlaneService::Stub& stub,
+                                           grpc::ClientContext* context) {
+  return stub.Bulk(context);
+}
+
+class GrpcSourceConnection final : public SourceConnection {
+ public:
+  GrpcSourceConnection(std::shared_ptr<grpc::Channel> urgent,
+                       const std::shared_ptr<grpc::Channel>& bulk,
+                       const v1::OpenSessionResponse& session)
+      : channel_(std::move(urgent)),
+        committed_(session.committed()),
+        urgent_(channel_, OpenUrgent),
+        bulk_(bulk, OpenBulk) {
+    session_.set_session_id(session.session_id());
+    session_.set_epoch(session.epoch());
+    *urgent_request_.mutable_session() = session_;
+  }
+
+  // Makes both streams known to the source.
+  absl::Status Attach() {
+    if (absl::Status s = urgent_.Write(urgent_request_); !s.ok()) return s;
+    v1::BulkRequest request = NewBulkRequest();
+    request.mutable_attach();
+    return bulk_.Write(request);
+  }
+
+  bool committed() const override { return committed_; }
+
+  absl::Status RequestUrgent(absl::Span<const PageIndex> pages) override {
+    urgent_request_.clear_ram_offsets_bytes();
+    for (PageIndex page : pages) {
+      urgent_request_.add_ram_offsets_bytes(OffsetOf(page).value());
+    }
+    return urgent_.Write(urgent_request_);
+  }
+
+  absl::Status RequestBulk(PageRun run) override {
+    v1::BulkRequest request = NewBulkRequest();
+    request.mutable_fetch()->set_ram_offset_bytes(OffsetOf(run.first).value());
+    request.mutable_fetch()->set_page_count(run.count.value());
+    return bulk_.Write(request);
+  }
+
+  absl::StatusOr<absl::Span<const ReceivedRun>> ReceiveUrgent() override {
+    absl::StatusOr<const v1::UrgentResponse*> response = urgent_.Read();
+    if (!response.ok()) return response.status();
+    uint64_t damaged = 0;
+    absl::Status status = DecodeRuns((*response)->runs(), urgent_runs_, damaged);
+    if (!status.ok()) return status;
+    if (damaged > 0) {
+      return absl::DataLossError("the checksum of a faulted page did not fit");
+    }
+    return absl::MakeConstSpan(urgent_runs_);
+  }
+
+  absl::StatusOr<BulkEvent> ReceiveBulk() override {
+    absl::StatusOr<const v1::BulkResponse*> response = bulk_.Read();
+    if (!response.ok()) return response.status();
+    return Decode(**response);
+  }
+
+  absl::Status SendRoundAck(uint32_t round, uint64_t damaged_runs) override {
+    v1::BulkRequest request = NewBulkRequest();
+    request.mutable_round_ack()->set_round(round);
+    request.mutable_round_ack()->set_damaged_runs(damaged_runs);
+    return bulk_.Write(request);
+  }
+
+  absl::Status SendReady(PageCount discarded) override {
+    v1::BulkRequest request = NewBulkRequest();
+    request.mutable_switch_over_ready()->set_discarded_pages(discarded.value());
+    return bulk_.Write(request);
+  }
+
+  absl::Status SendResumed(int64_t vmm_nanos) override {
+    v1::BulkRequest request = NewBulkRequest();
+    request.mutable_guest_resumed()->set_vmm_load_resume_us(
+        static_cast<uint64_t>(vmm_nanos / kNanosPerMicro));
+    return bulk_.Write(request);
+  }
+
+  void Abort() override {
+    urgent_.Abort();
+    bulk_.Abort();
+  }
+
+  absl::Status Complete() override {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
+    v1::CompleteSessionRequest request;
+    v1::CompleteSessionResponse response;
+    *request.mutable_session() = session_;
+    return FromGrpc(v1::DataPlaneService::NewStub(channel_)->CompleteSession(
+        &context, request, &response));
+  }
+
+ private:
+  v1::BulkRequest NewBulkRequest() const {
+    v1::BulkRequest request;
+    *request.mutable_session() = session_;
+    return request;
+  }
+
+  absl::StatusOr<BulkEvent> Decode(const v1::BulkResponse& response) {
+    switch (response.message_case()) {
+      case v1::BulkResponse::kPages:
+        return DecodePages(response.pages());
+      case v1::BulkResponse::kRoundEnd:
+        return RoundEnded{response.round_end().round()};
+      case v1::BulkResponse::kStale:
+        return DecodeStale(response.stale());
+      case v1::BulkResponse::kDeviceState:
+        return DeviceStatePiece{{response.device_state().data().data(),
+                                 response.device_state().data().size()}};
+      case v1::BulkResponse::kSwitchOver:
+        return SwitchOverComplete{
+            PageCount(response.switch_over().stale_pages()),
+            response.switch_over().device_state_bytes(),
+            response.switch_over().device_state_crc32c()};
+      case v1::BulkResponse::kCommit:
+        return Committed{};
+      default:
+        return absl::InvalidArgumentError(
+            "the source sent a bulk message without content");
+    }
+  }
+
+  absl::StatusOr<BulkEvent> DecodePages(const v1::PageBatch& batch) {
+    PagesArrived pages;
+    absl::Status status =
+        DecodeRuns(batch.runs(), bulk_runs_, pages.damaged_runs);
+    if (!status.ok()) return status;
+    pages.runs = bulk_runs_;
+    return pages;
+  }
+
+  static absl::StatusOr<BulkEvent> DecodeStale(const v1::StaleBitmap& piece) {
+    const RamOffset at(piece.ram_offset_bytes());
+    const absl::Span<const uint8_t> bits = AsBytes(piece.bits());
+    if (PlacedCrc32c(at, bits.size(), bits) != piece.crc32c()) {
+      return absl::DataLossError("the checksum of the stale set did not fit");
+    }
+    if (at.value() % (64 * kPageSize) != 0 || bits.size() % 8 != 0) {
+      return absl::InvalidArgumentError(
+          "the source sent a piece of the stale set that is not aligned");
+    }
+    return StalePiece{PageOf(at), bits};
+  }
+
+  const std::shared_ptr<grpc::Channel> channel_;
+  const bool committed_;
+  v1::SessionRef session_;
+  UrgentLane urgent_;
+  BulkLane bulk_;
+  // Each used by the one thread that requests or receives; reused.
+  v1::UrgentRequest urgent_request_;
+  std::vector<ReceivedRun> urgent_runs_;
+  std::vector<ReceivedRun> bulk_runs_;
+};
+
+class GrpcSourceDialer final : public SourceDialer {
+ public:
+  GrpcSourceDialer(std::string address, std::string migration_id,
+                   std::string vm_name, const RamLayout& layout)
+      : address_(std::move(address)) {
+    request_.set_protocol_version(kDataPlaneClientVersion);
+    request_.set_migration_id(std::move(migration_id));
+    request_.set_vm_name(std::move(vm_name));
+    for (const Region& region : layout.regions()) {
+      v1::RamRegion* out = request_.mutable_layout()->add_regions();
+      out->set_name(region.name);
+      out->set_start_bytes(region.start.value());
+      out->set_length_bytes(region.length.value());
+      out->set_page_size_bytes(region.page_size.value());
+    }
+  }
+
+  absl::StatusOr<std::unique_ptr<SourceConnection>> Open(
+      uint64_t epoch) override {
+    std::shared_ptr<grpc::Channel> urgent = NewLane(address_);
+    v1::OpenSessionResponse response;
+    if (absl::Status s = OpenSession(urgent, epoch, &response); !s.ok()) {
+      return s;
+    }
+    auto connection = std::make_unique<GrpcSourceConnection>(
+        std::move(urgent), NewLane(address_), response);
+    if (absl::Status s = connection->Attach(); !s.ok()) return s;
+    return connection;
+  }
+
+ private:
+  absl::Status OpenSession(const std::shared_ptr<grpc::Channel>& channel,
+                           uint64_t epoch, v1::OpenSessionResponse* response) {
+    request_.set_epoch(epoch);
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
+    const absl::Status status =
+        FromGrpc(v1::DataPlaneService::NewStub(channel)->OpenSession(
+            &context, request_, response));
+    if (status.ok()) return status;
+    return absl::Status(status.code(), absl::StrCat("source ", address_, ": ",
+                                                    status.message()));
+  }
+
+  const std::string address_;
+  v1::OpenSessionRequest request_;
+};
+
+}  // namespace
+
+std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
+                                                  std::string migration_id,
+                                                  std::string vm_name,
+                                                  RamLayout layout) {
+  return std::make_unique<GrpcSourceDialer>(
+      std::move(address), std::move(migration_id), std::move(vm_name), layout);
+}
+
+}  // namespace postcopy

@@ -1,0 +1,29 @@
+// The destination's side of the data plane: sessions over gRPC.
+#ifndef UFFD_DATA_PLANE_CLIENT_H_
+#define UFFD_DATA_PLANE_CLIENT_H_
+
+#include <memory>
+#include <string>
+
+#include "dirtytrack/ram_layout.h"
+#include "uffd/source_connection.h"
+
+namespace postcopy {
+
+// The version of the data plane this destination speaks.
+inline constexpr uint32_t kDataPlaneClientVersion = 1;
+
+// The largest response a destination takes: a full batch of pages and its
+// framing.
+inline constexpr int kDataPlaneResponseBytesMax = 2 << 20;
+
+// Opens the sessions of one migration with the source at `address`
+// (host:port). Each session has two connections of its own, one per lane.
+std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
+                                                  std::string migration_id,
+                                                  std::string vm_name,
+                                                  RamLayout layout);
+
+}  // namespace postcopy
+
+#endif  // UFFD_DATA_PLANE_CLIENT_H_

@@ -1,0 +1,513 @@
+#include "uffd/destination_migration.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "dirtytrack/page_checksum.h"
+
+namespace postcopy {
+namespace {
+
+// Errors that another session may mend.
+bool WorthAnotherTry(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsCancelled(status) ||
+         absl::IsDeadlineExceeded(status) || absl::IsDataLoss(status);
+}
+
+absl::Span<const uint8_t> AsBytes(absl::string_view text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
+
+absl::Status ProtocolError(absl::string_view what) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("the source does not follow the protocol: ", what));
+}
+
+}  // namespace
+
+bool HasEnded(DestinationPhase phase) {
+  return phase == DestinationPhase::kCompleted ||
+         phase == DestinationPhase::kCancelled ||
+         phase == DestinationPhase::kFailed;
+}
+
+DestinationMigration::DestinationMigration(std::unique_ptr<DestinationVm> vm,
+                                           std::unique_ptr<SourceDialer> dialer,
+                                           DestinationGuest guest,
+                                           DestinationOptions options,
+                                           Clock* clock)
+    : vm_(std::move(vm)),
+      dialer_(std::move(dialer)),
+      guest_(std::move(guest)),
+      options_(options),
+      clock_(clock) {
+  snapshot_.phase_since_ns = clock->NowNanos();
+}
+
+DestinationMigration::~DestinationMigration() { Stop(); }
+
+absl::Status DestinationMigration::Start() {
+  absl::StatusOr<PageBitmap> stale = PageBitmap::Create(vm_->layout().pages());
+  if (!stale.ok()) return stale.status();
+  stale_ = *std::move(stale);
+  lost_since_ns_ = clock_->NowNanos();
+  driver_ = std::thread([this] { Drive(); });
+  return absl::OkStatus();
+}
+
+void DestinationMigration::Stop() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    if (connection_ != nullptr) connection_->Abort();
+    changed_.notify_all();
+  }
+  if (driver_.joinable()) driver_.join();
+  if (guest_thread_.joinable()) guest_thread_.join();
+}
+
+// --- The driver.
+
+bool DestinationMigration::StopWantedLocked() const {
+  return stopping_ || vmm_gone_ || all_resident_ || HasEnded(snapshot_.phase) ||
+         (cancel_requested_ && !ready_);
+}
+
+void DestinationMigration::Drive() {
+  int64_t retry_nanos = options_.retry_nanos_first;
+  while (true) {
+    absl::StatusOr<std::unique_ptr<SourceConnection>> connection = Dial();
+    absl::Status status = connection.status();
+    if (connection.ok()) {
+      retry_nanos = options_.retry_nanos_first;
+      status = Serve(connection->get());
+      lost_since_ns_ = clock_->NowNanos();
+    }
+    if (!AfterLoss(status)) {
+      Conclude(connection.ok() ? connection->get() : nullptr);
+      return;
+    }
+    WaitFor(retry_nanos);
+    retry_nanos = std::min(retry_nanos * 2, options_.retry_nanos_last);
+  }
+}
+
+absl::StatusOr<std::unique_ptr<SourceConnection>> DestinationMigration::Dial() {
+  {
+    std::lock_guard lock(mutex_);
+    if (StopWantedLocked()) return absl::CancelledError("stopped");
+    if (snapshot_.phase == DestinationPhase::kPaused) {
+      SetPhaseLocked(DestinationPhase::kRecovering, snapshot_.message);
+    }
+  }
+  return dialer_->Open(++epoch_);
+}
+
+absl::Status DestinationMigration::Serve(SourceConnection* connection) {
+  {
+    std::lock_guard lock(mutex_);
+    if (StopWantedLocked()) return absl::CancelledError("stopped");
+    connection_ = connection;
+  }
+  std::thread urgent([this, connection] { ReceiveUrgent(connection); });
+  absl::Status status = Begin(connection);
+  if (status.ok()) status = ReceiveAll(connection);
+  connection->Abort();
+  urgent.join();
+  {
+    std::lock_guard lock(mutex_);
+    connection_ = nullptr;
+  }
+  // From here on the background and the fault loop no longer use it.
+  vm_->OnSourceLost();
+  return status;
+}
+
+absl::Status DestinationMigration::Begin(SourceConnection* connection) {
+  bool committed = false;
+  bool ready = false;
+  {
+    std::lock_guard lock(mutex_);
+    committed = committed_;
+    ready = ready_;
+    if (!ready) SetPhaseLocked(DestinationPhase::kPrecopy, "");
+  }
+  if (!committed && !connection->committed()) {
+    // Whatever a broken switch-over left is void.
+    stale_.Reset();
+    device_state_.clear();
+    damaged_in_round_ = 0;
+    return absl::OkStatus();
+  }
+  if (!committed) {
+    if (!ready) return ProtocolError("it committed before it was told to");
+    return TakeOver(connection);
+  }
+  if (absl::Status s = vm_->OnSourceBack(connection); !s.ok()) return s;
+  std::lock_guard lock(mutex_);
+  ++snapshot_.recoveries;
+  SetPhaseLocked(DestinationPhase::kPostcopy, "the source is back");
+  if (resume_nanos_ >= 0 && !resumed_told_) {
+    resumed_told_ = connection->SendResumed(resume_nanos_).ok();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DestinationMigration::ReceiveAll(SourceConnection* connection) {
+  while (true) {
+    absl::StatusOr<BulkEvent> event = connection->ReceiveBulk();
+    if (!event.ok()) return event.status();
+    if (absl::Status s = Handle(connection, *event); !s.ok()) return s;
+  }
+}
+
+void DestinationMigration::ReceiveUrgent(SourceConnection* connection) {
+  while (true) {
+    absl::StatusOr<absl::Span<const ReceivedRun>> runs =
+        connection->ReceiveUrgent();
+    if (!runs.ok()) break;
+    if (!vm_->OnUrgentPages(*runs).ok()) break;
+  }
+  // The bulk lane alone is of no use.
+  connection->Abort();
+}
+
+bool DestinationMigration::AfterLoss(const absl::Status& lost) {
+  std::lock_guard lock(mutex_);
+  if (StopWantedLocked()) return false;
+  if (committed_) {
+    // Whatever the reason: the guest runs here and needs its pages.
+    SetPhaseLocked(DestinationPhase::kPaused,
+                   absl::StrCat("the source cannot be reached, threads that "
+                                "touch a missing page wait: ",
+                                lost.message()));
+    return true;
+  }
+  const bool waited =
+      clock_->NowNanos() - lost_since_ns_ > options_.reconnect_nanos;
+  // Having said "ready", only the source knows whose the guest is.
+  if (WorthAnotherTry(lost) && (ready_ || !waited)) {
+    SetPhaseLocked(snapshot_.phase,
+                   absl::StrCat("looking for the source: ", lost.message()));
+    return true;
+  }
+  // ABORTED, NOT_FOUND: the source has given up, the guest is its own.
+  SetPhaseLocked(DestinationPhase::kCancelled,
+                 absl::StrCat("given up; the guest goes on at the source: ",
+                              lost.message()));
+  return false;
+}
+
+void DestinationMigration::WaitFor(int64_t nanos) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, std::chrono::nanoseconds(nanos),
+                    [this] { return StopWantedLocked(); });
+}
+
+void DestinationMigration::Conclude(SourceConnection* connection) {
+  bool complete = false;
+  bool committed = false;
+  bool release = false;
+  {
+    std::lock_guard lock(mutex_);
+    if (!stopping_ && vmm_gone_) {
+      SetPhaseLocked(DestinationPhase::kFailed,
+                     "the VMM closed its connection");
+    } else if (!stopping_ && cancel_requested_ && !ready_) {
+      SetPhaseLocked(DestinationPhase::kCancelled,
+                     "cancelled by request; the guest goes on at the source");
+    }
+    complete = all_resident_ && !HasEnded(snapshot_.phase) && !stopping_;
+    release = snapshot_.phase == DestinationPhase::kCancelled;
+    committed = committed_;
+  }
+  if (complete) {
+    Complete(connection);
+    return;
+  }
+  vm_->Abort(release);
+  // A guest that was handed over and is lost all the same goes on nowhere.
+  if (!committed && !stopping_) guest_.ended(/*completed=*/false);
+}
+
+void DestinationMigration::Complete(SourceConnection* connection) {
+  if (absl::Status s = vm_->Finish(); !s.ok()) {
+    Fail(absl::StrCat("every page is here, but serving could not be ended: ",
+                      s.message()));
+    return;
+  }
+  absl::Status told = connection == nullptr
+                          ? absl::UnavailableError("not connected")
+                          : connection->Complete();
+  int64_t retry_nanos = options_.retry_nanos_first;
+  // Any other error means that the source has nothing left to forget.
+  while (WorthAnotherTry(told)) {
+    SetPhase(DestinationPhase::kPostcopy,
+             absl::StrCat("every page is here; the source cannot be told: ",
+                          told.message()));
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait_for(lock, std::chrono::nanoseconds(retry_nanos),
+                        [this] { return stopping_ || vmm_gone_; });
+      if (stopping_ || vmm_gone_) break;
+    }
+    retry_nanos = std::min(retry_nanos * 2, options_.retry_nanos_last);
+    absl::StatusOr<std::unique_ptr<SourceConnection>> again =
+        dialer_->Open(++epoch_);
+    told = again.ok() ? (*again)->Complete() : again.status();
+  }
+  guest_.ended(/*completed=*/true);
+  SetPhase(DestinationPhase::kCompleted, "every page is at the destination");
+}
+
+// --- What arrives.
+
+absl::Status DestinationMigration::Handle(SourceConnection* connection,
+                                          const BulkEvent& event) {
+  if (const auto* pages = std::get_if<PagesArrived>(&event)) {
+    return Take(*pages);
+  }
+  if (std::holds_alternative<Committed>(event)) {
+    {
+      std::lock_guard lock(mutex_);
+      if (!ready_ || committed_) return ProtocolError("a commit out of turn");
+    }
+    return TakeOver(connection);
+  }
+  {
+    std::lock_guard lock(mutex_);
+    if (ready_) return ProtocolError("precopy after the switch-over");
+  }
+  if (const auto* round = std::get_if<RoundEnded>(&event)) {
+    return Acknowledge(connection, round->round);
+  }
+  if (const auto* piece = std::get_if<StalePiece>(&event)) {
+    return TakeStale(*piece);
+  }
+  if (const auto* state = std::get_if<DeviceStatePiece>(&event)) {
+    return TakeDeviceState(state->data);
+  }
+  return GetReady(connection, std::get<SwitchOverComplete>(event));
+}
+
+absl::Status DestinationMigration::Take(const PagesArrived& pages) {
+  bool committed = false;
+  {
+    std::lock_guard lock(mutex_);
+    committed = committed_;
+    if (ready_ && !committed) return ProtocolError("pages before the commit");
+    snapshot_.damaged_runs += pages.damaged_runs;
+  }
+  if (!committed) {
+    damaged_in_round_ += pages.damaged_runs;
+    return vm_->StorePrecopied(pages.runs);
+  }
+  if (pages.damaged_runs > 0) {
+    return absl::DataLossError("the checksum of a page did not fit");
+  }
+  return vm_->OnBulkPages(pages.runs);
+}
+
+absl::Status DestinationMigration::Acknowledge(SourceConnection* connection,
+                                               uint32_t round) {
+  {
+    std::lock_guard lock(mutex_);
+    snapshot_.rounds = round;
+  }
+  return connection->SendRoundAck(round, std::exchange(damaged_in_round_, 0));
+}
+
+absl::Status DestinationMigration::TakeStale(const StalePiece& piece) {
+  SetPhase(DestinationPhase::kSwitching, "");
+  const PageBitmapView stale = stale_.view();
+  const uint64_t first_word =
+      piece.first.value() / PageBitmapView::kPagesPerWord;
+  const uint64_t words = piece.bits.size() / sizeof(uint64_t);
+  if (first_word > stale.word_count() ||
+      words > stale.word_count() - first_word) {
+    return absl::OutOfRangeError(
+        "the stale set names pages outside the layout");
+  }
+  for (uint64_t i = 0; i < words; ++i) {
+    uint64_t bits = 0;
+    std::memcpy(&bits, piece.bits.data() + i * sizeof(bits), sizeof(bits));
+    stale.OrWord(first_word + i, bits);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DestinationMigration::TakeDeviceState(absl::string_view data) {
+  SetPhase(DestinationPhase::kSwitching, "");
+  if (data.size() > kReceivedDeviceStateBytesMax - device_state_.size()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the device state is larger than ",
+                     kReceivedDeviceStateBytesMax, " bytes"));
+  }
+  device_state_.append(data.data(), data.size());
+  return absl::OkStatus();
+}
+
+absl::Status DestinationMigration::GetReady(
+    SourceConnection* connection, const SwitchOverComplete& complete) {
+  SetPhase(DestinationPhase::kSwitching, "");
+  if (device_state_.size() != complete.device_state_bytes ||
+      Crc32c(AsBytes(device_state_)) != complete.device_state_crc32c) {
+    return absl::DataLossError("the device state did not arrive as it was");
+  }
+  if (stale_.view().Count() != complete.stale) {
+    return absl::DataLossError("the stale set did not arrive as it was");
+  }
+  absl::StatusOr<PageCount> discarded = vm_->DiscardStale(stale_.view());
+  if (!discarded.ok()) return discarded.status();
+  {
+    std::lock_guard lock(mutex_);
+    if (cancel_requested_) return absl::CancelledError("cancelled by request");
+    // Set before it is sent: from then on the source may commit.
+    ready_ = true;
+    snapshot_.stale = complete.stale;
+    SetPhaseLocked(DestinationPhase::kSwitching,
+                   "ready; the source has the last word");
+  }
+  return connection->SendReady(*discarded);
+}
+
+absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
+  {
+    std::lock_guard lock(mutex_);
+    committed_ = true;
+    SetPhaseLocked(DestinationPhase::kPostcopy, "the VMM loads device state");
+  }
+  absl::Status status =
+      vm_->StartServing(connection, /*bulk_limit_bytes_per_second=*/0,
+                        [this](absl::Status end) { OnServingEnded(end); });
+  if (!status.ok()) {
+    Fail(absl::StrCat("faults cannot be served: ", status.message()));
+    return status;
+  }
+  stale_ = PageBitmap();
+  // On a thread of its own: loading touches RAM, and if the source is lost
+  // meanwhile this one has to bring it back.
+  guest_thread_ = std::thread([this] { RunGuest(); });
+  return absl::OkStatus();
+}
+
+void DestinationMigration::RunGuest() {
+  const int64_t started = clock_->NowNanos();
+  absl::Status status = guest_.load_device_state(device_state_);
+  if (status.ok()) status = guest_.resume();
+  if (!status.ok()) {
+    Fail(absl::StrCat("the guest was handed over but does not run: ",
+                      status.message()));
+    return;
+  }
+  {
+    std::lock_guard lock(mutex_);
+    resume_nanos_ = clock_->NowNanos() - started;
+    if (connection_ != nullptr) {
+      resumed_told_ = connection_->SendResumed(resume_nanos_).ok();
+    }
+    if (snapshot_.phase == DestinationPhase::kPostcopy) {
+      SetPhaseLocked(snapshot_.phase, "the guest runs here");
+    }
+  }
+  device_state_ = std::string();
+  if (absl::Status s = vm_->StartBackground(); !s.ok()) {
+    Fail(absl::StrCat("the rest cannot be fetched: ", s.message()));
+  }
+}
+
+void DestinationMigration::OnServingEnded(const absl::Status& status) {
+  if (!status.ok()) {
+    Fail(absl::StrCat("faults are no longer served: ", status.message()));
+    return;
+  }
+  std::lock_guard lock(mutex_);
+  all_resident_ = true;
+  if (connection_ != nullptr) connection_->Abort();
+  changed_.notify_all();
+}
+
+// --- Ends.
+
+absl::Status DestinationMigration::Cancel() {
+  std::unique_lock lock(mutex_);
+  if (committed_ || ready_) {
+    return absl::FailedPreconditionError(
+        committed_ ? "the guest has been handed over and runs here: let the "
+                     "migration complete"
+                   : "the source is about to hand the guest over and alone can "
+                     "still cancel: cancel there");
+  }
+  if (snapshot_.phase == DestinationPhase::kFailed) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the migration has failed: ", snapshot_.message));
+  }
+  cancel_requested_ = true;
+  if (connection_ != nullptr) connection_->Abort();
+  changed_.notify_all();
+  changed_.wait(lock, [this] {
+    return HasEnded(snapshot_.phase) || ready_ || stopping_;
+  });
+  return absl::OkStatus();
+}
+
+void DestinationMigration::VmmGone() {
+  std::lock_guard lock(mutex_);
+  vmm_gone_ = true;
+  if (connection_ != nullptr) connection_->Abort();
+  changed_.notify_all();
+}
+
+void DestinationMigration::Fail(std::string message) {
+  std::lock_guard lock(mutex_);
+  if (HasEnded(snapshot_.phase)) return;
+  SetPhaseLocked(DestinationPhase::kFailed, std::move(message));
+  if (connection_ != nullptr) connection_->Abort();
+}
+
+// --- What others may know.
+
+void DestinationMigration::SetPhaseLocked(DestinationPhase phase,
+                                          std::string message) {
+  if (HasEnded(snapshot_.phase)) return;
+  if (phase == snapshot_.phase && message == snapshot_.message) return;
+  if (phase != snapshot_.phase) snapshot_.phase_since_ns = clock_->NowNanos();
+  snapshot_.phase = phase;
+  snapshot_.message = std::move(message);
+  ++version_;
+  changed_.notify_all();
+}
+
+void DestinationMigration::SetPhase(DestinationPhase phase,
+                                    std::string message) {
+  std::lock_guard lock(mutex_);
+  SetPhaseLocked(phase, std::move(message));
+}
+
+DestinationSnapshot DestinationMigration::Snapshot() const {
+  DestinationSnapshot snapshot;
+  {
+    std::lock_guard lock(mutex_);
+    snapshot = snapshot_;
+  }
+  snapshot.pages = vm_->counters();
+  snapshot.fault_latency = vm_->FaultLatency();
+  return snapshot;
+}
+
+uint64_t DestinationMigration::version() const {
+  std::lock_guard lock(mutex_);
+  return version_;
+}
+
+void DestinationMigration::WaitForChange(uint64_t seen, int64_t nanos) const {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, std::chrono::nanoseconds(nanos),
+                    [&] { return version_ != seen; });
+}
+
+}  // namespace postcopy

@@ -1,0 +1,192 @@
+// One migration on the destination: from the first session until every page is
+// here.
+#ifndef UFFD_DESTINATION_MIGRATION_H_
+#define UFFD_DESTINATION_MIGRATION_H_
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "dirtytrack/clock.h"
+#include "dirtytrack/page_bitmap.h"
+#include "dirtytrack/types.h"
+#include "uffd/destination_vm.h"
+#include "uffd/source_connection.h"
+
+namespace postcopy {
+
+// Where a migration stands at the destination. docs/protocol.md draws it.
+//
+//   kPreparing --> kPrecopy --> kSwitching --> kPostcopy --> kCompleted
+//                                    commit ^   |     ^
+//                                               v     |
+//                                          kPaused --> kRecovering
+//
+// From the first three also to kCancelled; from all to kFailed.
+enum class DestinationPhase {
+  kPreparing,
+  kPrecopy,
+  kSwitching,
+  kPostcopy,
+  kPaused,
+  kRecovering,
+  kCompleted,
+  kCancelled,
+  kFailed,
+};
+
+// True if no phase follows.
+bool HasEnded(DestinationPhase phase);
+
+// Most bytes of device state taken from a source.
+inline constexpr uint64_t kReceivedDeviceStateBytesMax = 64 << 20;
+
+// What the destination asks of the VMM. Each may block; none is called with a
+// lock held.
+struct DestinationGuest {
+  // May touch RAM, and so wait for pages.
+  std::function<absl::Status(absl::string_view)> load_device_state;
+  std::function<absl::Status()> resume;
+  std::function<void(bool completed)> ended;
+};
+
+struct DestinationOptions {
+  // How long a lost source may take to come back before the commit.
+  int64_t reconnect_nanos = 10 * kNanosPerSecond;
+  // Pause between two tries to reach it: doubled from the first to the last.
+  int64_t retry_nanos_first = 20 * kNanosPerMilli;
+  int64_t retry_nanos_last = kNanosPerSecond;
+};
+
+struct DestinationSnapshot {
+  DestinationPhase phase = DestinationPhase::kPreparing;
+  std::string message;
+  // When the phase began, by the monotonic clock.
+  int64_t phase_since_ns = 0;
+  uint32_t rounds = 0;
+  PageCount stale;
+  uint64_t damaged_runs = 0;
+  uint32_t recoveries = 0;
+  DestinationCounters pages;
+  LatencySnapshot fault_latency;
+};
+
+// The destination's half of one migration. The rules it keeps:
+//
+//  - Between telling the source that it is ready and hearing the source's
+//    verdict it decides nothing by itself: the guest may be its own already.
+//  - After the commit it never gives up: a lost source is looked for as long
+//    as it takes, while the threads of the guest that need a page wait.
+//  - Damaged pages are not stored; they are asked for again.
+//
+// A thread of its own drives it from Start to the end. Thread-safe.
+class DestinationMigration {
+ public:
+  // `clock` outlives this.
+  DestinationMigration(std::unique_ptr<DestinationVm> vm,
+                       std::unique_ptr<SourceDialer> dialer,
+                       DestinationGuest guest, DestinationOptions options,
+                       Clock* clock);
+
+  // As Stop().
+  ~DestinationMigration();
+
+  // Begins. To be called once. RESOURCE_EXHAUSTED if there is no memory for one
+  // bit per page; then nothing has begun.
+  absl::Status Start();
+
+  // Gives up. FAILED_PRECONDITION once the source may have handed the guest
+  // over. OK if already cancelled.
+  absl::Status Cancel();
+
+  // The VMM's connection ended.
+  void VmmGone();
+
+  // Ends all threads and leaves the VM as it is: registered, with waiting
+  // threads waiting. For the daemon's own end.
+  void Stop();
+
+  DestinationSnapshot Snapshot() const;
+  // Counts changes of phase and message.
+  uint64_t version() const;
+  // Returns when version() differs from `seen`, or after `nanos`.
+  void WaitForChange(uint64_t seen, int64_t nanos) const;
+
+ private:
+  // The driver thread.
+  void Drive();
+  absl::StatusOr<std::unique_ptr<SourceConnection>> Dial();
+  absl::Status Serve(SourceConnection* connection);
+  absl::Status Begin(SourceConnection* connection);
+  absl::Status ReceiveAll(SourceConnection* connection);
+  void ReceiveUrgent(SourceConnection* connection);
+  // True if another session is worth a try; else the migration has ended.
+  bool AfterLoss(const absl::Status& lost);
+  // What the end demands. `connection` is the last one, or null.
+  void Conclude(SourceConnection* connection);
+  void Complete(SourceConnection* connection);
+
+  // What arrives.
+  absl::Status Handle(SourceConnection* connection, const BulkEvent& event);
+  absl::Status Take(const PagesArrived& pages);
+  absl::Status Acknowledge(SourceConnection* connection, uint32_t round);
+  absl::Status TakeStale(const StalePiece& piece);
+  absl::Status TakeDeviceState(absl::string_view data);
+  absl::Status GetReady(SourceConnection* connection,
+                        const SwitchOverComplete& complete);
+  absl::Status TakeOver(SourceConnection* connection);
+
+  // The guest thread: loads, resumes, then lets the background begin.
+  void RunGuest();
+  void OnServingEnded(const absl::Status& status);
+
+  void SetPhaseLocked(DestinationPhase phase, std::string message);
+  void SetPhase(DestinationPhase phase, std::string message);
+  bool StopWantedLocked() const;
+  // Ends with an error after which nothing can be done here.
+  void Fail(std::string message);
+  void WaitFor(int64_t nanos);
+
+  // Constant after construction.
+  const std::unique_ptr<DestinationVm> vm_;
+  const std::unique_ptr<SourceDialer> dialer_;
+  const DestinationGuest guest_;
+  const DestinationOptions options_;
+  Clock* const clock_;
+
+  // Used by the driver thread only.
+  uint64_t epoch_ = 0;
+  PageBitmap stale_;
+  std::string device_state_;  // by the guest thread after the commit
+  uint64_t damaged_in_round_ = 0;
+  int64_t lost_since_ns_ = 0;
+
+  std::thread driver_;
+  std::thread guest_thread_;
+
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  // Guarded by mutex_.
+  DestinationSnapshot snapshot_;  // but for pages and fault_latency
+  uint64_t version_ = 0;
+  SourceConnection* connection_ = nullptr;
+  bool ready_ = false;      // the source may commit
+  bool committed_ = false;  // it has
+  bool resumed_told_ = false;
+  int64_t resume_nanos_ = -1;  // -1: the guest does not run yet
+  bool all_resident_ = false;
+  bool cancel_requested_ = false;
+  bool vmm_gone_ = false;
+  bool stopping_ = false;
+};
+
+}  // namespace postcopy
+
+#endif  // UFFD_DESTINATION_MIGRATION_H_

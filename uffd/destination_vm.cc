@@ -1,0 +1,359 @@
+#include "uffd/destination_vm.h"
+
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace postcopy {
+namespace {
+
+constexpr auto kRelaxed = std::memory_order_relaxed;
+
+uint64_t Load(const std::atomic<uint64_t>& counter) {
+  return counter.load(kRelaxed);
+}
+
+absl::Status RegisterError(const std::string& region,
+                           const DestinationRam::Piece& piece, int error) {
+  const std::string what = absl::StrCat(
+      "region \"", region, "\": cannot register ", ToString(piece.bytes()),
+      " at ", ToString(piece.address), ": ", ::strerrordesc_np(error));
+  switch (error) {
+    case ENOMEM:
+    case ESRCH:
+      return absl::AbortedError(
+          absl::StrCat(what, "; the VMM's process is gone"));
+    case EINVAL:
+    case ENOENT:
+      return absl::InvalidArgumentError(absl::StrCat(
+          what,
+          "; the VMM has not mapped it there in full, or not MAP_SHARED "
+          "from a memfd"));
+    case EOPNOTSUPP:
+      return absl::InvalidArgumentError(
+          absl::StrCat(what, "; the VMM must not back it with huge pages"));
+    case EBUSY:
+      return absl::InvalidArgumentError(absl::StrCat(
+          what, "; it is registered with another userfaultfd already"));
+    default:
+      return absl::InternalError(what);
+  }
+}
+
+absl::Status NoPages() {
+  return absl::InvalidArgumentError("the peer sent an answer without pages");
+}
+
+absl::Status CheckRun(const RamLayout& layout, const ReceivedRun& run) {
+  if (run.pages.count.empty()) {
+    return absl::InvalidArgumentError("the peer sent a run of no pages");
+  }
+  const absl::Status inside = layout.Check(run.pages.first, run.pages.count);
+  if (!inside.ok()) return inside;
+  // In the layout, so its bytes can be counted.
+  if (run.data.empty() || run.data.size() == BytesIn(run.pages.count).value()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the peer sent ", run.data.size(), " bytes for ", ToString(run.pages)));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DestinationVm>> DestinationVm::Create(
+    RamLayout layout, std::vector<DestinationRegion> regions,
+    std::unique_ptr<UffdOps> ops, Clock* clock) {
+  absl::StatusOr<std::unique_ptr<PageState>> state =
+      PageState::Create(layout.pages());
+  if (!state.ok()) return state.status();
+  absl::StatusOr<DestinationRam> ram =
+      DestinationRam::Create(std::move(layout), regions);
+  if (!ram.ok()) return ram.status();
+  std::unique_ptr<DestinationVm> vm(new DestinationVm(
+      *std::move(ram), *std::move(state), std::move(ops), clock));
+  absl::Status registered = vm->RegisterAll();
+  if (!registered.ok()) return registered;
+  return vm;
+}
+
+DestinationVm::DestinationVm(DestinationRam ram,
+                             std::unique_ptr<PageState> state,
+                             std::unique_ptr<UffdOps> ops, Clock* clock)
+    : ram_(std::move(ram)),
+      state_(std::move(state)),
+      ops_(std::move(ops)),
+      clock_(*clock),
+      installer_(&ram_, ops_.get(), state_.get()),
+      store_(&ram_, state_.get()) {}
+
+DestinationVm::~DestinationVm() { Abort(); }
+
+absl::Status DestinationVm::RegisterAll() {
+  for (size_t i = 0; i < ram_.region_count(); ++i) {
+    const DestinationRam::Piece region = ram_.region(i);
+    const UffdResult result = ops_->Register(region.address, region.bytes());
+    if (result.ok()) continue;
+    for (size_t done = 0; done < i; ++done) {
+      ops_->Unregister(ram_.region(done).address, ram_.region(done).bytes());
+    }
+    return RegisterError(layout().regions()[i].name, region, result.error);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DestinationVm::UnregisterAll() {
+  absl::Status status;
+  for (size_t i = 0; i < ram_.region_count(); ++i) {
+    const DestinationRam::Piece region = ram_.region(i);
+    const UffdResult result = ops_->Unregister(region.address, region.bytes());
+    if (result.ok() || !status.ok()) continue;
+    // mmget_not_zero() fails with ENOMEM in userfaultfd_unregister().
+    const bool gone = result.error == ENOMEM || result.error == ESRCH;
+    status = absl::Status(
+        gone ? absl::StatusCode::kAborted : absl::StatusCode::kInternal,
+        absl::StrCat("cannot unregister region \"", layout().regions()[i].name,
+                     "\": ", ::strerrordesc_np(result.error),
+                     gone ? "; the VMM's process is gone" : ""));
+  }
+  return status;
+}
+
+absl::Status DestinationVm::StorePrecopied(absl::Span<const ReceivedRun> runs) {
+  const Stage stage = stage_.load();
+  if (stage != Stage::kPrecopy && stage != Stage::kDiscarded) {
+    return WrongStage("StorePrecopied");
+  }
+  absl::Status status = Validate(runs).status();
+  if (!status.ok()) return status;
+  stage_.store(Stage::kPrecopy);
+  for (const ReceivedRun& run : runs) {
+    ReceiveResult result = store_.Store(run);
+    precopied_.fetch_add(result.received.value(), kRelaxed);
+    discarded_.fetch_add(result.removed.value(), kRelaxed);
+    if (!result.status.ok()) return std::move(result.status);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PageCount> DestinationVm::DiscardStale(PageBitmapView stale) {
+  const Stage stage = stage_.load();
+  if (stage != Stage::kPrecopy && stage != Stage::kDiscarded) {
+    return WrongStage("DiscardStale");
+  }
+  if (stale.pages() != layout().pages()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the stale set is of ", ToString(stale.pages()),
+                     ", the VM has ", ToString(layout().pages())));
+  }
+  stage_.store(Stage::kPrecopy);
+  ReceiveResult result = store_.Discard(stale);
+  discarded_.fetch_add(result.removed.value(), kRelaxed);
+  if (!result.status.ok()) return std::move(result.status);
+  stage_.store(Stage::kDiscarded);
+  return result.removed;
+}
+
+absl::Status DestinationVm::StartServing(
+    PageSource* source, uint64_t bulk_limit_bytes_per_second,
+    std::function<void(absl::Status)> on_end) {
+  if (stage_.load() != Stage::kDiscarded) return WrongStage("StartServing");
+  pull_ = std::make_unique<BackgroundPull>(
+      state_.get(), &order_, &clock_, bulk_limit_bytes_per_second,
+      [this, on_end = std::move(on_end)](absl::Status status) {
+        on_end(EndStatus(std::move(status)));
+      });
+  absl::StatusOr<std::unique_ptr<FaultLoop>> fault_loop = FaultLoop::Create(
+      &ram_, ops_.get(), state_.get(), &installer_, &order_, &clock_,
+      [this](absl::Status status) { pull_->Fail(std::move(status)); });
+  if (!fault_loop.ok()) return fault_loop.status();
+  fault_loop_ = *std::move(fault_loop);
+  pull_->SetSource(source);
+  // Nothing is pending yet, so nothing is asked and nothing can fail.
+  fault_loop_->SetSource(source).IgnoreError();
+  served_.store(true);
+  stage_.store(Stage::kServing);
+  fault_loop_->Start();
+  pull_->Start();
+  return absl::OkStatus();
+}
+
+absl::Status DestinationVm::StartBackground() {
+  if (stage_.load() != Stage::kServing) return WrongStage("StartBackground");
+  pull_->Enable();
+  return absl::OkStatus();
+}
+
+void DestinationVm::SetBulkLimit(uint64_t bytes_per_second) {
+  if (stage_.load() == Stage::kServing) pull_->SetLimit(bytes_per_second);
+}
+
+absl::Status DestinationVm::OnUrgentPages(absl::Span<const ReceivedRun> runs) {
+  if (stage_.load() != Stage::kServing) return WrongStage("OnUrgentPages");
+  if (runs.empty()) return NoPages();
+  const absl::StatusOr<PageCount> pages = Validate(runs);
+  if (!pages.ok()) return pages.status();
+  if (pages->value() > kMaxUrgentPages) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the peer answered an urgent request with ", ToString(*pages)));
+  }
+  return InstallAll(runs, &DestinationVm::InstallUrgent, &faulted_);
+}
+
+absl::Status DestinationVm::OnBulkPages(absl::Span<const ReceivedRun> runs) {
+  if (stage_.load() != Stage::kServing) return WrongStage("OnBulkPages");
+  if (runs.empty()) return NoPages();
+  absl::Status status = Validate(runs).status();
+  if (status.ok()) {
+    status = InstallAll(runs, &DestinationVm::InstallBulk, &background_);
+  }
+  if (!status.ok()) return status;
+  PageCount zeros;
+  for (const ReceivedRun& run : runs) {
+    if (run.data.empty()) zeros += run.pages.count;
+  }
+  pull_->OnAnswer(runs.front().pages.first, BytesIn(zeros));
+  return absl::OkStatus();
+}
+
+void DestinationVm::OnSourceLost() {
+  if (stage_.load() != Stage::kServing) return;
+  pull_->SetSource(nullptr);
+  fault_loop_->SetSource(nullptr).IgnoreError();  // asks nothing
+}
+
+absl::Status DestinationVm::OnSourceBack(PageSource* source) {
+  if (stage_.load() != Stage::kServing) return WrongStage("OnSourceBack");
+  OnSourceLost();
+  const absl::Status status = fault_loop_->SetSource(source);
+  // Urgent first; and not at all if that did not work.
+  if (status.ok()) pull_->SetSource(source);
+  return status;
+}
+
+absl::Status DestinationVm::Finish() {
+  if (stage_.load() == Stage::kEnded) return absl::OkStatus();
+  if (stage_.load() != Stage::kServing) return WrongStage("Finish");
+  if (!state_->missing().empty()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the migration is not complete: ", ToString(state_->missing()),
+        " are missing"));
+  }
+  StopThreads();
+  stage_.store(Stage::kEnded);
+  return UnregisterAll();
+}
+
+void DestinationVm::Abort(bool release) {
+  if (stage_.load() != Stage::kEnded) StopThreads();
+  const bool ended = stage_.exchange(Stage::kEnded) == Stage::kEnded;
+  // If it fails the VMM is gone, or has unmapped its memory.
+  if (release && !ended) UnregisterAll().IgnoreError();
+}
+
+DestinationCounters DestinationVm::counters() const {
+  DestinationCounters counters;
+  counters.total = layout().pages();
+  counters.missing = state_->missing();
+  counters.zero = state_->zero();
+  counters.precopied = PageCount(Load(precopied_));
+  counters.discarded = PageCount(Load(discarded_));
+  counters.faulted = PageCount(Load(faulted_));
+  counters.background = PageCount(Load(background_));
+  counters.already_present = installer_.already_present();
+  counters.unmapped_pages = installer_.unmapped();
+  counters.install_retries = installer_.retries();
+  if (served_.load()) AddServingCounters(&counters);
+  return counters;
+}
+
+void DestinationVm::AddServingCounters(DestinationCounters* counters) const {
+  const FaultCounters& faults = fault_loop_->counters();
+  counters->faults = Load(faults.faults);
+  counters->duplicate_faults = Load(faults.duplicates);
+  counters->local_faults = Load(faults.local);
+  counters->late_faults = Load(faults.late);
+  counters->foreign_faults = Load(faults.foreign);
+  counters->unexpected_events = Load(faults.unexpected_events);
+  counters->lost_pages = Load(faults.lost);
+  counters->outstanding_faults = fault_loop_->outstanding();
+  counters->urgent_requests = Load(faults.requests);
+  counters->urgent_request_failures = Load(faults.request_failures);
+  counters->bulk_requests = pull_->requests();
+  counters->bulk_request_failures = pull_->failures();
+}
+
+absl::StatusOr<PageCount> DestinationVm::Validate(
+    absl::Span<const ReceivedRun> runs) const {
+  PageCount pages;
+  for (const ReceivedRun& run : runs) {
+    absl::Status status = CheckRun(layout(), run);
+    if (!status.ok()) return status;
+    pages += run.pages.count;
+  }
+  return pages;
+}
+
+absl::Status DestinationVm::WrongStage(const char* call) const {
+  constexpr const char* kNames[] = {"in precopy", "before serving", "serving",
+                                    "ended"};
+  return absl::FailedPreconditionError(
+      absl::StrCat(call, " cannot be called: this destination is ",
+                   kNames[static_cast<int>(stage_.load())]));
+}
+
+ReceiveResult DestinationVm::InstallUrgent(const ReceivedRun& run) {
+  ReceiveResult result = run.data.empty()
+                             ? installer_.InstallZero(run.pages)
+                             : installer_.InstallData(run.pages, run.data);
+  if (result.status.ok()) RecordLatency(run.pages);
+  return result;
+}
+
+ReceiveResult DestinationVm::InstallBulk(const ReceivedRun& run) {
+  return run.data.empty() ? installer_.AdmitZero(run.pages)
+                          : installer_.InstallData(run.pages, run.data);
+}
+
+absl::Status DestinationVm::InstallAll(absl::Span<const ReceivedRun> runs,
+                                       Install install,
+                                       std::atomic<uint64_t>* counter) {
+  absl::Status status;
+  for (const ReceivedRun& run : runs) {
+    ReceiveResult result = (this->*install)(run);
+    counter->fetch_add(result.received.value(), kRelaxed);
+    status = std::move(result.status);
+    if (!status.ok()) break;
+  }
+  if (absl::IsAborted(status)) pull_->Fail(status);
+  if (state_->missing().empty()) pull_->OnComplete();
+  return status;
+}
+
+void DestinationVm::RecordLatency(PageRun run) {
+  const int64_t now_ns = clock_.NowNanos();
+  for (PageIndex page = run.first; page < run.end(); page += PageCount(1)) {
+    const std::optional<int64_t> first_read_ns = fault_loop_->Resolve(page);
+    if (first_read_ns.has_value()) latency_.Record(now_ns - *first_read_ns);
+  }
+}
+
+absl::Status DestinationVm::EndStatus(absl::Status status) const {
+  const uint64_t lost = Load(fault_loop_->counters().lost);
+  if (!status.ok() || lost == 0) return status;
+  return absl::DataLossError(absl::StrCat(
+      lost,
+      " pages that had been received vanished from the VM's memory file, "
+      "and were poisoned"));
+}
+
+void DestinationVm::StopThreads() {
+  // First the loop: it reports to the other.
+  if (fault_loop_ != nullptr) fault_loop_->Stop();
+  if (pull_ != nullptr) pull_->Stop();
+}
+
+}  // namespace postcopy

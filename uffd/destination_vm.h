@@ -1,0 +1,238 @@
+// The destination of one VM: stores precopied pages, serves its faults, fetches
+// the rest.
+#ifndef UFFD_DESTINATION_VM_H_
+#define UFFD_DESTINATION_VM_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "dirtytrack/clock.h"
+#include "dirtytrack/page_bitmap.h"
+#include "dirtytrack/ram_layout.h"
+#include "dirtytrack/types.h"
+#include "uffd/background_pull.h"
+#include "uffd/destination_ram.h"
+#include "uffd/fault_loop.h"
+#include "uffd/installer.h"
+#include "uffd/latency_histogram.h"
+#include "uffd/page_source.h"
+#include "uffd/page_state.h"
+#include "uffd/precopy_store.h"
+#include "uffd/pull_order.h"
+#include "uffd/uffd_ops.h"
+
+namespace postcopy {
+
+// Numbers of one VM. Each is right at its own moment; when nothing is under way
+// total == missing + precopied - discarded + faulted + background.
+struct DestinationCounters {
+  PageCount total;
+  // Pages whose current content is not here.
+  PageCount missing;
+  // Received pages that the source said are all zeros.
+  PageCount zero;
+
+  // Pages that became received by StorePrecopied; pages that DiscardStale made
+  // missing again.
+  PageCount precopied;
+  PageCount discarded;
+  // Pages that became received by OnUrgentPages and by OnBulkPages.
+  PageCount faulted;
+  PageCount background;
+
+  // Messages of the userfaultfd, and among them: for a page that was asked for
+  // already; for a page of zeros, answered here; for a page that had come in
+  // the meantime; for an address outside the VM's RAM.
+  uint64_t faults = 0;
+  uint64_t duplicate_faults = 0;
+  uint64_t local_faults = 0;
+  uint64_t late_faults = 0;
+  uint64_t foreign_faults = 0;
+  // Messages that are no missing-page fault; the first ends the serving.
+  uint64_t unexpected_events = 0;
+  // Received pages that vanished from the RAM file, and were poisoned.
+  uint64_t lost_pages = 0;
+  // Faulted pages asked for and not here yet.
+  uint64_t outstanding_faults = 0;
+
+  // Pages found in place when they were to be installed.
+  uint64_t already_present = 0;
+  // Pages not installed because the VMM has unmapped them; they count as
+  // received.
+  uint64_t unmapped_pages = 0;
+  // Times an install was tried again because the kernel said EAGAIN.
+  uint64_t install_retries = 0;
+
+  // Requests handed to the source, and those it refused.
+  uint64_t urgent_requests = 0;
+  uint64_t urgent_request_failures = 0;
+  uint64_t bulk_requests = 0;
+  uint64_t bulk_request_failures = 0;
+};
+
+// Created when the VMM has attached, it goes one way:
+//
+//   StorePrecopied*  DiscardStale  StartServing  StartBackground  Finish
+//
+// and Abort ends it from anywhere. Out of that order a call returns
+// FAILED_PRECONDITION and does nothing.
+//
+// Threads: each method says who may call it. OnUrgentPages and OnBulkPages run
+// concurrently with each other and with all else but destruction; the rest is
+// called by one thread at a time. Two threads run inside between StartServing
+// and the end: the fault loop, and the background thread.
+//
+// Errors of pages from the peer: OUT_OF_RANGE (outside the layout) and
+// INVALID_ARGUMENT (a run of no pages, or with data of another length); then no
+// run of the call was taken. ABORTED means everywhere: the VMM's process is
+// gone. RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL: of the kernel; part of the
+// runs may have been taken, and the call can be made again.
+class DestinationVm {
+ public:
+  // Registers every region with `ops`. INVALID_ARGUMENT names the region that
+  // does not fit (DestinationRam) or that the kernel refused, and what the VMM
+  // should change; what had been registered is unregistered again.
+  // `clock` outlives the object.
+  static absl::StatusOr<std::unique_ptr<DestinationVm>> Create(
+      RamLayout layout, std::vector<DestinationRegion> regions,
+      std::unique_ptr<UffdOps> ops, Clock* clock);
+
+  DestinationVm(const DestinationVm&) = delete;
+  DestinationVm& operator=(const DestinationVm&) = delete;
+
+  // Abort() if it has not ended. REQUIRES: no other call runs or will.
+  ~DestinationVm();
+
+  const RamLayout& layout() const { return ram_.layout(); }
+  // The memfd of PageState, for those who keep it over a restart.
+  int state_fd() const { return state_->fd(); }
+
+  // Takes pages of a precopy round, replacing what was there. In order: a
+  // later call's content wins. No runs at all is not an error. Before
+  // StartServing only.
+  absl::Status StorePrecopied(absl::Span<const ReceivedRun> runs);
+
+  // Makes every page of `stale` missing, and empties every page that is not
+  // received, whoever has written to it: the VMM may have loaded a ROM there.
+  // From here on a touch of a missing page is a fault. Returns how many of the
+  // stale pages had been received. INVALID_ARGUMENT unless stale.pages() is the
+  // layout's. May be called again after more StorePrecopied. On failure call
+  // it again before the guest runs.
+  absl::StatusOr<PageCount> DiscardStale(PageBitmapView stale);
+
+  // Serves faults from now on. `source` outlives the serving, or the next
+  // OnSourceLost. Must follow a DiscardStale with no StorePrecopied between.
+  //
+  // `on_end` is called at most once, by the background thread: with OK when no
+  // page is missing (DATA_LOSS if some were lost, see counters), with an error
+  // when faults are no longer served; perhaps before this returns. It is not
+  // running when Finish or Abort has returned, and not called afterwards; so it
+  // must not call these, nor destroy the object, nor wait for who does.
+  absl::Status StartServing(PageSource* source,
+                            uint64_t bulk_limit_bytes_per_second,
+                            std::function<void(absl::Status)> on_end);
+
+  // Begins to fetch what nobody has touched yet. Call it when the guest has
+  // been resumed, so that its first faults are not behind bulk.
+  absl::Status StartBackground();
+
+  // 0: no limit. Faulted pages are exempt. Any thread, any time after
+  // StartServing; before it does nothing.
+  void SetBulkLimit(uint64_t bytes_per_second);
+
+  // Takes the answer to one RequestUrgent: installs the pages and wakes who
+  // waits for them. At most kMaxUrgentPages pages, else INVALID_ARGUMENT. Not
+  // an error: pages that nobody asked for, or that are here already (their
+  // content is left alone).
+  absl::Status OnUrgentPages(absl::Span<const ReceivedRun> runs);
+
+  // Takes the answer to one RequestBulk, which is free for another request
+  // after it. Pages of it that `runs` does not have are asked for again. Else
+  // as OnUrgentPages, with any number of pages.
+  absl::Status OnBulkPages(absl::Span<const ReceivedRun> runs);
+
+  // The source answers no more. When this returns, no request to it is
+  // running, and it can be destroyed. Faults go on to be collected. Must not
+  // be called from within a request. Not an error if already lost.
+  void OnSourceLost();
+
+  // Goes on with `source`: faulted pages that are still missing are asked for
+  // again at once, the background continues. Implies OnSourceLost. The error is
+  // RequestUrgent's; the pages are kept for the next OnSourceBack.
+  absl::Status OnSourceBack(PageSource* source);
+
+  // Ends a migration that is complete: stops both threads, unregisters.
+  // FAILED_PRECONDITION while pages are missing. After another error the
+  // object has ended but regions may be registered still. Idempotent.
+  absl::Status Finish();
+
+  // Stops both threads. Threads of the VMM that wait for a page go on waiting
+  // (for whoever takes the userfaultfd over), as long as somebody has a
+  // descriptor of it: with the last one closed, missing pages become zeros.
+  // So `release`, which unregisters and thereby does just that, is for a
+  // migration cancelled before the guest ran here. Idempotent.
+  void Abort(bool release = false);
+
+  // Any thread, any time.
+  DestinationCounters counters() const;
+  // From reading a fault to its page being installed, for pages that came over
+  // the urgent lane. Any thread, any time.
+  LatencySnapshot FaultLatency() const { return latency_.Snapshot(); }
+
+ private:
+  enum class Stage { kPrecopy, kDiscarded, kServing, kEnded };
+
+  using Install = ReceiveResult (DestinationVm::*)(const ReceivedRun&);
+
+  DestinationVm(DestinationRam ram, std::unique_ptr<PageState> state,
+                std::unique_ptr<UffdOps> ops, Clock* clock);
+
+  absl::Status RegisterAll();
+  absl::Status UnregisterAll();
+  // How many pages `runs` have; an error unless every run can be taken.
+  absl::StatusOr<PageCount> Validate(absl::Span<const ReceivedRun> runs) const;
+  // FAILED_PRECONDITION, saying why not `call`.
+  absl::Status WrongStage(const char* call) const;
+  ReceiveResult InstallUrgent(const ReceivedRun& run);
+  ReceiveResult InstallBulk(const ReceivedRun& run);
+  // Installs all of `runs`, counts what became received in `counter`.
+  absl::Status InstallAll(absl::Span<const ReceivedRun> runs, Install install,
+                          std::atomic<uint64_t>* counter);
+  void RecordLatency(PageRun run);
+  void AddServingCounters(DestinationCounters* counters) const;
+  // What on_end is told.
+  absl::Status EndStatus(absl::Status status) const;
+  void StopThreads();
+
+  // Constant after construction.
+  const DestinationRam ram_;
+  const std::unique_ptr<PageState> state_;
+  const std::unique_ptr<UffdOps> ops_;
+  Clock& clock_;
+
+  Installer installer_;
+  PrecopyStore store_;
+  AfterFaultOrder order_;
+  LatencyHistogram latency_;
+  std::atomic<uint64_t> precopied_{0};
+  std::atomic<uint64_t> discarded_{0};
+  std::atomic<uint64_t> faulted_{0};
+  std::atomic<uint64_t> background_{0};
+  // Changed by the controlling thread. Who sees kServing sees fault_loop_ and
+  // pull_ set, and so does, for good, who sees served_.
+  std::atomic<Stage> stage_{Stage::kPrecopy};
+  std::atomic<bool> served_{false};
+  // Set before kServing, kept until destruction.
+  std::unique_ptr<BackgroundPull> pull_;
+  std::unique_ptr<FaultLoop> fault_loop_;
+};
+
+}  // namespace postcopy
+
+#endif  // UFFD_DESTINATION_VM_H_

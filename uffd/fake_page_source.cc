@@ -1,0 +1,152 @@
+#include "uffd/fake_page_source.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "uffd/kernel_guest.h"
+
+namespace postcopy {
+namespace {
+
+std::vector<PageIndex> PagesOf(PageRun run) {
+  std::vector<PageIndex> pages;
+  for (uint64_t i = 0; i < run.count.value(); ++i) {
+    pages.push_back(run.first + PageCount(i));
+  }
+  return pages;
+}
+
+}  // namespace
+
+Answer::Answer(absl::Span<const PageIndex> pages,
+               const std::set<uint64_t>& zeros) {
+  for (const PageIndex page : pages) Add(page, zeros);
+}
+
+Answer::Answer(PageRun run, const std::set<uint64_t>& zeros) {
+  for (const PageIndex page : PagesOf(run)) Add(page, zeros);
+}
+
+void Answer::Add(PageIndex page, const std::set<uint64_t>& zeros) {
+  bytes_.push_back(zeros.contains(page.value()) ? std::vector<uint8_t>()
+                                                : PatternOf(page));
+  runs_.push_back({{page, PageCount(1)}, bytes_.back()});
+}
+
+absl::Status FakePageSource::RequestUrgent(absl::Span<const PageIndex> pages) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  urgent_.emplace_back(pages.begin(), pages.end());
+  changed_.notify_all();
+  return refusal_;
+}
+
+absl::Status FakePageSource::RequestBulk(PageRun run) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  bulk_.push_back(run);
+  changed_.notify_all();
+  return refusal_;
+}
+
+void FakePageSource::AwaitUrgent(size_t count) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [&] { return urgent_.size() >= count; });
+}
+
+void FakePageSource::AwaitBulk(size_t count) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [&] { return bulk_.size() >= count; });
+}
+
+std::vector<FakePageSource::UrgentRequest> FakePageSource::urgent() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return urgent_;
+}
+
+std::vector<PageRun> FakePageSource::bulk() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return bulk_;
+}
+
+int FakePageSource::TimesAsked(PageIndex page) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  int times = 0;
+  for (const UrgentRequest& request : urgent_) {
+    times += std::count(request.begin(), request.end(), page);
+  }
+  return times;
+}
+
+void FakePageSource::Refuse(absl::Status status) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  refusal_ = std::move(status);
+}
+
+ServingPageSource::ServingPageSource(uint64_t seed, std::set<uint64_t> zeros)
+    : zeros_(std::move(zeros)) {
+  urgent_.random.seed(seed);
+  bulk_.random.seed(seed + 1);
+}
+
+ServingPageSource::~ServingPageSource() { Stop(); }
+
+void ServingPageSource::Serve(DestinationVm* vm) {
+  vm_ = vm;
+  urgent_.thread = std::thread([this] { Run(&urgent_, /*urgent=*/true); });
+  bulk_.thread = std::thread([this] { Run(&bulk_, /*urgent=*/false); });
+}
+
+void ServingPageSource::Stop() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    changed_.notify_all();
+  }
+  if (urgent_.thread.joinable()) urgent_.thread.join();
+  if (bulk_.thread.joinable()) bulk_.thread.join();
+}
+
+absl::Status ServingPageSource::RequestUrgent(
+    absl::Span<const PageIndex> pages) {
+  return Push(&urgent_, {pages.begin(), pages.end()});
+}
+
+absl::Status ServingPageSource::RequestBulk(PageRun run) {
+  return Push(&bulk_, PagesOf(run));
+}
+
+absl::Status ServingPageSource::status() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return status_;
+}
+
+absl::Status ServingPageSource::Push(Lane* lane, std::vector<PageIndex> pages) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (stopping_) return absl::UnavailableError("the source is stopped");
+  lane->requests.push_back(std::move(pages));
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+void ServingPageSource::Run(Lane* lane, bool urgent) {
+  for (std::vector<PageIndex> pages; !(pages = Pop(lane)).empty();) {
+    const Answer answer(pages, zeros_);
+    const absl::Status taken = urgent ? vm_->OnUrgentPages(answer.runs())
+                                      : vm_->OnBulkPages(answer.runs());
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (status_.ok()) status_ = taken;
+  }
+}
+
+std::vector<PageIndex> ServingPageSource::Pop(Lane* lane) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [&] { return stopping_ || !lane->requests.empty(); });
+  if (stopping_) return {};
+  const auto drawn =
+      lane->requests.begin() +
+      static_cast<ptrdiff_t>(lane->random() % lane->requests.size());
+  std::vector<PageIndex> pages = std::move(*drawn);
+  lane->requests.erase(drawn);
+  return pages;
+}
+
+}  // namespace postcopy

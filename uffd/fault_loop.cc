@@ -1,0 +1,260 @@
+#include "uffd/fault_loop.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "dirtytrack/check.h"
+
+namespace postcopy {
+namespace {
+
+constexpr PageCount kOnePage{1};
+
+void Count(std::atomic<uint64_t>* counter, uint64_t by = 1) {
+  counter->fetch_add(by, std::memory_order_relaxed);
+}
+
+absl::Status SystemError(absl::string_view call, int error) {
+  return absl::InternalError(
+      absl::StrCat(call, ": ", ::strerrordesc_np(error)));
+}
+
+// True for a touch of a page that is not there; WP and MINOR are other modes.
+bool IsMissingFault(const uffd_msg& message) {
+  constexpr uint64_t kOther =
+      UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_MINOR;
+  return message.event == UFFD_EVENT_PAGEFAULT &&
+         (message.arg.pagefault.flags & kOther) == 0;
+}
+
+absl::Status UnexpectedEvent(const uffd_msg& message) {
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the userfaultfd reports event 0x", absl::Hex(message.event),
+      ", of which nothing is known: the VMM must enable no event features and "
+      "register its memory for missing pages only"));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<FaultLoop>> FaultLoop::Create(
+    const DestinationRam* ram, UffdOps* ops, PageState* state,
+    Installer* installer, PullOrder* order, Clock* clock,
+    std::function<void(absl::Status)> on_end) {
+  UniqueFd wake_fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake_fd.valid()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no eventfd for the fault loop: ", ::strerrordesc_np(errno)));
+  }
+  return std::unique_ptr<FaultLoop>(
+      new FaultLoop(ram, ops, state, installer, order, clock, std::move(on_end),
+                    std::move(wake_fd)));
+}
+
+FaultLoop::FaultLoop(const DestinationRam* ram, UffdOps* ops, PageState* state,
+                     Installer* installer, PullOrder* order, Clock* clock,
+                     std::function<void(absl::Status)> on_end, UniqueFd wake_fd)
+    : ram_(*ram),
+      ops_(*ops),
+      state_(*state),
+      installer_(*installer),
+      order_(*order),
+      clock_(*clock),
+      on_end_(std::move(on_end)),
+      wake_fd_(std::move(wake_fd)) {}
+
+FaultLoop::~FaultLoop() { Stop(); }
+
+void FaultLoop::Start() {
+  thread_ = std::thread([this] { Run(); });
+}
+
+void FaultLoop::Stop() {
+  stopping_.store(true);
+  WakeUp();
+  if (thread_.joinable()) thread_.join();
+}
+
+absl::Status FaultLoop::SetSource(PageSource* source) {
+  const std::lock_guard<std::mutex> lock(source_mutex_);
+  source_ = source;
+  return source == nullptr ? absl::OkStatus() : AskAgain();
+}
+
+std::optional<int64_t> FaultLoop::Resolve(PageIndex page) {
+  const std::optional<int64_t> first_read_ns = pending_.Take(page);
+  // Sequentially consistent on both sides: either the loop sees the room, or
+  // this sees that the loop wants it.
+  if (first_read_ns.has_value() && wants_room_.exchange(false)) WakeUp();
+  return first_read_ns;
+}
+
+void FaultLoop::Run() {
+  absl::Status status = Loop();
+  if (!status.ok() && !stopping_.load()) on_end_(std::move(status));
+}
+
+absl::Status FaultLoop::Loop() {
+  while (!stopping_.load()) {
+    absl::Status status = Wait();
+    if (status.ok()) status = Serve().status();
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FaultLoop::Wait() {
+  wants_room_.store(true);
+  const bool room = pending_.Room() > 0;
+  if (room) wants_room_.store(false);
+  // A negative descriptor is not polled: the kernel keeps the faults for which
+  // there is no room, and its readiness must not turn this into a busy loop.
+  std::array<pollfd, 2> waited = {
+      {{.fd = wake_fd_.get(), .events = POLLIN, .revents = 0},
+       {.fd = room ? ops_.poll_fd() : -1, .events = POLLIN, .revents = 0}}};
+  if (::poll(waited.data(), waited.size(), /*timeout=*/-1) < 0) {
+    return errno == EINTR ? absl::OkStatus() : SystemError("poll", errno);
+  }
+  if (waited[0].revents & POLLIN) {
+    eventfd_t ignored = 0;
+    ::eventfd_read(wake_fd_.get(), &ignored);
+  }
+  if (waited[1].revents & (POLLERR | POLLHUP | POLLNVAL)) {
+    return absl::InternalError(
+        "the userfaultfd is unusable: somebody has made it blocking");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> FaultLoop::Serve() {
+  // What has been read cannot be put back: take no more than fits the table.
+  const size_t room = std::min(pending_.Room(), messages_.size());
+  if (room == 0) return false;
+  const UffdReadResult read = ops_.Read(absl::MakeSpan(messages_.data(), room));
+  if (read.error == EAGAIN) return false;
+  if (read.error != 0) return SystemError("reading faults", read.error);
+  const int64_t now_ns = clock_.NowNanos();
+  absl::Status status;
+  {
+    const std::lock_guard<std::mutex> lock(source_mutex_);
+    for (size_t i = 0; i < read.messages; ++i) {
+      // All of them, also behind a bad one: their threads wait.
+      absl::Status handled = Handle(messages_[i], now_ns);
+      if (status.ok()) status = std::move(handled);
+    }
+    AskForNew();
+  }
+  if (!status.ok()) return status;
+  return read.messages > 0;
+}
+
+absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
+  if (!IsMissingFault(message)) {
+    Count(&counters_.unexpected_events);
+    return UnexpectedEvent(message);
+  }
+  Count(&counters_.faults);
+  const std::optional<PageIndex> page =
+      ram_.PageAt(HostAddress(message.arg.pagefault.address));
+  if (!page.has_value()) {
+    Count(&counters_.foreign);
+    return absl::OkStatus();
+  }
+  if (state_.IsReceived(*page)) return HandleReceived(*page);
+  return Collect(*page, now_ns);
+}
+
+absl::Status FaultLoop::HandleReceived(PageIndex page) {
+  if (state_.IsZero(page)) {
+    Count(&counters_.local);
+    return installer_.InstallZero({page, kOnePage}).status;
+  }
+  if (!ram_.HasData(page)) return Lose(page);
+  Count(&counters_.late);
+  installer_.Wake({page, kOnePage});
+  return absl::OkStatus();
+}
+
+absl::Status FaultLoop::Collect(PageIndex page, int64_t now_ns) {
+  switch (pending_.Add(page, now_ns)) {
+    case PendingFaults::AddResult::kDuplicate:
+      Count(&counters_.duplicates);
+      return absl::OkStatus();
+    case PendingFaults::AddResult::kFull:
+      POSTCOPY_CHECK(false && "no more messages are read than there is room");
+    case PendingFaults::AddResult::kNew:
+      break;
+  }
+  // The page may have come since it was looked at: its receiver marks it, then
+  // takes it off the table, where it was not yet.
+  if (state_.IsReceived(page)) {
+    pending_.Take(page);
+    return HandleReceived(page);
+  }
+  order_.OnFault(page);
+  new_pages_[new_count_++] = page;
+  return absl::OkStatus();
+}
+
+absl::Status FaultLoop::Lose(PageIndex page) {
+  const DestinationRam::Piece piece = ram_.FirstPiece({page, kOnePage});
+  const UffdResult poisoned = ops_.Poison(piece.address, piece.bytes());
+  if (poisoned.ok()) {
+    Count(&counters_.lost);
+    return absl::OkStatus();
+  }
+  if (poisoned.error == EEXIST) {  // poisoned before: its thread finds out
+    installer_.Wake(piece.pages);
+    return absl::OkStatus();
+  }
+  if (poisoned.error == ESRCH) {
+    return absl::AbortedError("the VMM's process is gone");
+  }
+  return SystemError("poisoning a lost page", poisoned.error);
+}
+
+void FaultLoop::AskForNew() {
+  if (new_count_ > 0 && source_ != nullptr) {
+    // On failure the pages stay pending: SetSource asks again.
+    Ask(absl::MakeConstSpan(new_pages_.data(), new_count_)).IgnoreError();
+  }
+  new_count_ = 0;
+}
+
+absl::Status FaultLoop::AskAgain() {
+  const size_t pending = pending_.CopyTo(absl::MakeSpan(again_));
+  size_t missing = 0;
+  for (size_t i = 0; i < pending; ++i) {
+    if (state_.IsReceived(again_[i])) {
+      Resolve(again_[i]);  // the bulk lane brought it
+    } else {
+      again_[missing++] = again_[i];
+    }
+  }
+  const auto rest = absl::MakeConstSpan(again_.data(), missing);
+  for (size_t done = 0; done < missing; done += kMaxUrgentPages) {
+    const absl::Status status = Ask(rest.subspan(done, kMaxUrgentPages));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FaultLoop::Ask(absl::Span<const PageIndex> pages) {
+  Count(&counters_.requests);
+  absl::Status status = source_->RequestUrgent(pages);
+  if (!status.ok()) Count(&counters_.request_failures);
+  return status;
+}
+
+void FaultLoop::WakeUp() {
+  // Fails only when the counter is full, and then the loop is woken anyway.
+  ::eventfd_write(wake_fd_.get(), 1);
+}
+
+}  // namespace postcopy

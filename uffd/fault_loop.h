@@ -1,0 +1,145 @@
+// Reads a VM's page faults and asks for the pages.
+#ifndef UFFD_FAULT_LOOP_H_
+#define UFFD_FAULT_LOOP_H_
+
+#include <linux/userfaultfd.h>
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "dirtytrack/clock.h"
+#include "dirtytrack/types.h"
+#include "dirtytrack/unique_fd.h"
+#include "uffd/destination_ram.h"
+#include "uffd/installer.h"
+#include "uffd/page_source.h"
+#include "uffd/page_state.h"
+#include "uffd/pending_faults.h"
+#include "uffd/pull_order.h"
+#include "uffd/uffd_ops.h"
+
+namespace postcopy {
+
+// Messages taken by one read: as many pages as one urgent request can name.
+inline constexpr size_t kMaxFaultBatch = kMaxUrgentPages;
+
+// Counts; see DestinationCounters for what they mean.
+struct FaultCounters {
+  std::atomic<uint64_t> faults{0};
+  std::atomic<uint64_t> duplicates{0};
+  std::atomic<uint64_t> local{0};
+  std::atomic<uint64_t> late{0};
+  std::atomic<uint64_t> foreign{0};
+  std::atomic<uint64_t> unexpected_events{0};
+  std::atomic<uint64_t> lost{0};
+  std::atomic<uint64_t> requests{0};
+  std::atomic<uint64_t> request_failures{0};
+};
+
+// One thread per VM that waits for the userfaultfd and an eventfd, and nothing
+// else. Per fault it allocates nothing, writes no log line and takes no lock
+// that the bulk lane takes.
+//
+// What happens to a faulted page:
+//   outside every region          counted; its thread goes on waiting
+//   received, zeros               filled with zeros here
+//   received, in the RAM file     woken: it came while the fault was under way
+//   received, a hole all the same lost: poisoned, never zeros
+//   missing, asked for            nothing
+//   missing                       asked for, once per read for all of them
+//
+// The thread ends, and calls on_end with the reason, if the userfaultfd says
+// something that this service does not understand, or the VMM is gone.
+class FaultLoop {
+ public:
+  // Pointers outlive the object. `on_end` is called at most once, by the
+  // thread, and not after Stop has begun. RESOURCE_EXHAUSTED if there is no
+  // descriptor left.
+  static absl::StatusOr<std::unique_ptr<FaultLoop>> Create(
+      const DestinationRam* ram, UffdOps* ops, PageState* state,
+      Installer* installer, PullOrder* order, Clock* clock,
+      std::function<void(absl::Status)> on_end);
+  // Stop().
+  ~FaultLoop();
+
+  // Starts the thread. Call once.
+  void Start();
+  // Ends it and waits for it. Idempotent. Not from `on_end` or a request.
+  void Stop();
+
+  // Asks `source` from now on; nullptr: nobody, faults are only collected. When
+  // this returns, no request to the former source is running. Pages pending and
+  // still missing are asked for at once; returns the error of that, in which
+  // case they stay pending. Any thread.
+  absl::Status SetSource(PageSource* source);
+
+  // `page` has been installed. Returns when its fault was first read, nullopt
+  // if no such fault is outstanding. Any thread.
+  std::optional<int64_t> Resolve(PageIndex page);
+
+  size_t outstanding() const { return pending_.size(); }
+  const FaultCounters& counters() const { return counters_; }
+
+  // One read and what follows from it, for simulations that have no thread.
+  // True if any message was read. REQUIRES: Start was not called.
+  absl::StatusOr<bool> ServeOnce() { return Serve(); }
+
+ private:
+  FaultLoop(const DestinationRam* ram, UffdOps* ops, PageState* state,
+            Installer* installer, PullOrder* order, Clock* clock,
+            std::function<void(absl::Status)> on_end, UniqueFd wake_fd);
+
+  void Run();
+  absl::Status Loop();
+  // Waits for messages, if there is room for them, or for wake_fd_.
+  absl::Status Wait();
+  absl::StatusOr<bool> Serve();
+  absl::Status Handle(const uffd_msg& message, int64_t now_ns);
+  absl::Status HandleReceived(PageIndex page);
+  absl::Status Collect(PageIndex page, int64_t now_ns);
+  absl::Status Lose(PageIndex page);
+  // Hands new_pages_ to the source.
+  void AskForNew();
+  absl::Status AskAgain();  // REQUIRES: source_mutex_
+  absl::Status Ask(absl::Span<const PageIndex> pages);  // and here
+  void WakeUp();
+
+  const DestinationRam& ram_;
+  UffdOps& ops_;
+  PageState& state_;
+  Installer& installer_;
+  PullOrder& order_;
+  Clock& clock_;
+  const std::function<void(absl::Status)> on_end_;
+  const UniqueFd wake_fd_;  // eventfd: stop, or there is room again
+  std::thread thread_;
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> wants_room_{false};
+  FaultCounters counters_;
+  PendingFaults pending_;
+
+  // Of the thread alone.
+  std::array<uffd_msg, kMaxFaultBatch> messages_;
+  std::array<PageIndex, kMaxFaultBatch> new_pages_;
+  size_t new_count_ = 0;
+
+  // Held while a page goes from new to asked for, so that no page is asked for
+  // twice, and during RequestUrgent. Shared with whoever reconnects.
+  std::mutex source_mutex_;
+  PageSource* source_ = nullptr;
+  std::array<PageIndex, kMaxOutstandingFaults> again_;
+};
+
+}  // namespace postcopy
+
+#endif  // UFFD_FAULT_LOOP_H_

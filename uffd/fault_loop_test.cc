@@ -1,0 +1,288 @@
+#include "uffd/fault_loop.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "dirtytrack/memfd.h"
+#include "dirtytrack/simulated_clock.h"
+#include "gtest/gtest.h"
+#include "uffd/fake_page_source.h"
+#include "uffd/kernel_guest.h"
+#include "uffd/simulated_uffd.h"
+
+namespace postcopy {
+namespace {
+
+using Call = SimulatedUffd::Call;
+using Touch = SimulatedUffd::Touch;
+
+constexpr uint64_t kPages = 4096;
+constexpr HostAddress kBase{0x100000000};
+constexpr HostAddress kOutside{0x900000000};
+
+PageRun Page(uint64_t page) { return {PageIndex(page), PageCount(1)}; }
+
+class FaultLoopTest : public testing::Test {
+ protected:
+  FaultLoopTest() {
+    uffd_.Map(kBase, size_, fd_.get(), 0);
+    uffd_.Map(kOutside, size_, other_fd_.get(), 0);
+    EXPECT_TRUE(uffd_.Register(kBase, size_).ok());
+    EXPECT_TRUE(uffd_.Register(kOutside, size_).ok());
+    EXPECT_TRUE(loop_->SetSource(&source_).ok());
+  }
+  ~FaultLoopTest() override { loop_->Stop(); }
+
+  HostAddress at(uint64_t page) const {
+    return kBase + BytesIn(PageCount(page));
+  }
+  // Thread `page` touches page `page`.
+  void Fault(uint64_t page) {
+    EXPECT_EQ(uffd_.TouchPage(static_cast<int>(page), at(page)),
+              Touch::kWaiting);
+  }
+  // Reads all there is.
+  absl::Status Serve() {
+    while (true) {
+      const absl::StatusOr<bool> served = loop_->ServeOnce();
+      if (!served.ok()) return served.status();
+      if (!*served) return absl::OkStatus();
+    }
+  }
+  void Install(uint64_t page) {
+    EXPECT_TRUE(installer_.InstallData(Page(page), PatternOf(PageIndex(page)))
+                    .status.ok());
+  }
+  uint64_t Counted(std::atomic<uint64_t> FaultCounters::* counter) const {
+    return (loop_->counters().*counter).load();
+  }
+
+  const ByteCount size_ = BytesIn(PageCount(kPages));
+  const UniqueFd fd_ = *CreateMemfd("ram", size_, 0);
+  const UniqueFd other_fd_ = *CreateMemfd("other", size_, 0);
+  const DestinationRam ram_ = *DestinationRam::Create(
+      LayoutOf({PageCount(kPages)}), {{kBase, fd_.get(), 0}});
+  const std::unique_ptr<PageState> state_ =
+      *PageState::Create(PageCount(kPages));
+  SimulatedClock clock_;
+  SimulatedUffd uffd_;
+  Installer installer_{&ram_, &uffd_, state_.get()};
+  AfterFaultOrder order_;
+  FakePageSource source_;
+  std::promise<absl::Status> end_;
+  const std::unique_ptr<FaultLoop> loop_ = *FaultLoop::Create(
+      &ram_, &uffd_, state_.get(), &installer_, &order_, &clock_,
+      [this](absl::Status status) { end_.set_value(status); });
+};
+
+TEST_F(FaultLoopTest, OneRequestForAllThatWait) {
+  for (const uint64_t page : {9, 3, 7}) Fault(page);
+  EXPECT_EQ(uffd_.TouchPage(100, at(3)), Touch::kWaiting);
+  EXPECT_TRUE(Serve().ok());
+  ASSERT_EQ(source_.urgent().size(), 1u);
+  EXPECT_EQ(source_.urgent()[0],
+            (std::vector<PageIndex>{PageIndex(9), PageIndex(3), PageIndex(7)}));
+  EXPECT_EQ(Counted(&FaultCounters::faults), 4u);
+  EXPECT_EQ(Counted(&FaultCounters::duplicates), 1u);
+  EXPECT_EQ(loop_->outstanding(), 3u);
+}
+
+TEST_F(FaultLoopTest, ABatchIsNoMoreThanARequestCanHold) {
+  for (uint64_t page = 0; page < kMaxUrgentPages + 1; ++page) Fault(page);
+  EXPECT_TRUE(Serve().ok());
+  ASSERT_EQ(source_.urgent().size(), 2u);
+  EXPECT_EQ(source_.urgent()[0].size(), kMaxUrgentPages);
+  EXPECT_EQ(source_.urgent()[1].size(), 1u);
+}
+
+TEST_F(FaultLoopTest, TellsWhenAFaultWasFirstRead) {
+  clock_.Advance(50);
+  Fault(5);
+  EXPECT_TRUE(Serve().ok());
+  clock_.Advance(50);
+  EXPECT_EQ(uffd_.TouchPage(100, at(5)), Touch::kWaiting);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(loop_->Resolve(PageIndex(5)), 50);
+  EXPECT_EQ(loop_->Resolve(PageIndex(5)), std::nullopt);
+}
+
+TEST_F(FaultLoopTest, ForeignAddressesAreCounted) {
+  EXPECT_EQ(uffd_.TouchPage(1, kOutside), Touch::kWaiting);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(Counted(&FaultCounters::foreign), 1u);
+  EXPECT_TRUE(source_.urgent().empty());
+}
+
+TEST_F(FaultLoopTest, ZerosAreAnsweredHere) {
+  state_->MarkReceived(Page(5), /*is_zero=*/true);
+  Fault(5);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_FALSE(uffd_.IsWaiting(5));
+  EXPECT_EQ(Counted(&FaultCounters::local), 1u);
+  EXPECT_TRUE(source_.urgent().empty());
+}
+
+TEST_F(FaultLoopTest, ALateMessageWakes) {
+  Fault(5);
+  // Brought by somebody who has not woken anybody yet.
+  ASSERT_EQ(::pwrite(fd_.get(), "x", 1, 5 * kPageSize), 1);
+  state_->MarkReceived(Page(5), /*is_zero=*/false);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_FALSE(uffd_.IsWaiting(5));
+  EXPECT_EQ(Counted(&FaultCounters::late), 1u);
+}
+
+TEST_F(FaultLoopTest, ALostPageIsPoisonedNotZeroed) {
+  state_->MarkReceived(Page(5), /*is_zero=*/false);
+  Fault(5);
+  EXPECT_EQ(uffd_.TouchPage(100, at(5)), Touch::kWaiting);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(uffd_.waiting(), 0u);
+  EXPECT_EQ(uffd_.TouchPage(101, at(5)), Touch::kPoisoned);
+  EXPECT_EQ(Counted(&FaultCounters::lost), 1u);
+  EXPECT_EQ(uffd_.calls(Call::kZeroPage), 0);
+}
+
+TEST_F(FaultLoopTest, AKernelThatCannotPoisonEndsTheLoop) {
+  state_->MarkReceived(Page(5), /*is_zero=*/false);
+  uffd_.FailNext(Call::kPoison, EINVAL);
+  Fault(5);
+  EXPECT_TRUE(absl::IsInternal(Serve()));
+  EXPECT_TRUE(uffd_.IsWaiting(5));  // rather than zeros
+}
+
+TEST_F(FaultLoopTest, UnexpectedEventsEndItBehindTheFaults) {
+  uffd_msg event = {};
+  event.event = UFFD_EVENT_REMOVE;
+  uffd_.Inject(event);
+  Fault(5);
+  EXPECT_TRUE(absl::IsFailedPrecondition(Serve()));
+  EXPECT_EQ(source_.TimesAsked(PageIndex(5)), 1);
+  EXPECT_EQ(Counted(&FaultCounters::unexpected_events), 1u);
+}
+
+TEST_F(FaultLoopTest, OtherKindsOfFaultAreUnexpected) {
+  for (const uint64_t flag :
+       {UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_MINOR}) {
+    uffd_msg message = {};
+    message.event = UFFD_EVENT_PAGEFAULT;
+    message.arg.pagefault.flags = flag;
+    message.arg.pagefault.address = kBase.value();
+    uffd_.Inject(message);
+    EXPECT_TRUE(absl::IsFailedPrecondition(Serve()));
+  }
+  EXPECT_TRUE(source_.urgent().empty());
+}
+
+TEST_F(FaultLoopTest, ARefusedRequestIsAskedAgainOnceTheSourceIsBack) {
+  source_.Refuse(absl::UnavailableError("gone"));
+  Fault(5);
+  Fault(6);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(Counted(&FaultCounters::request_failures), 1u);
+  EXPECT_TRUE(loop_->SetSource(nullptr).ok());
+  Fault(7);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(source_.urgent().size(), 1u);
+  Install(6);  // the bulk lane was quicker
+
+  FakePageSource other;
+  EXPECT_TRUE(loop_->SetSource(&other).ok());
+  ASSERT_EQ(other.urgent().size(), 1u);
+  EXPECT_EQ(other.TimesAsked(PageIndex(5)), 1);
+  EXPECT_EQ(other.TimesAsked(PageIndex(6)), 0);
+  EXPECT_EQ(other.TimesAsked(PageIndex(7)), 1);
+  EXPECT_EQ(loop_->outstanding(), 2u);
+}
+
+TEST_F(FaultLoopTest, ASourceThatIsBackAndRefusesIsAnError) {
+  Fault(5);
+  EXPECT_TRUE(loop_->SetSource(nullptr).ok());
+  EXPECT_TRUE(Serve().ok());
+  source_.Refuse(absl::UnavailableError("gone again"));
+  EXPECT_TRUE(absl::IsUnavailable(loop_->SetSource(&source_)));
+  EXPECT_EQ(loop_->outstanding(), 1u);
+}
+
+TEST_F(FaultLoopTest, AFullTableLeavesTheRestWithTheKernel) {
+  for (uint64_t page = 0; page < kMaxOutstandingFaults + 2; ++page) Fault(page);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(loop_->outstanding(), kMaxOutstandingFaults);
+  EXPECT_EQ(Counted(&FaultCounters::faults), kMaxOutstandingFaults);
+  Install(0);
+  EXPECT_TRUE(loop_->Resolve(PageIndex(0)).has_value());
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(Counted(&FaultCounters::faults), kMaxOutstandingFaults + 1);
+  EXPECT_EQ(source_.TimesAsked(PageIndex(kMaxOutstandingFaults)), 1);
+}
+
+TEST_F(FaultLoopTest, ThreadSleepsWhileFullAndIsWokenByRoom) {
+  loop_->Start();
+  for (uint64_t page = 0; page < kMaxOutstandingFaults + 1; ++page) Fault(page);
+  while (loop_->outstanding() < kMaxOutstandingFaults) {
+    std::this_thread::yield();
+  }
+  const int reads = uffd_.calls(Call::kRead);
+  Install(0);
+  EXPECT_TRUE(loop_->Resolve(PageIndex(0)).has_value());
+  while (source_.TimesAsked(PageIndex(kMaxOutstandingFaults)) == 0) {
+    std::this_thread::yield();
+  }
+  loop_->Stop();
+  // No busy loop: nothing but the last message and what tells of its absence.
+  EXPECT_LE(uffd_.calls(Call::kRead), reads + 3);
+}
+
+TEST_F(FaultLoopTest, ThreadServesAndStops) {
+  loop_->Start();
+  for (uint64_t page = 0; page < 100; ++page) {
+    Fault(page);
+    while (source_.TimesAsked(PageIndex(page)) == 0) std::this_thread::yield();
+  }
+  loop_->Stop();
+  EXPECT_EQ(loop_->outstanding(), 100u);
+}
+
+TEST_F(FaultLoopTest, ThreadReportsWhyItEnded) {
+  loop_->Start();
+  uffd_.FailNext(Call::kRead, EIO);
+  Fault(1);
+  EXPECT_TRUE(absl::IsInternal(end_.get_future().get()));
+}
+
+TEST_F(FaultLoopTest, ThreadEndsWithTheVmm) {
+  state_->MarkReceived(Page(5), /*is_zero=*/true);
+  uffd_.KillProcess();
+  loop_->Start();
+  Fault(5);
+  EXPECT_TRUE(absl::IsAborted(end_.get_future().get()));
+}
+
+TEST(KernelFaultLoopTest, AUserfaultfdMadeBlockingEndsTheLoop) {
+  std::string reason;
+  const auto guest = KernelGuest::Create({PageCount(1)}, &reason);
+  if (guest == nullptr) GTEST_SKIP() << reason;
+  const auto ops = guest->TakeOps();
+  ASSERT_EQ(::fcntl(ops->poll_fd(), F_SETFL, O_RDWR), 0);
+  const DestinationRam ram =
+      *DestinationRam::Create(guest->layout(), guest->regions());
+  const auto state = *PageState::Create(PageCount(1));
+  Installer installer(&ram, ops.get(), state.get());
+  AfterFaultOrder order;
+  SimulatedClock clock;
+  std::promise<absl::Status> end;
+  const auto loop = *FaultLoop::Create(
+      &ram, ops.get(), state.get(), &installer, &order, &clock,
+      [&](absl::Status status) { end.set_value(status); });
+  loop->Start();
+  EXPECT_TRUE(absl::IsInternal(end.get_future().get()));
+}
+
+}  // namespace
+}  // namespace postcopy

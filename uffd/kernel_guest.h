@@ -1,0 +1,79 @@
+// Memory of this process that faults to a userfaultfd, and what it should
+// contain. Test-only.
+#ifndef UFFD_KERNEL_GUEST_H_
+#define UFFD_KERNEL_GUEST_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "dirtytrack/memfd.h"
+#include "dirtytrack/ram_layout.h"
+#include "dirtytrack/types.h"
+#include "dirtytrack/unique_fd.h"
+#include "uffd/destination_ram.h"
+#include "uffd/uffd_ops.h"
+
+namespace postcopy {
+
+// The content that tests give to `page`: different in every word and page.
+std::vector<uint8_t> PatternOf(PageIndex page);
+std::vector<uint8_t> PatternOf(PageRun run);
+
+// True if the kPageSize bytes at `bytes` are PatternOf(page).
+bool HasPattern(const uint8_t* bytes, PageIndex page);
+
+// A layout with regions "ram0", "ram1", … of these sizes.
+RamLayout LayoutOf(const std::vector<PageCount>& sizes);
+
+// A VM whose VMM is this process. Each region is a memfd of its own, mapped
+// from its second page on.
+class KernelGuest {
+ public:
+  // Null, with a sentence in `reason`, where userfaultfd is not permitted.
+  static std::unique_ptr<KernelGuest> Create(
+      const std::vector<PageCount>& sizes, std::string* reason);
+
+  const RamLayout& layout() const { return layout_; }
+  std::vector<DestinationRegion> regions() const;
+
+  // Gives up the userfaultfd. Call once.
+  std::unique_ptr<UffdOps> TakeOps() { return std::move(ops_); }
+
+  // Where the VMM sees `page`; touching it may wait for a fault.
+  uint8_t* at(PageIndex page) const;
+  HostAddress address(PageIndex page) const;
+  // Writes to the file behind `page`, not through the mapping.
+  void WriteFile(PageIndex page, absl::Span<const uint8_t> bytes) const;
+  // Makes `page` a hole of its file, as a balloon would.
+  void Punch(PageIndex page) const;
+  bool HasData(PageIndex page) const;
+
+ private:
+  static constexpr uint64_t kFdOffset = kPageSize;
+
+  struct Memory {
+    UniqueFd fd;
+    SharedMapping mapping;
+  };
+
+  explicit KernelGuest(RamLayout layout) : layout_(std::move(layout)) {}
+  const Memory& memory(PageIndex page) const;
+  // Byte of `page` in its region.
+  uint64_t OffsetInRegion(PageIndex page) const;
+
+  const RamLayout layout_;
+  std::vector<Memory> memory_;
+  std::unique_ptr<UffdOps> ops_;
+};
+
+// True if the kernel can read the byte at `address`: waits for a fault like any
+// access, and is false, without a signal, for a poisoned page.
+bool KernelCanRead(const uint8_t* address);
+
+}  // namespace postcopy
+
+#endif  // UFFD_KERNEL_GUEST_H_

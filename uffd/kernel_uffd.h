@@ -1,0 +1,58 @@
+// UffdOps on the kernel's userfaultfd.
+#ifndef UFFD_KERNEL_UFFD_H_
+#define UFFD_KERNEL_UFFD_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "dirtytrack/unique_fd.h"
+#include "uffd/uffd_ops.h"
+
+namespace postcopy {
+
+// A userfaultfd of this process.
+struct NewUserfaultfd {
+  UniqueFd fd;
+  // Where it came from: "/dev/userfaultfd" or "userfaultfd(2)".
+  absl::string_view origin;
+};
+
+// Creates a userfaultfd for this process's memory: non-blocking, close-on-exec,
+// reporting faults in kernel mode too (KVM's are), UFFDIO_API done with
+// `features` (0: none). Tries the device first, since in a user namespace the
+// system call is refused. Errors: PERMISSION_DENIED with what to grant,
+// UNIMPLEMENTED if the kernel lacks a feature, else INTERNAL.
+absl::StatusOr<NewUserfaultfd> CreateUserfaultfd(uint64_t features = 0);
+
+// Thread-safe.
+class KernelUffd final : public UffdOps {
+ public:
+  // Takes over a userfaultfd that a VMM created and sent. INVALID_ARGUMENT,
+  // with what its author should change, if `fd` is something else, UFFDIO_API
+  // was not done, or it was done with a feature that this service cannot
+  // serve: the events FORK, REMAP, REMOVE, UNMAP, and SIGBUS. Makes it
+  // non-blocking, for every holder, as poll() requires. Reads /proc/self.
+  static absl::StatusOr<std::unique_ptr<KernelUffd>> Adopt(UniqueFd fd);
+
+  UffdResult Register(HostAddress address, ByteCount length) override;
+  UffdResult Unregister(HostAddress address, ByteCount length) override;
+  UffdResult Copy(HostAddress address, const uint8_t* source, ByteCount length,
+                  bool wake) override;
+  UffdResult ZeroPage(HostAddress address, ByteCount length,
+                      bool wake) override;
+  UffdResult Wake(HostAddress address, ByteCount length) override;
+  UffdResult Poison(HostAddress address, ByteCount length) override;
+  UffdReadResult Read(absl::Span<uffd_msg> messages) override;
+  int poll_fd() const override { return fd_.get(); }
+
+ private:
+  explicit KernelUffd(UniqueFd fd) : fd_(std::move(fd)) {}
+
+  const UniqueFd fd_;
+};
+
+}  // namespace postcopy
+
+#endif  // UFFD_KERNEL_UFFD_H_

@@ -1,0 +1,185 @@
+#include "uffd/kernel_uffd.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dirtytrack/memfd.h"
+#include "gtest/gtest.h"
+#include "uffd/uffd_abi.h"
+
+namespace postcopy {
+namespace {
+
+constexpr uint64_t kPages = 8;
+
+HostAddress AddressOf(const uint8_t* pointer) {
+  return HostAddress(reinterpret_cast<uintptr_t>(pointer));
+}
+
+ByteCount Pages(uint64_t count) { return BytesIn(PageCount(count)); }
+
+class KernelUffdTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    absl::StatusOr<NewUserfaultfd> created = CreateUserfaultfd();
+    if (!created.ok()) GTEST_SKIP() << created.status();
+    RecordProperty("origin", std::string(created->origin));
+    uffd_ = *KernelUffd::Adopt(std::move(created->fd));
+    memory_ = *SharedMapping::Map(memfd_.get(), ByteCount(0), Pages(kPages),
+                                  SharedMapping::Access::kReadWrite);
+    ASSERT_TRUE(uffd_->Register(at(0), Pages(kPages)).ok());
+  }
+
+  HostAddress at(uint64_t page) const {
+    return AddressOf(memory_.data() + page * kPageSize);
+  }
+
+  UniqueFd memfd_ = *CreateMemfd("ram", Pages(kPages), 0);
+  SharedMapping memory_;
+  std::unique_ptr<KernelUffd> uffd_;
+  std::vector<uint8_t> source_ =
+      std::vector<uint8_t>(kPages * kPageSize + 1, 0x5a);
+};
+
+TEST_F(KernelUffdTest, AnswersAFault) {
+  std::thread guest([&] { EXPECT_EQ(memory_.data()[3 * kPageSize], 0x5a); });
+  pollfd waited = {.fd = uffd_->poll_fd(), .events = POLLIN, .revents = 0};
+  ASSERT_EQ(::poll(&waited, 1, -1), 1);
+  EXPECT_EQ(waited.revents, POLLIN);
+  std::array<uffd_msg, 4> messages;
+  const UffdReadResult read = uffd_->Read(absl::MakeSpan(messages));
+  EXPECT_EQ(read.error, 0);
+  ASSERT_EQ(read.messages, 1u);
+  EXPECT_EQ(messages[0].event, UFFD_EVENT_PAGEFAULT);
+  EXPECT_EQ(messages[0].arg.pagefault.address, at(3).value());
+  EXPECT_EQ(uffd_->Read(absl::MakeSpan(messages)).error, EAGAIN);
+  const UffdResult copied =
+      uffd_->Copy(at(3), source_.data() + 1, Pages(1), true);  // unaligned
+  EXPECT_EQ(copied.error, 0);
+  EXPECT_EQ(copied.done, Pages(1));
+  guest.join();
+}
+
+TEST_F(KernelUffdTest, CopyStopsAtAPageThatIsThere) {
+  ASSERT_EQ(::pwrite(memfd_.get(), "old", 3, 2 * kPageSize), 3);
+  UffdResult result = uffd_->Copy(at(0), source_.data(), Pages(4), true);
+  EXPECT_EQ(result.error, EAGAIN);
+  EXPECT_EQ(result.done, Pages(2));
+  result = uffd_->Copy(at(2), source_.data(), Pages(2), true);
+  EXPECT_EQ(result.error, EEXIST);
+  EXPECT_EQ(result.done, ByteCount(0));
+  result = uffd_->ZeroPage(at(2), Pages(2), true);
+  EXPECT_EQ(result.error, EEXIST);
+  result = uffd_->ZeroPage(at(3), Pages(1), true);
+  EXPECT_TRUE(result.ok());
+  EXPECT_EQ(result.done, Pages(1));
+  EXPECT_EQ(memory_.data()[2 * kPageSize], 'o');
+  EXPECT_EQ(memory_.data()[3 * kPageSize], 0);
+}
+
+TEST_F(KernelUffdTest, AVmaThatWasSplitTakesNoRunAcross) {
+  ASSERT_EQ(::madvise(memory_.data(), 2 * kPageSize, MADV_DONTFORK), 0);
+  EXPECT_EQ(uffd_->Copy(at(0), source_.data(), Pages(4), true).error, ENOENT);
+  EXPECT_TRUE(uffd_->Copy(at(1), source_.data(), Pages(1), true).ok());
+}
+
+TEST_F(KernelUffdTest, WakeMakesThreadsFaultAgain) {
+  std::thread guest([&] { EXPECT_EQ(memory_.data()[0], 0); });
+  std::array<uffd_msg, 4> messages;
+  while (uffd_->Read(absl::MakeSpan(messages)).messages == 0) {
+  }
+  EXPECT_TRUE(uffd_->Wake(at(0), Pages(kPages)).ok());
+  while (uffd_->Read(absl::MakeSpan(messages)).messages == 0) {
+  }
+  EXPECT_EQ(messages[0].arg.pagefault.address, at(0).value());
+  EXPECT_TRUE(uffd_->ZeroPage(at(0), Pages(1), true).ok());
+  guest.join();
+}
+
+TEST_F(KernelUffdTest, ReadDoesNotWaitForAVmmThatMadeItBlocking) {
+  ASSERT_EQ(::fcntl(uffd_->poll_fd(), F_SETFL, O_RDWR), 0);
+  std::array<uffd_msg, 4> messages;
+  EXPECT_EQ(uffd_->Read(absl::MakeSpan(messages)).error, EAGAIN);
+}
+
+TEST_F(KernelUffdTest, PoisonedPagesGiveErrors) {
+  EXPECT_TRUE(uffd_->Poison(at(1), Pages(1)).ok());
+  EXPECT_EQ(uffd_->Poison(at(1), Pages(1)).error, EEXIST);
+  EXPECT_EQ(::write(memfd_.get(), memory_.data() + kPageSize, 1), -1);
+  EXPECT_EQ(errno, EFAULT);
+}
+
+TEST_F(KernelUffdTest, UnregisterEndsIt) {
+  EXPECT_TRUE(uffd_->Unregister(at(0), Pages(kPages)).ok());
+  EXPECT_EQ(memory_.data()[0], 0);
+  EXPECT_EQ(uffd_->Copy(at(1), source_.data(), Pages(1), true).error, ENOENT);
+}
+
+TEST_F(KernelUffdTest, RegistersOnlyWhatIsMapped) {
+  const SharedMapping gone =
+      *SharedMapping::Map(memfd_.get(), ByteCount(0), Pages(kPages),
+                          SharedMapping::Access::kReadWrite);
+  const HostAddress address = AddressOf(gone.data());
+  ASSERT_EQ(::munmap(gone.data(), kPages * kPageSize), 0);
+  EXPECT_EQ(uffd_->Register(address, Pages(kPages)).error, EINVAL);
+  // The object still unmaps: give it something to unmap.
+  ASSERT_NE(::mmap(gone.data(), kPages * kPageSize, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+            MAP_FAILED);
+}
+
+TEST(KernelUffdAdoptTest, RefusesOtherDescriptors) {
+  const auto code = [](UniqueFd fd) {
+    return KernelUffd::Adopt(std::move(fd)).status().code();
+  };
+  EXPECT_EQ(code(UniqueFd()), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(UniqueFd(::eventfd(0, EFD_CLOEXEC))),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(*CreateMemfd("m", ByteCount(1), 0)),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(KernelUffdAdoptTest, RefusesWhatCannotBeServed) {
+  for (const uint64_t feature :
+       {uint64_t{UFFD_FEATURE_EVENT_FORK}, uint64_t{UFFD_FEATURE_EVENT_REMAP},
+        uint64_t{UFFD_FEATURE_EVENT_REMOVE}, uint64_t{UFFD_FEATURE_EVENT_UNMAP},
+        uint64_t{UFFD_FEATURE_SIGBUS}}) {
+    absl::StatusOr<NewUserfaultfd> uffd = CreateUserfaultfd(feature);
+    if (!uffd.ok()) GTEST_SKIP() << uffd.status();
+    const auto adopted = KernelUffd::Adopt(std::move(uffd->fd));
+    EXPECT_EQ(adopted.status().code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
+TEST(KernelUffdAdoptTest, TakesOtherFeaturesAndMakesItNonBlocking) {
+  absl::StatusOr<NewUserfaultfd> uffd =
+      CreateUserfaultfd(kUffdFeaturePoison | UFFD_FEATURE_THREAD_ID);
+  if (!uffd.ok()) GTEST_SKIP() << uffd.status();
+  const int flags = ::fcntl(uffd->fd.get(), F_GETFL);
+  ASSERT_EQ(::fcntl(uffd->fd.get(), F_SETFL, flags & ~O_NONBLOCK), 0);
+  const auto adopted = KernelUffd::Adopt(std::move(uffd->fd));
+  ASSERT_TRUE(adopted.ok()) << adopted.status();
+  EXPECT_TRUE(::fcntl((*adopted)->poll_fd(), F_GETFL) & O_NONBLOCK);
+}
+
+TEST(KernelUffdAdoptTest, RefusesOneWithoutApi) {
+  const UniqueFd device(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
+  if (!device.valid()) GTEST_SKIP() << "no /dev/userfaultfd";
+  UniqueFd fd(::ioctl(device.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC));
+  const auto adopted = KernelUffd::Adopt(std::move(fd));
+  EXPECT_EQ(adopted.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(adopted.status().message().find("UFFDIO_API"),
+            absl::string_view::npos);
+}
+
+}  // namespace
+}  // namespace postcopy

@@ -1,0 +1,141 @@
+#include "uffd/precopy_store.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace postcopy {
+namespace {
+
+// 0, or the errno. `done` is how many bytes were written, also on failure.
+int WriteAll(int fd, absl::Span<const uint8_t> bytes, off_t offset,
+             uint64_t* done) {
+  *done = 0;
+  while (*done < bytes.size()) {
+    const ssize_t written =
+        ::pwrite(fd, bytes.data() + *done, bytes.size() - *done,
+                 offset + static_cast<off_t>(*done));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return errno;
+    if (written == 0) return EIO;  // would repeat for ever
+    *done += written;
+  }
+  return 0;
+}
+
+// 0, or the errno.
+int PunchHole(const DestinationRam::Piece& piece) {
+  int result = 0;
+  do {
+    result = ::fallocate(piece.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                         piece.file_offset,
+                         static_cast<off_t>(piece.bytes().value()));
+  } while (result != 0 && errno == EINTR);
+  return result == 0 ? 0 : errno;
+}
+
+PageRun Rest(PageRun run, PageCount done) {
+  return {run.first + done, run.count - done};
+}
+
+}  // namespace
+
+ReceiveResult PrecopyStore::Store(const ReceivedRun& run) {
+  return run.data.empty() ? StoreZero(run.pages) : StoreData(run);
+}
+
+ReceiveResult PrecopyStore::StoreData(const ReceivedRun& run) {
+  ReceiveResult result;
+  PageRun rest = run.pages;
+  absl::Span<const uint8_t> data = run.data;
+  while (!rest.count.empty() && result.status.ok()) {
+    const DestinationRam::Piece piece = ram_.FirstPiece(rest);
+    ReceiveResult part = WritePiece(piece, data);
+    result.received += part.received;
+    result.removed += part.removed;
+    result.status = std::move(part.status);
+    data.remove_prefix(piece.bytes().value());
+    rest = Rest(rest, piece.pages.count);
+  }
+  return result;
+}
+
+ReceiveResult PrecopyStore::WritePiece(const DestinationRam::Piece& piece,
+                                       absl::Span<const uint8_t> data) {
+  ReceiveResult result;
+  uint64_t done = 0;
+  const int error = WriteAll(piece.fd, data.first(piece.bytes().value()),
+                             piece.file_offset, &done);
+  const PageCount stored(done / kPageSize);
+  result.received =
+      state_.MarkReceived({piece.pages.first, stored}, /*is_zero=*/false);
+  if (error == 0) return result;
+  result.status = Error("store", piece.pages, error);
+  if (done % kPageSize != 0) {
+    const PageRun torn = {piece.pages.first + stored, PageCount(1)};
+    result.removed = state_.MarkMissing(torn);
+  }
+  return result;
+}
+
+ReceiveResult PrecopyStore::StoreZero(PageRun run) {
+  ReceiveResult result;
+  // Received or not: the VMM may have written to a page before we came.
+  result.status = Punch(run);
+  if (result.status.ok()) {
+    result.received = state_.MarkReceived(run, /*is_zero=*/true);
+  } else {
+    result.removed = state_.MarkMissing(run);
+  }
+  return result;
+}
+
+ReceiveResult PrecopyStore::Discard(PageBitmapView stale) {
+  ReceiveResult result;
+  for (std::optional<PageRun> run = stale.NextSetRun(PageIndex(0));
+       run.has_value(); run = stale.NextSetRun(run->end())) {
+    result.removed += state_.MarkMissing(*run);
+  }
+  // Marked first: a page must never be received and empty.
+  for (std::optional<PageRun> run = state_.NextMissingRun(PageIndex(0));
+       run.has_value() && result.status.ok();
+       run = state_.NextMissingRun(run->end())) {
+    result.status = Punch(*run);
+  }
+  return result;
+}
+
+absl::Status PrecopyStore::Punch(PageRun run) {
+  while (!run.count.empty()) {
+    const DestinationRam::Piece piece = ram_.FirstPiece(run);
+    const int error = PunchHole(piece);
+    if (error != 0) return Error("empty", piece.pages, error);
+    run = Rest(run, piece.pages.count);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PrecopyStore::Error(absl::string_view verb, PageRun run,
+                                 int error) const {
+  const Region& region =
+      ram_.layout().regions()[ram_.layout().RegionOf(run.first)];
+  const std::string what =
+      absl::StrCat("cannot ", verb, " ", ToString(run), " of region \"",
+                   region.name, "\": ", ::strerrordesc_np(error));
+  if (error == ENOSPC || error == ENOMEM || error == EDQUOT) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(what,
+                     "; enlarge the tmpfs or memory cgroup that holds the "
+                     "VM's memory, or free memory on this host"));
+  }
+  return absl::InternalError(what);
+}
+
+}  // namespace postcopy

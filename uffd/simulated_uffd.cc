@@ -1,0 +1,311 @@
+#include "uffd/simulated_uffd.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include "dirtytrack/check.h"
+
+namespace postcopy {
+namespace {
+
+constexpr ByteCount kOnePage{kPageSize};
+constexpr std::array<uint8_t, kPageSize> kZeros{};
+
+// Forwards; owns nothing.
+class SharedUffd final : public UffdOps {
+ public:
+  explicit SharedUffd(SimulatedUffd* uffd) : uffd_(*uffd) {}
+
+  UffdResult Register(HostAddress address, ByteCount length) override {
+    return uffd_.Register(address, length);
+  }
+  UffdResult Unregister(HostAddress address, ByteCount length) override {
+    return uffd_.Unregister(address, length);
+  }
+  UffdResult Copy(HostAddress address, const uint8_t* source, ByteCount length,
+                  bool wake) override {
+    return uffd_.Copy(address, source, length, wake);
+  }
+  UffdResult ZeroPage(HostAddress address, ByteCount length,
+                      bool wake) override {
+    return uffd_.ZeroPage(address, length, wake);
+  }
+  UffdResult Wake(HostAddress address, ByteCount length) override {
+    return uffd_.Wake(address, length);
+  }
+  UffdResult Poison(HostAddress address, ByteCount length) override {
+    return uffd_.Poison(address, length);
+  }
+  UffdReadResult Read(absl::Span<uffd_msg> messages) override {
+    return uffd_.Read(messages);
+  }
+  int poll_fd() const override { return uffd_.poll_fd(); }
+
+ private:
+  SimulatedUffd& uffd_;
+};
+
+UffdResult Error(int error) { return {.error = error, .done = ByteCount(0)}; }
+
+bool Holds(HostAddress start, ByteCount length, HostAddress address) {
+  return address >= start && address < start + length;
+}
+
+uffd_msg FaultAt(HostAddress page) {
+  uffd_msg message = {};
+  message.event = UFFD_EVENT_PAGEFAULT;
+  message.arg.pagefault.address = page.value();
+  return message;
+}
+
+}  // namespace
+
+SimulatedUffd::SimulatedUffd()
+    : event_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  POSTCOPY_CHECK(event_fd_.valid());
+}
+
+void SimulatedUffd::Map(HostAddress address, ByteCount length, int fd,
+                        uint64_t offset) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  mappings_.push_back({address, length, fd, offset});
+}
+
+void SimulatedUffd::Unmap(HostAddress address) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::erase_if(mappings_, [address](const Mapping& mapping) {
+    return mapping.address == address;
+  });
+}
+
+void SimulatedUffd::KillProcess() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  process_alive_ = false;
+}
+
+SimulatedUffd::Touch SimulatedUffd::TouchPage(int thread, HostAddress address) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const Touch touch = TouchLocked(thread, address);
+  SignalIfReadable();
+  return touch;
+}
+
+SimulatedUffd::Touch SimulatedUffd::TouchLocked(int thread, HostAddress page) {
+  const Mapping* mapping = Find(page, kOnePage);
+  POSTCOPY_CHECK(mapping != nullptr);
+  if (poisoned_.contains(page.value())) return Touch::kPoisoned;
+  if (IsPresent(*mapping, page)) return Touch::kPresent;
+  if (!IsRegistered(page)) {
+    WriteNewPage(*mapping, page, kZeros.data());
+    return Touch::kZeroFilled;
+  }
+  waiters_.push_back({thread, page, /*message_read=*/false});
+  return Touch::kWaiting;
+}
+
+bool SimulatedUffd::IsWaiting(int thread) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::any_of(
+      waiters_.begin(), waiters_.end(),
+      [thread](const Waiter& waiter) { return waiter.thread == thread; });
+}
+
+size_t SimulatedUffd::waiting() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return waiters_.size();
+}
+
+void SimulatedUffd::FailNext(Call call, int error, int times) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  failures_[static_cast<size_t>(call)] = {error, times};
+}
+
+void SimulatedUffd::StopNextAfter(PageCount pages) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  stop_after_ = pages;
+}
+
+void SimulatedUffd::Inject(const uffd_msg& message) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  injected_.push_back(message);
+  SignalIfReadable();
+}
+
+int SimulatedUffd::calls(Call call) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return calls_[static_cast<size_t>(call)];
+}
+
+UffdResult SimulatedUffd::Register(HostAddress address, ByteCount length) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (const int error = TakeFailure(Call::kRegister)) return Error(error);
+  if (!process_alive_) return Error(ENOMEM);
+  if (Find(address, length) == nullptr) return Error(EINVAL);
+  for (uint64_t at = 0; at < length.value(); at += kPageSize) {
+    registered_.insert(address.value() + at);
+  }
+  return {.error = 0, .done = length};
+}
+
+UffdResult SimulatedUffd::Unregister(HostAddress address, ByteCount length) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (const int error = TakeFailure(Call::kUnregister)) return Error(error);
+  if (!process_alive_) return Error(ENOMEM);
+  registered_.erase(registered_.lower_bound(address.value()),
+                    registered_.lower_bound((address + length).value()));
+  WakeLocked(address, length);
+  return {.error = 0, .done = length};
+}
+
+UffdResult SimulatedUffd::Copy(HostAddress address, const uint8_t* source,
+                               ByteCount length, bool wake) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return Insert(Call::kCopy, address, source, length, wake);
+}
+
+UffdResult SimulatedUffd::ZeroPage(HostAddress address, ByteCount length,
+                                   bool wake) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return Insert(Call::kZeroPage, address, nullptr, length, wake);
+}
+
+UffdResult SimulatedUffd::Insert(Call call, HostAddress address,
+                                 const uint8_t* source, ByteCount length,
+                                 bool wake) {
+  if (const int error = TakeFailure(call)) return Error(error);
+  if (!process_alive_) return Error(ESRCH);
+  const Mapping* mapping = Find(address, length);
+  if (mapping == nullptr || !IsRegistered(address)) return Error(ENOENT);
+  const uint64_t stop =
+      BytesIn(std::exchange(stop_after_, PageCount())).value();
+  UffdResult result;
+  while (result.done < length) {
+    const HostAddress page = address + result.done;
+    if (IsPresent(*mapping, page) || poisoned_.contains(page.value())) {
+      // As mfill_atomic(): what came before is told, the reason is not.
+      result.error = result.done.empty() ? EEXIST : EAGAIN;
+      break;
+    }
+    const uint8_t* content =
+        source == nullptr ? kZeros.data() : source + result.done.value();
+    WriteNewPage(*mapping, page, content);
+    result.done += kOnePage;
+    if (result.done.value() == stop && result.done < length) {
+      result.error = EAGAIN;
+      break;
+    }
+  }
+  if (wake && !result.done.empty()) WakeLocked(address, result.done);
+  return result;
+}
+
+UffdResult SimulatedUffd::Wake(HostAddress address, ByteCount length) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  WakeLocked(address, length);
+  return {.error = 0, .done = length};
+}
+
+UffdResult SimulatedUffd::Poison(HostAddress address, ByteCount length) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (const int error = TakeFailure(Call::kPoison)) return Error(error);
+  if (!process_alive_) return Error(ESRCH);
+  const Mapping* mapping = Find(address, length);
+  if (mapping == nullptr) return Error(ENOENT);
+  if (IsPresent(*mapping, address)) return Error(EEXIST);
+  if (!poisoned_.insert(address.value()).second) return Error(EEXIST);
+  WakeLocked(address, length);
+  return {.error = 0, .done = length};
+}
+
+UffdReadResult SimulatedUffd::Read(absl::Span<uffd_msg> messages) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (const int error = TakeFailure(Call::kRead)) {
+    return {.error = error, .messages = 0};
+  }
+  size_t count = 0;
+  while (count < messages.size() && !injected_.empty()) {
+    messages[count++] = injected_.front();
+    injected_.pop_front();
+  }
+  for (Waiter& waiter : waiters_) {
+    if (count == messages.size()) break;
+    if (std::exchange(waiter.message_read, true)) continue;
+    messages[count++] = FaultAt(waiter.page);
+  }
+  eventfd_t ignored = 0;
+  ::eventfd_read(event_fd_.get(), &ignored);
+  SignalIfReadable();
+  if (count == 0) return {.error = EAGAIN, .messages = 0};
+  return {.error = 0, .messages = count};
+}
+
+int SimulatedUffd::TakeFailure(Call call) {
+  const size_t index = static_cast<size_t>(call);
+  ++calls_[index];
+  if (failures_[index].times == 0) return 0;
+  --failures_[index].times;
+  return failures_[index].error;
+}
+
+const SimulatedUffd::Mapping* SimulatedUffd::Find(HostAddress address,
+                                                  ByteCount length) const {
+  for (const Mapping& mapping : mappings_) {
+    if (address >= mapping.address &&
+        address + length <= mapping.address + mapping.length) {
+      return &mapping;
+    }
+  }
+  return nullptr;
+}
+
+bool SimulatedUffd::IsRegistered(HostAddress page) const {
+  return registered_.contains(page.value());
+}
+
+bool SimulatedUffd::IsPresent(const Mapping& mapping, HostAddress page) const {
+  const off_t offset =
+      static_cast<off_t>(mapping.offset + (page - mapping.address).value());
+  return ::lseek(mapping.fd, offset, SEEK_DATA) == offset;
+}
+
+void SimulatedUffd::WriteNewPage(const Mapping& mapping, HostAddress page,
+                                 const uint8_t* content) {
+  const off_t offset =
+      static_cast<off_t>(mapping.offset + (page - mapping.address).value());
+  POSTCOPY_CHECK(::pwrite(mapping.fd, content, kPageSize, offset) ==
+                 static_cast<ssize_t>(kPageSize));
+}
+
+void SimulatedUffd::WakeLocked(HostAddress address, ByteCount length) {
+  std::vector<Waiter> woken;
+  std::erase_if(waiters_, [&](const Waiter& waiter) {
+    if (!Holds(address, length, waiter.page)) return false;
+    woken.push_back(waiter);
+    return true;
+  });
+  // They touch again at once: those who find nothing wait anew.
+  for (const Waiter& waiter : woken) {
+    if (Find(waiter.page, kOnePage) == nullptr) continue;  // SIGSEGV
+    TouchLocked(waiter.thread, waiter.page);
+  }
+  SignalIfReadable();
+}
+
+void SimulatedUffd::SignalIfReadable() {
+  const bool readable =
+      !injected_.empty() ||
+      std::any_of(waiters_.begin(), waiters_.end(),
+                  [](const Waiter& waiter) { return !waiter.message_read; });
+  if (readable) ::eventfd_write(event_fd_.get(), 1);
+}
+
+std::unique_ptr<UffdOps> Share(SimulatedUffd* uffd) {
+  return std::make_unique<SharedUffd>(uffd);
+}
+
+}  // namespace postcopy

@@ -1,0 +1,122 @@
+// UffdOps without a kernel, for tests that decide what happens when. Test-only.
+#ifndef UFFD_SIMULATED_UFFD_H_
+#define UFFD_SIMULATED_UFFD_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "dirtytrack/types.h"
+#include "dirtytrack/unique_fd.h"
+#include "uffd/uffd_ops.h"
+
+namespace postcopy {
+
+// A VMM whose memory is a shared mapping of a memfd, and its userfaultfd. The
+// memfd is real, so a page is present exactly if its file has data there, as
+// with shmem; threads that fault are numbers, and touch when the test says so.
+// Thread-safe, but a run is repeatable only with one thread.
+class SimulatedUffd final : public UffdOps {
+ public:
+  enum class Call { kRegister, kUnregister, kCopy, kZeroPage, kPoison, kRead };
+  enum class Touch {
+    kPresent,     // the access goes through
+    kWaiting,     // the thread waits for the page
+    kZeroFilled,  // nobody watches the range: the kernel makes it zeros
+    kPoisoned,    // SIGBUS
+  };
+
+  SimulatedUffd();
+
+  // The VMM maps `length` bytes of `fd`, from `offset`, at `address`. `fd`
+  // outlives the object.
+  void Map(HostAddress address, ByteCount length, int fd, uint64_t offset);
+  // The VMM unmaps what it has mapped there.
+  void Unmap(HostAddress address);
+  // The VMM's process ends: ESRCH and ENOMEM from here on.
+  void KillProcess();
+
+  // Thread `thread` touches the page at `address`.
+  // REQUIRES: it does not wait; the page is mapped.
+  Touch TouchPage(int thread, HostAddress address);
+  // True if `thread` waits for a page.
+  bool IsWaiting(int thread);
+  size_t waiting();
+
+  // The next `times` calls of `call` do nothing and return `error`.
+  void FailNext(Call call, int error, int times = 1);
+  // The next Copy or ZeroPage stops after `pages`, with EAGAIN.
+  void StopNextAfter(PageCount pages);
+  // A message that no touch caused.
+  void Inject(const uffd_msg& message);
+  // How often `call` was made.
+  int calls(Call call);
+
+  UffdResult Register(HostAddress address, ByteCount length) override;
+  UffdResult Unregister(HostAddress address, ByteCount length) override;
+  UffdResult Copy(HostAddress address, const uint8_t* source, ByteCount length,
+                  bool wake) override;
+  UffdResult ZeroPage(HostAddress address, ByteCount length,
+                      bool wake) override;
+  UffdResult Wake(HostAddress address, ByteCount length) override;
+  UffdResult Poison(HostAddress address, ByteCount length) override;
+  UffdReadResult Read(absl::Span<uffd_msg> messages) override;
+  int poll_fd() const override { return event_fd_.get(); }
+
+ private:
+  static constexpr size_t kCalls = 6;
+
+  struct Mapping {
+    HostAddress address;
+    ByteCount length;
+    int fd;
+    uint64_t offset;
+  };
+  struct Waiter {
+    int thread;
+    HostAddress page;
+    bool message_read;
+  };
+  struct Failure {
+    int error = 0;
+    int times = 0;
+  };
+
+  // All REQUIRE mutex_.
+  int TakeFailure(Call call);
+  const Mapping* Find(HostAddress address, ByteCount length) const;
+  bool IsRegistered(HostAddress page) const;
+  bool IsPresent(const Mapping& mapping, HostAddress page) const;
+  void WriteNewPage(const Mapping& mapping, HostAddress page,
+                    const uint8_t* content);
+  Touch TouchLocked(int thread, HostAddress page);
+  UffdResult Insert(Call call, HostAddress address, const uint8_t* source,
+                    ByteCount length, bool wake);
+  void WakeLocked(HostAddress address, ByteCount length);
+  void SignalIfReadable();
+
+  const UniqueFd event_fd_;  // readable while messages wait
+
+  std::mutex mutex_;
+  bool process_alive_ = true;
+  std::vector<Mapping> mappings_;
+  std::set<uint64_t> registered_;  // addresses of pages
+  std::set<uint64_t> poisoned_;
+  std::deque<Waiter> waiters_;  // in the order in which they faulted
+  std::deque<uffd_msg> injected_;
+  Failure failures_[kCalls];
+  int calls_[kCalls] = {};
+  PageCount stop_after_;
+};
+
+// A SimulatedUffd that a test keeps while a DestinationVm owns it too.
+std::unique_ptr<UffdOps> Share(SimulatedUffd* uffd);
+
+}  // namespace postcopy
+
+#endif  // UFFD_SIMULATED_UFFD_H_

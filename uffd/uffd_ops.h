@@ -1,0 +1,83 @@
+// The seam behind which the userfaultfd of one VM lies.
+#ifndef UFFD_UFFD_OPS_H_
+#define UFFD_UFFD_OPS_H_
+
+#include <linux/userfaultfd.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "dirtytrack/types.h"
+
+namespace postcopy {
+
+// What an ioctl did. A value without allocation, for the fault path.
+struct UffdResult {
+  // 0, or the errno.
+  int error = 0;
+  // Bytes done from the range's start, in whole pages. After an error too:
+  // UFFDIO_COPY that stops halfway says EAGAIN and how far it came.
+  ByteCount done;
+
+  bool ok() const { return error == 0; }
+};
+
+// What a read() of messages gave.
+struct UffdReadResult {
+  // 0, or the errno. EAGAIN: no message was waiting.
+  int error = 0;
+  size_t messages = 0;
+};
+
+// The ioctls of one userfaultfd, as
+// Documentation/admin-guide/mm/userfaultfd.rst and ioctl_userfaultfd(2)
+// describe them. Addresses are of the process that created the userfaultfd and,
+// with lengths, multiples of kPageSize; a range is [address, address + length)
+// and not empty. Thread-safe, like the kernel.
+class UffdOps {
+ public:
+  virtual ~UffdOps() = default;
+
+  // Reports faults on pages of the range that are not there (mode MISSING).
+  // EOPNOTSUPP (ours) if the kernel cannot COPY, ZEROPAGE and WAKE there:
+  // hugetlbfs. EINVAL: not mapped, or not shmem, anonymous memory. EBUSY:
+  // registered with another userfaultfd. ENOMEM: the process is gone.
+  virtual UffdResult Register(HostAddress address, ByteCount length) = 0;
+
+  // Ends that; every thread that waits there goes on and finds missing pages
+  // to be zeros. ENOMEM: the process is gone.
+  virtual UffdResult Unregister(HostAddress address, ByteCount length) = 0;
+
+  // Inserts copies of the pages at `source` (any alignment) where no page is
+  // yet, up to the first that is there (EEXIST); wakes who waits in the part
+  // done if `wake`. EAGAIN: stopped halfway or the address space is changing.
+  // ENOENT: the range is not inside one registered mapping. ESRCH: the process
+  // is gone.
+  virtual UffdResult Copy(HostAddress address, const uint8_t* source,
+                          ByteCount length, bool wake) = 0;
+
+  // The same with pages of zeros.
+  virtual UffdResult ZeroPage(HostAddress address, ByteCount length,
+                              bool wake) = 0;
+
+  // Every thread that waits in the range goes on: it finds its page or faults
+  // again, with a new message.
+  virtual UffdResult Wake(HostAddress address, ByteCount length) = 0;
+
+  // From now on who touches the range gets SIGBUS (a system call, EFAULT).
+  // EEXIST if a page is there. EINVAL: the kernel is older than 6.6.
+  virtual UffdResult Poison(HostAddress address, ByteCount length) = 0;
+
+  // Reads waiting messages, at most messages.size(), without blocking. What
+  // was read is consumed: the kernel does not say it again before a Wake.
+  virtual UffdReadResult Read(absl::Span<uffd_msg> messages) = 0;
+
+  // A descriptor that poll() reports as readable while messages wait. Owned
+  // by this object.
+  virtual int poll_fd() const = 0;
+};
+
+}  // namespace postcopy
+
+#endif  // UFFD_UFFD_OPS_H_
