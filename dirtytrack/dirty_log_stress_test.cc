@@ -9,13 +9,17 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <iterator>
 #include <random>
 #include <thread>
 #include <vector>
 
+#include "dirtytrack/check.h"
 #include "dirtytrack/dirty_log.h"
+#include "dirtytrack/dirty_log_layout.h"
+#include "dirtytrack/memfd.h"
 #include "gtest/gtest.h"
 
 namespace postcopy {
@@ -42,6 +46,47 @@ class ImpatientClock final : public Clock {
 
  private:
   int64_t now_ = 0;
+};
+
+// A writer that knows nothing but dirty_log_layout.h, as one in a VMM of
+// another language. It dawdles where it does most harm: between its look at
+// `active` and the bit.
+class LayoutWriter {
+ public:
+  LayoutWriter(int fd, size_t record)
+      : mapping_(*SharedMapping::Map(fd, ByteCount(0), *FileSize(fd),
+                                     SharedMapping::Access::kReadWrite)),
+        writer_(At<dirty_log_layout::WriterRecord>(
+                    dirty_log_layout::kWritersOffset) +
+                record) {
+    uint32_t free = 0;
+    POSTCOPY_CHECK(writer_->owner_pid.compare_exchange_strong(
+        free, static_cast<uint32_t>(::getpid())));
+  }
+  ~LayoutWriter() { writer_->owner_pid = 0; }
+
+  // `slot` counts the slots in ascending order of their ids.
+  void Mark(size_t slot, uint64_t page) {
+    auto* record =
+        At<dirty_log_layout::SlotRecord>(dirty_log_layout::kSlotsOffset) + slot;
+    writer_->sequence.exchange(++sequence_);
+    const uint32_t active = record->active & 1;
+    std::this_thread::yield();
+    At<std::atomic<uint64_t>>(record->bitmap_offset[active])[page / 64]
+        .fetch_or(uint64_t{1} << (page % 64));
+    record->dirty[active].store(1, std::memory_order_release);
+    writer_->sequence.store(++sequence_, std::memory_order_release);
+  }
+
+ private:
+  template <typename T>
+  T* At(uint64_t offset) {
+    return reinterpret_cast<T*>(mapping_.data() + offset);
+  }
+
+  SharedMapping mapping_;
+  dirty_log_layout::WriterRecord* const writer_;
+  uint64_t sequence_ = 0;
 };
 
 class DirtyLogStressTest : public testing::Test {
@@ -179,6 +224,27 @@ TEST_F(DirtyLogStressTest, WritersInThreadsAndAReaderWithoutPatience) {
   ImpatientClock clock;
   RunThreads(&clock);
   RecordProperty("unavailable", unavailable_);
+}
+
+TEST_F(DirtyLogStressTest, WritersThatDawdleInTheirSections) {
+  DirtyLogSet log = MakeLog();
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kWriters; ++t) {
+    threads.emplace_back([&, t] {
+      LayoutWriter writer(log.fd(), t);
+      std::mt19937_64 random(t);
+      for (int i = 0; i < kMarksPerWriter; ++i) {
+        const uint64_t slot = random() % std::size(kSlots);
+        const uint64_t page = random() % kPagesPerSlot;
+        Write(slot, page, 1);
+        writer.Mark(slot, page);
+      }
+      guest_->writers_left.fetch_sub(1, std::memory_order_release);
+    });
+  }
+  ReaderMain(log);
+  for (std::thread& thread : threads) thread.join();
+  ExpectEveryVersionNoted();
 }
 
 TEST_F(DirtyLogStressTest, WritersInProcesses) {

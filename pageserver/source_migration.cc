@@ -343,6 +343,9 @@ absl::Status SourceMigration::RunRound(BulkLane* lane) {
   }
   PublishCounts();
   std::lock_guard lock(mutex_);
+  // Who watches hears of every round, and so of the advice at once.
+  ++version_;
+  changed_.notify_all();
   snapshot_.advice = advisor_.advice();
   snapshot_.precopy_bytes_per_second = static_cast<uint64_t>(
       static_cast<__uint128_t>(BytesIn(rounds_->data_pages()).value()) *

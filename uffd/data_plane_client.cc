@@ -91,6 +91,9 @@ class Lane {
   absl::Status Write(const Request& request) {
     std::lock_guard lock(write_mutex_);
     if (ended_) return end_;
+    if (writes_ended_) {
+      return absl::FailedPreconditionError("requests have been ended");
+    }
     if (stream_->Write(request)) return absl::OkStatus();
     return absl::UnavailableError("the connection to the source is lost");
   }
@@ -102,6 +105,14 @@ class Lane {
   }
 
   void Abort() { context_.TryCancel(); }
+
+  // No more writes: the peer sees the end behind what was written.
+  void EndWrites() {
+    std::lock_guard lock(write_mutex_);
+    if (ended_ || writes_ended_) return;
+    writes_ended_ = true;
+    stream_->WritesDone();
+  }
 
  private:
   // The status that ended the stream; never OK.
@@ -121,6 +132,7 @@ class Lane {
   Response response_;
 
   std::mutex write_mutex_;
+  bool writes_ended_ = false;
   bool ended_ = false;
   absl::Status end_;
 };
@@ -214,6 +226,8 @@ class GrpcSourceConnection final : public SourceConnection {
         static_cast<uint64_t>(vmm_nanos / kNanosPerMicro));
     return bulk_.Write(request);
   }
+
+  void EndRequests() override { bulk_.EndWrites(); }
 
   void Abort() override {
     urgent_.Abort();

@@ -18,6 +18,11 @@ bool WorthAnotherTry(const absl::Status& status) {
          absl::IsDeadlineExceeded(status) || absl::IsDataLoss(status);
 }
 
+// What only the source says, and only when the guest stays its own.
+bool SourceHasGivenUp(const absl::Status& status) {
+  return absl::IsAborted(status) || absl::IsNotFound(status);
+}
+
 absl::Span<const uint8_t> AsBytes(absl::string_view text) {
   return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
 }
@@ -72,6 +77,11 @@ void DestinationMigration::Stop() {
 
 // --- The driver.
 
+bool DestinationMigration::CompleteLocked() const {
+  // With nothing stale every page may be here before the guest is.
+  return all_resident_ && guest_settled_;
+}
+
 bool DestinationMigration::StopWantedLocked() const {
   return stopping_ || vmm_gone_ || all_resident_ || HasEnded(snapshot_.phase) ||
          (cancel_requested_ && !ready_);
@@ -113,11 +123,14 @@ absl::Status DestinationMigration::Serve(SourceConnection* connection) {
     if (StopWantedLocked()) return absl::CancelledError("stopped");
     connection_ = connection;
   }
-  std::thread urgent([this, connection] { ReceiveUrgent(connection); });
+  absl::Status urgent_end;
+  std::thread urgent([&] { urgent_end = ReceiveUrgent(connection); });
   absl::Status status = Begin(connection);
   if (status.ok()) status = ReceiveAll(connection);
   connection->Abort();
   urgent.join();
+  // The urgent lane, if it ends first, takes the bulk lane with it.
+  if (absl::IsCancelled(status)) status = std::move(urgent_end);
   {
     std::lock_guard lock(mutex_);
     connection_ = nullptr;
@@ -137,6 +150,8 @@ absl::Status DestinationMigration::Begin(SourceConnection* connection) {
     if (!ready) SetPhaseLocked(DestinationPhase::kPrecopy, "");
   }
   if (!committed && !connection->committed()) {
+    // If ready, the source may still hand over what has been received.
+    if (ready) return absl::OkStatus();
     // Whatever a broken switch-over left is void.
     stale_.Reset();
     device_state_.clear();
@@ -165,15 +180,16 @@ absl::Status DestinationMigration::ReceiveAll(SourceConnection* connection) {
   }
 }
 
-void DestinationMigration::ReceiveUrgent(SourceConnection* connection) {
-  while (true) {
+absl::Status DestinationMigration::ReceiveUrgent(SourceConnection* connection) {
+  absl::Status status;
+  while (status.ok()) {
     absl::StatusOr<absl::Span<const ReceivedRun>> runs =
         connection->ReceiveUrgent();
-    if (!runs.ok()) break;
-    if (!vm_->OnUrgentPages(*runs).ok()) break;
+    status = runs.ok() ? vm_->OnUrgentPages(*runs) : runs.status();
   }
   // The bulk lane alone is of no use.
   connection->Abort();
+  return status;
 }
 
 bool DestinationMigration::AfterLoss(const absl::Status& lost) {
@@ -189,13 +205,13 @@ bool DestinationMigration::AfterLoss(const absl::Status& lost) {
   }
   const bool waited =
       clock_->NowNanos() - lost_since_ns_ > options_.reconnect_nanos;
-  // Having said "ready", only the source knows whose the guest is.
-  if (WorthAnotherTry(lost) && (ready_ || !waited)) {
+  // Having said "ready", only the source knows whose the guest is: no error
+  // found here can decide it.
+  if (ready_ ? !SourceHasGivenUp(lost) : WorthAnotherTry(lost) && !waited) {
     SetPhaseLocked(snapshot_.phase,
                    absl::StrCat("looking for the source: ", lost.message()));
     return true;
   }
-  // ABORTED, NOT_FOUND: the source has given up, the guest is its own.
   SetPhaseLocked(DestinationPhase::kCancelled,
                  absl::StrCat("given up; the guest goes on at the source: ",
                               lost.message()));
@@ -212,6 +228,7 @@ void DestinationMigration::Conclude(SourceConnection* connection) {
   bool complete = false;
   bool committed = false;
   bool release = false;
+  bool stopping = false;
   {
     std::lock_guard lock(mutex_);
     if (!stopping_ && vmm_gone_) {
@@ -221,9 +238,10 @@ void DestinationMigration::Conclude(SourceConnection* connection) {
       SetPhaseLocked(DestinationPhase::kCancelled,
                      "cancelled by request; the guest goes on at the source");
     }
-    complete = all_resident_ && !HasEnded(snapshot_.phase) && !stopping_;
+    complete = CompleteLocked() && !HasEnded(snapshot_.phase) && !stopping_;
     release = snapshot_.phase == DestinationPhase::kCancelled;
     committed = committed_;
+    stopping = stopping_;
   }
   if (complete) {
     Complete(connection);
@@ -231,7 +249,7 @@ void DestinationMigration::Conclude(SourceConnection* connection) {
   }
   vm_->Abort(release);
   // A guest that was handed over and is lost all the same goes on nowhere.
-  if (!committed && !stopping_) guest_.ended(/*completed=*/false);
+  if (!committed && !stopping) guest_.ended(/*completed=*/false);
 }
 
 void DestinationMigration::Complete(SourceConnection* connection) {
@@ -415,9 +433,19 @@ void DestinationMigration::RunGuest() {
     }
   }
   device_state_ = std::string();
-  if (absl::Status s = vm_->StartBackground(); !s.ok()) {
-    Fail(absl::StrCat("the rest cannot be fetched: ", s.message()));
+  if (status = vm_->StartBackground(); !status.ok()) {
+    Fail(absl::StrCat("the rest cannot be fetched: ", status.message()));
+    return;
   }
+  std::lock_guard lock(mutex_);
+  guest_settled_ = true;
+  EndIfCompleteLocked();
+}
+
+void DestinationMigration::EndIfCompleteLocked() {
+  if (!CompleteLocked()) return;
+  if (connection_ != nullptr) connection_->EndRequests();
+  changed_.notify_all();
 }
 
 void DestinationMigration::OnServingEnded(const absl::Status& status) {
@@ -427,14 +455,14 @@ void DestinationMigration::OnServingEnded(const absl::Status& status) {
   }
   std::lock_guard lock(mutex_);
   all_resident_ = true;
-  if (connection_ != nullptr) connection_->Abort();
-  changed_.notify_all();
+  EndIfCompleteLocked();
 }
 
 // --- Ends.
 
 absl::Status DestinationMigration::Cancel() {
   std::unique_lock lock(mutex_);
+  if (HasEnded(snapshot_.phase)) return CancelledLocked();
   if (committed_ || ready_) {
     return absl::FailedPreconditionError(
         committed_ ? "the guest has been handed over and runs here: let the "
@@ -442,17 +470,26 @@ absl::Status DestinationMigration::Cancel() {
                    : "the source is about to hand the guest over and alone can "
                      "still cancel: cancel there");
   }
-  if (snapshot_.phase == DestinationPhase::kFailed) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the migration has failed: ", snapshot_.message));
-  }
   cancel_requested_ = true;
   if (connection_ != nullptr) connection_->Abort();
   changed_.notify_all();
-  changed_.wait(lock, [this] {
-    return HasEnded(snapshot_.phase) || ready_ || stopping_;
-  });
-  return absl::OkStatus();
+  changed_.wait(lock,
+                [this] { return HasEnded(snapshot_.phase) || stopping_; });
+  return CancelledLocked();
+}
+
+absl::Status DestinationMigration::CancelledLocked() const {
+  switch (snapshot_.phase) {
+    case DestinationPhase::kCancelled:
+      return absl::OkStatus();
+    case DestinationPhase::kCompleted:
+      return absl::FailedPreconditionError("the migration has completed");
+    case DestinationPhase::kFailed:
+      return absl::FailedPreconditionError(
+          absl::StrCat("the migration has failed: ", snapshot_.message));
+    default:
+      return absl::UnavailableError("the daemon is ending");
+  }
 }
 
 void DestinationMigration::VmmGone() {
@@ -464,7 +501,8 @@ void DestinationMigration::VmmGone() {
 
 void DestinationMigration::Fail(std::string message) {
   std::lock_guard lock(mutex_);
-  if (HasEnded(snapshot_.phase)) return;
+  // What breaks because the daemon ends is no failure.
+  if (HasEnded(snapshot_.phase) || stopping_) return;
   SetPhaseLocked(DestinationPhase::kFailed, std::move(message));
   if (connection_ != nullptr) connection_->Abort();
 }

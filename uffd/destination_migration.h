@@ -126,7 +126,8 @@ class DestinationMigration {
   absl::Status Serve(SourceConnection* connection);
   absl::Status Begin(SourceConnection* connection);
   absl::Status ReceiveAll(SourceConnection* connection);
-  void ReceiveUrgent(SourceConnection* connection);
+  // Returns what ended it.
+  absl::Status ReceiveUrgent(SourceConnection* connection);
   // True if another session is worth a try; else the migration has ended.
   bool AfterLoss(const absl::Status& lost);
   // What the end demands. `connection` is the last one, or null.
@@ -149,7 +150,11 @@ class DestinationMigration {
 
   void SetPhaseLocked(DestinationPhase phase, std::string message);
   void SetPhase(DestinationPhase phase, std::string message);
+  // What Cancel says once the migration has ended.
+  absl::Status CancelledLocked() const;
+  bool CompleteLocked() const;
   bool StopWantedLocked() const;
+  void EndIfCompleteLocked();
   // Ends with an error after which nothing can be done here.
   void Fail(std::string message);
   void WaitFor(int64_t nanos);
@@ -182,6 +187,7 @@ class DestinationMigration {
   bool resumed_told_ = false;
   int64_t resume_nanos_ = -1;  // -1: the guest does not run yet
   bool all_resident_ = false;
+  bool guest_settled_ = false;  // it runs, and the background has begun
   bool cancel_requested_ = false;
   bool vmm_gone_ = false;
   bool stopping_ = false;

@@ -70,6 +70,10 @@ class SourceConnection : public PageSource {
   virtual absl::Status SendReady(PageCount discarded) = 0;
   virtual absl::Status SendResumed(int64_t vmm_nanos) = 0;
 
+  // Says that nothing more will be asked for: the source ends the bulk lane
+  // when it has taken what was sent, and ReceiveBulk returns. Any thread.
+  virtual void EndRequests() { Abort(); }
+
   // Ends both lanes: calls that wait return soon. Any thread, any time.
   virtual void Abort() = 0;
 

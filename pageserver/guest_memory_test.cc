@@ -1,0 +1,200 @@
+#include "pageserver/guest_memory.h"
+
+#include <fcntl.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "gtest/gtest.h"
+#include "pageserver/test_guest.h"
+
+namespace postcopy {
+namespace {
+
+using absl::StatusCode;
+
+PageRun Run(uint64_t first, uint64_t count) {
+  return {PageIndex(first), PageCount(count)};
+}
+
+// Reads `run` into `bytes`, one page to an element.
+absl::Status ReadPages(const GuestMemory& memory, PageRun run,
+                       std::vector<std::string>* bytes) {
+  std::string all(run.count.value() * kPageSize, 'x');
+  const absl::Status status = memory.Read(
+      run, absl::MakeSpan(reinterpret_cast<uint8_t*>(all.data()), all.size()));
+  bytes->clear();
+  for (uint64_t i = 0; i < run.count.value(); ++i) {
+    bytes->push_back(PageInRun(all, i));
+  }
+  return status;
+}
+
+void ExpectPages(const GuestMemory& memory, PageRun run,
+                 const std::vector<uint64_t>& values) {
+  std::vector<std::string> pages;
+  const absl::Status status = ReadPages(memory, run, &pages);
+  ASSERT_TRUE(status.ok()) << status;
+  for (size_t i = 0; i < values.size(); ++i) {
+    EXPECT_TRUE(pages[i] == PageOfValue(values[i])) << "page " << i;
+  }
+}
+
+std::unique_ptr<GuestMemory> Open(const RamLayout& layout,
+                                  std::vector<RegionFile> files) {
+  absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
+      GuestMemory::Create(layout, files);
+  EXPECT_TRUE(memory.ok()) << memory.status();
+  return *std::move(memory);
+}
+
+TEST(GuestMemoryTest, ReadsAcrossRegionsOfOneFile) {
+  TestGuest guest({2, 3});
+  for (uint64_t page = 0; page < 5; ++page) guest.Write(page, 100 + page);
+  const auto memory = guest.OpenMemory();
+  ExpectPages(*memory, Run(0, 5), {100, 101, 102, 103, 104});
+  ExpectPages(*memory, Run(1, 2), {101, 102});
+  ExpectPages(*memory, Run(4, 1), {104});
+}
+
+// What lies first in RAM need not lie first in the file.
+TEST(GuestMemoryTest, RegionsMayLieInAFileInAnyOrder) {
+  TestGuest file({5});
+  for (uint64_t page = 0; page < 5; ++page) file.Write(page, 100 + page);
+  const RamLayout layout = TestGuest({2, 3}).layout();
+  const auto memory = Open(
+      layout, {{file.fd(), TestGuest::kFileOffset + 3 * kPageSize},
+               {file.fd(), TestGuest::kFileOffset}});
+  ExpectPages(*memory, Run(0, 5), {103, 104, 100, 101, 102});
+}
+
+TEST(GuestMemoryTest, ReadsAcrossFiles) {
+  TestGuest low({2});
+  TestGuest high({3});
+  low.Write(1, 11);
+  high.Write(0, 20);
+  high.Write(2, 22);
+  const RamLayout layout = TestGuest({2, 3}).layout();
+  const auto memory = Open(layout, {{low.fd(), TestGuest::kFileOffset},
+                                    {high.fd(), TestGuest::kFileOffset}});
+  ExpectPages(*memory, Run(0, 5), {0, 11, 20, 0, 22});
+  EXPECT_EQ(*memory->NextData(PageIndex(0), PageIndex(5)), PageIndex(1));
+  EXPECT_EQ(*memory->NextData(PageIndex(3), PageIndex(5)), PageIndex(4));
+}
+
+TEST(GuestMemoryTest, NextDataSkipsHoles) {
+  TestGuest guest({4, 4, 4});
+  guest.Write(2, 1);
+  guest.Write(9, 1);
+  const auto memory = guest.OpenMemory();
+  const auto next = [&](uint64_t from, uint64_t end) {
+    return memory->NextData(PageIndex(from), PageIndex(end))->value();
+  };
+  EXPECT_EQ(next(0, 12), 2u);
+  EXPECT_EQ(next(2, 12), 2u);
+  // Over a region that is all hole.
+  EXPECT_EQ(next(3, 12), 9u);
+  // Data at or past the end is not data of the range.
+  EXPECT_EQ(next(3, 9), 9u);
+  EXPECT_EQ(next(0, 2), 2u);
+  EXPECT_EQ(next(3, 5), 5u);
+  // A hole up to the end of the file.
+  EXPECT_EQ(next(10, 12), 12u);
+  // Nothing to look at.
+  EXPECT_EQ(next(2, 2), 2u);
+  EXPECT_EQ(next(12, 12), 12u);
+}
+
+// A zero page that the guest has written is memory already.
+TEST(GuestMemoryTest, AWrittenZeroPageIsData) {
+  TestGuest guest({4});
+  guest.Write(1, 0);
+  const auto memory = guest.OpenMemory();
+  EXPECT_EQ(*memory->NextData(PageIndex(0), PageIndex(4)), PageIndex(1));
+}
+
+// Migrating a sparse guest must not make it a full one.
+TEST(GuestMemoryTest, HolesStayHoles) {
+  TestGuest guest({64, 64});
+  guest.Write(70, 7);
+  const auto memory = guest.OpenMemory();
+  const int64_t before = guest.AllocatedBlocks();
+  EXPECT_EQ(*memory->NextData(PageIndex(0), PageIndex(128)), PageIndex(70));
+  std::vector<std::string> pages;
+  ASSERT_TRUE(ReadPages(*memory, Run(0, 128), &pages).ok());
+  EXPECT_TRUE(pages[0] == PageOfValue(0));
+  EXPECT_TRUE(pages[70] == PageOfValue(7));
+  EXPECT_EQ(guest.AllocatedBlocks(), before);
+}
+
+TEST(GuestMemoryTest, TruncatedFileIsDataLoss) {
+  TestGuest guest({2, 2});
+  for (uint64_t page = 0; page < 4; ++page) guest.Write(page, 1);
+  const auto memory = guest.OpenMemory();
+  guest.Truncate(ByteCount(3 * kPageSize + 100));
+  std::vector<std::string> pages;
+  EXPECT_TRUE(ReadPages(*memory, Run(0, 3), &pages).ok());
+  const absl::Status status = ReadPages(*memory, Run(2, 2), &pages);
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+  EXPECT_EQ(status.message(),
+            "the file of region \"r1\" ends at byte 24676, inside the region: "
+            "the VMM must not truncate guest RAM");
+}
+
+// What is gone must not pass for a hole: it would arrive as zeros.
+TEST(GuestMemoryTest, ATruncatedTailIsNoHole) {
+  TestGuest guest({2, 2});
+  const auto memory = guest.OpenMemory();
+  guest.Truncate(ByteCount(3 * kPageSize));
+  EXPECT_EQ(*memory->NextData(PageIndex(0), PageIndex(3)), PageIndex(3));
+  for (uint64_t from : {2, 3}) {
+    const absl::Status status =
+        memory->NextData(PageIndex(from), PageIndex(4)).status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+    EXPECT_EQ(status.message(),
+              "the file of region \"r1\" ends at byte 24576, inside the "
+              "region: the VMM must not truncate guest RAM");
+  }
+}
+
+TEST(GuestMemoryTest, OutsideTheLayoutIsOutOfRange) {
+  TestGuest guest({2, 2});
+  const auto memory = guest.OpenMemory();
+  std::vector<std::string> pages;
+  EXPECT_TRUE(ReadPages(*memory, Run(3, 1), &pages).ok());
+  for (PageRun run : {Run(3, 2), Run(4, 1), Run(1, 0), Run(UINT64_MAX, 1)}) {
+    EXPECT_EQ(ReadPages(*memory, run, &pages).code(), StatusCode::kOutOfRange)
+        << run.first << " " << run.count;
+  }
+}
+
+TEST(GuestMemoryTest, OutlivesTheDescriptorItWasGiven) {
+  auto guest = std::make_unique<TestGuest>(std::vector<uint64_t>{1});
+  guest->Write(0, 5);
+  const auto memory = guest->OpenMemory();
+  guest.reset();
+  ExpectPages(*memory, Run(0, 1), {5});
+}
+
+TEST(GuestMemoryTest, ADescriptorThatIsNotOneIsRefused) {
+  const absl::Status status =
+      GuestMemory::Create(TestGuest({1}).layout(), {RegionFile{-1, 0}})
+          .status();
+  EXPECT_EQ(status.code(), StatusCode::kInternal);
+}
+
+// An I/O error is none of the guest's: the message names the region.
+TEST(GuestMemoryTest, UnreadableFileIsInternal) {
+  const UniqueFd directory(::open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  ASSERT_TRUE(directory.valid());
+  const auto memory = Open(TestGuest({1}).layout(), {{directory.get(), 0}});
+  std::vector<std::string> pages;
+  const absl::Status status = ReadPages(*memory, Run(0, 1), &pages);
+  EXPECT_EQ(status.code(), StatusCode::kInternal);
+  EXPECT_EQ(status.message(),
+            "cannot read region \"r0\" at file offset 0: Is a directory");
+}
+
+}  // namespace
+}  // namespace postcopy
