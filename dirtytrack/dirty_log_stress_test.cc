@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <iterator>
 #include <random>
 #include <thread>
@@ -53,12 +54,13 @@ class ImpatientClock final : public Clock {
 // `active` and the bit.
 class LayoutWriter {
  public:
-  LayoutWriter(int fd, size_t record)
+  LayoutWriter(int fd, size_t record, const std::function<void()>& dawdle)
       : mapping_(*SharedMapping::Map(fd, ByteCount(0), *FileSize(fd),
                                      SharedMapping::Access::kReadWrite)),
         writer_(At<dirty_log_layout::WriterRecord>(
                     dirty_log_layout::kWritersOffset) +
-                record) {
+                record),
+        dawdle_(dawdle) {
     uint32_t free = 0;
     POSTCOPY_CHECK(writer_->owner_pid.compare_exchange_strong(
         free, static_cast<uint32_t>(::getpid())));
@@ -71,7 +73,7 @@ class LayoutWriter {
         At<dirty_log_layout::SlotRecord>(dirty_log_layout::kSlotsOffset) + slot;
     writer_->sequence.exchange(++sequence_);
     const uint32_t active = record->active & 1;
-    std::this_thread::yield();
+    dawdle_();
     At<std::atomic<uint64_t>>(record->bitmap_offset[active])[page / 64]
         .fetch_or(uint64_t{1} << (page % 64));
     record->dirty[active].store(1, std::memory_order_release);
@@ -86,6 +88,7 @@ class LayoutWriter {
 
   SharedMapping mapping_;
   dirty_log_layout::WriterRecord* const writer_;
+  const std::function<void()>& dawdle_;
   uint64_t sequence_ = 0;
 };
 
@@ -202,8 +205,8 @@ class DirtyLogStressTest : public testing::Test {
     }
   }
 
-  void RunThreads(Clock* clock) {
-    DirtyLogSet log = MakeLog(clock);
+  void RunThreads() {
+    DirtyLogSet log = MakeLog();
     std::vector<std::thread> threads;
     for (int t = 0; t < kWriters; ++t) {
       threads.emplace_back([&, t] { WriterMain(log, t); });
@@ -213,38 +216,93 @@ class DirtyLogStressTest : public testing::Test {
     ExpectEveryVersionNoted();
   }
 
+  // Calls `dawdle` in every section, and `before_reading` once the writers
+  // have been started.
+  void RunDawdlers(Clock* clock, const std::function<void()>& dawdle,
+                   const std::function<void()>& before_reading) {
+    DirtyLogSet log = MakeLog(clock);
+    // So that the first switch has something to exchange.
+    log.NewWriter()->Mark(kSlots[0], PageIndex(0));
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kWriters; ++t) {
+      threads.emplace_back([&, t] {
+        LayoutWriter writer(log.fd(), t, dawdle);
+        std::mt19937_64 random(t);
+        for (int i = 0; i < kMarksPerWriter; ++i) {
+          const uint64_t slot = random() % std::size(kSlots);
+          const uint64_t page = random() % kPagesPerSlot;
+          Write(slot, page, 1);
+          writer.Mark(slot, page);
+        }
+        guest_->writers_left.fetch_sub(1, std::memory_order_release);
+      });
+    }
+    before_reading();
+    ReaderMain(log);
+    for (std::thread& thread : threads) thread.join();
+    ExpectEveryVersionNoted();
+  }
+
   Guest* guest_;
   std::vector<uint64_t> noted_;  // parallel to guest_->version
-  int unavailable_ = 0;
+  std::atomic<int> unavailable_ = 0;
 };
 
-TEST_F(DirtyLogStressTest, WritersInThreads) { RunThreads(Clock::Monotonic()); }
-
-TEST_F(DirtyLogStressTest, WritersInThreadsAndAReaderWithoutPatience) {
-  ImpatientClock clock;
-  RunThreads(&clock);
-  RecordProperty("unavailable", unavailable_);
-}
+TEST_F(DirtyLogStressTest, WritersInThreads) { RunThreads(); }
 
 TEST_F(DirtyLogStressTest, WritersThatDawdleInTheirSections) {
+  RunDawdlers(Clock::Monotonic(), std::this_thread::yield, [] {});
+}
+
+// Every writer stays in its first section until a switch has given up, and
+// sleeps in some of the later ones.
+TEST_F(DirtyLogStressTest, WritersThatSleepAndAReaderWithoutPatience) {
+  ImpatientClock clock;
+  std::atomic<int> inside = 0;
+  const auto dawdle = [&] {
+    thread_local int calls = 0;
+    if (++calls == 1) {
+      ++inside;
+      while (unavailable_ == 0) std::this_thread::yield();
+    } else if (calls % 64 == 0) {
+      Clock::Monotonic()->SleepFor(kNanosPerMilli);
+    }
+  };
+  RunDawdlers(&clock, dawdle, [&] {
+    while (inside < kWriters) std::this_thread::yield();
+  });
+  EXPECT_GT(unavailable_, 0);
+}
+
+// Each writer marks every fourth page of the same word, all at once.
+TEST_F(DirtyLogStressTest, WritersOfOneWord) {
+  constexpr int kRounds = 1000;
   DirtyLogSet log = MakeLog();
+  const PageBitmap into = *PageBitmap::Create(PageCount(kPagesPerSlot));
+  std::atomic<int> round = 0;
+  std::atomic<int> finished = 0;
   std::vector<std::thread> threads;
   for (int t = 0; t < kWriters; ++t) {
     threads.emplace_back([&, t] {
-      LayoutWriter writer(log.fd(), t);
-      std::mt19937_64 random(t);
-      for (int i = 0; i < kMarksPerWriter; ++i) {
-        const uint64_t slot = random() % std::size(kSlots);
-        const uint64_t page = random() % kPagesPerSlot;
-        Write(slot, page, 1);
-        writer.Mark(slot, page);
+      DirtyLogWriter writer = *log.NewWriter();
+      for (int i = 1; i <= kRounds; ++i) {
+        while (round < i) std::this_thread::yield();
+        for (uint64_t page = t; page < 64; page += kWriters) {
+          writer.Mark(kSlots[0], PageIndex(page));
+        }
+        ++finished;
       }
-      guest_->writers_left.fetch_sub(1, std::memory_order_release);
     });
   }
-  ReaderMain(log);
+  for (int i = 1; i <= kRounds; ++i) {
+    round = i;
+    while (finished < i * kWriters) std::this_thread::yield();
+    const absl::StatusOr<SwitchResult> result = log.Switch(kSlots[0]);
+    EXPECT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(*log.Drain(kSlots[0], into.view(), PageIndex(0)), PageCount(64));
+    into.view().ClearRun({PageIndex(0), PageCount(64)});
+  }
   for (std::thread& thread : threads) thread.join();
-  ExpectEveryVersionNoted();
 }
 
 TEST_F(DirtyLogStressTest, WritersInProcesses) {

@@ -1,6 +1,7 @@
 #include "pageserver/guest_memory.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +14,25 @@
 namespace postcopy {
 namespace {
 
+absl::Status Truncated(const Region& region, uint64_t file_bytes) {
+  return absl::DataLossError(absl::StrCat(
+      "the file of region \"", region.name, "\" ends at byte ", file_bytes,
+      ", inside the region: the VMM must not truncate guest RAM"));
+}
+
+// OK if the file reaches up to byte `end`: nothing that lseek calls a hole at
+// the end of the file is what somebody has cut off.
+absl::Status CheckReaches(int fd, uint64_t end, const Region& region) {
+  struct stat info;
+  if (::fstat(fd, &info) != 0) {
+    return absl::InternalError(
+        absl::StrCat("cannot read the size of region \"", region.name,
+                     "\": ", strerror(errno)));
+  }
+  const auto size = static_cast<uint64_t>(info.st_size);
+  return size < end ? Truncated(region, size) : absl::OkStatus();
+}
+
 absl::Status PreadAll(int fd, uint64_t offset, absl::Span<uint8_t> bytes,
                       const Region& region) {
   while (!bytes.empty()) {
@@ -24,11 +44,7 @@ absl::Status PreadAll(int fd, uint64_t offset, absl::Span<uint8_t> bytes,
                                               region.name, "\" at file offset ",
                                               offset, ": ", strerror(errno)));
     }
-    if (n == 0) {
-      return absl::DataLossError(absl::StrCat(
-          "the file of region \"", region.name, "\" ends at byte ", offset,
-          ", inside the region: the VMM must not truncate guest RAM"));
-    }
+    if (n == 0) return Truncated(region, offset);
     bytes.remove_prefix(static_cast<size_t>(n));
     offset += static_cast<uint64_t>(n);
   }
@@ -98,6 +114,13 @@ absl::StatusOr<PageIndex> GuestMemory::NextData(PageIndex from,
                        strerror(errno)));
     }
     // ENXIO: no data from here to the end of the file.
+    if (data < 0) {
+      absl::Status status =
+          CheckReaches(backings_[region].fd.get(),
+                       start + BytesIn(part.count).value(),
+                       layout_.regions()[region]);
+      if (!status.ok()) return status;
+    }
     const uint64_t skipped =
         data < 0 ? part.count.value()
                  : (static_cast<uint64_t>(data) - start) / kPageSize;

@@ -44,7 +44,8 @@ class GuestMemory {
   absl::Status Read(PageRun run, absl::Span<uint8_t> bytes) const;
 
   // The first page of [from, end) that is not a hole; `end` if all of it is
-  // holes, which read as zeros. Touches no page.
+  // holes, which read as zeros. Touches no page. Errors as Read, but for
+  // OUT_OF_RANGE.
   // REQUIRES: from <= end <= layout().pages().
   absl::StatusOr<PageIndex> NextData(PageIndex from, PageIndex end) const;
 

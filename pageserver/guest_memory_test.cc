@@ -14,7 +14,7 @@ namespace {
 
 using absl::StatusCode;
 
-PageRun Run(uint64_t first, uint64_t count) {
+PageRun PagesAt(uint64_t first, uint64_t count) {
   return {PageIndex(first), PageCount(count)};
 }
 
@@ -53,9 +53,9 @@ TEST(GuestMemoryTest, ReadsAcrossRegionsOfOneFile) {
   TestGuest guest({2, 3});
   for (uint64_t page = 0; page < 5; ++page) guest.Write(page, 100 + page);
   const auto memory = guest.OpenMemory();
-  ExpectPages(*memory, Run(0, 5), {100, 101, 102, 103, 104});
-  ExpectPages(*memory, Run(1, 2), {101, 102});
-  ExpectPages(*memory, Run(4, 1), {104});
+  ExpectPages(*memory, PagesAt(0, 5), {100, 101, 102, 103, 104});
+  ExpectPages(*memory, PagesAt(1, 2), {101, 102});
+  ExpectPages(*memory, PagesAt(4, 1), {104});
 }
 
 // What lies first in RAM need not lie first in the file.
@@ -63,10 +63,10 @@ TEST(GuestMemoryTest, RegionsMayLieInAFileInAnyOrder) {
   TestGuest file({5});
   for (uint64_t page = 0; page < 5; ++page) file.Write(page, 100 + page);
   const RamLayout layout = TestGuest({2, 3}).layout();
-  const auto memory = Open(
-      layout, {{file.fd(), TestGuest::kFileOffset + 3 * kPageSize},
-               {file.fd(), TestGuest::kFileOffset}});
-  ExpectPages(*memory, Run(0, 5), {103, 104, 100, 101, 102});
+  const auto memory =
+      Open(layout, {{file.fd(), TestGuest::kFileOffset + 3 * kPageSize},
+                    {file.fd(), TestGuest::kFileOffset}});
+  ExpectPages(*memory, PagesAt(0, 5), {103, 104, 100, 101, 102});
 }
 
 TEST(GuestMemoryTest, ReadsAcrossFiles) {
@@ -78,7 +78,7 @@ TEST(GuestMemoryTest, ReadsAcrossFiles) {
   const RamLayout layout = TestGuest({2, 3}).layout();
   const auto memory = Open(layout, {{low.fd(), TestGuest::kFileOffset},
                                     {high.fd(), TestGuest::kFileOffset}});
-  ExpectPages(*memory, Run(0, 5), {0, 11, 20, 0, 22});
+  ExpectPages(*memory, PagesAt(0, 5), {0, 11, 20, 0, 22});
   EXPECT_EQ(*memory->NextData(PageIndex(0), PageIndex(5)), PageIndex(1));
   EXPECT_EQ(*memory->NextData(PageIndex(3), PageIndex(5)), PageIndex(4));
 }
@@ -122,7 +122,7 @@ TEST(GuestMemoryTest, HolesStayHoles) {
   const int64_t before = guest.AllocatedBlocks();
   EXPECT_EQ(*memory->NextData(PageIndex(0), PageIndex(128)), PageIndex(70));
   std::vector<std::string> pages;
-  ASSERT_TRUE(ReadPages(*memory, Run(0, 128), &pages).ok());
+  ASSERT_TRUE(ReadPages(*memory, PagesAt(0, 128), &pages).ok());
   EXPECT_TRUE(pages[0] == PageOfValue(0));
   EXPECT_TRUE(pages[70] == PageOfValue(7));
   EXPECT_EQ(guest.AllocatedBlocks(), before);
@@ -134,8 +134,8 @@ TEST(GuestMemoryTest, TruncatedFileIsDataLoss) {
   const auto memory = guest.OpenMemory();
   guest.Truncate(ByteCount(3 * kPageSize + 100));
   std::vector<std::string> pages;
-  EXPECT_TRUE(ReadPages(*memory, Run(0, 3), &pages).ok());
-  const absl::Status status = ReadPages(*memory, Run(2, 2), &pages);
+  EXPECT_TRUE(ReadPages(*memory, PagesAt(0, 3), &pages).ok());
+  const absl::Status status = ReadPages(*memory, PagesAt(2, 2), &pages);
   EXPECT_EQ(status.code(), StatusCode::kDataLoss);
   EXPECT_EQ(status.message(),
             "the file of region \"r1\" ends at byte 24676, inside the region: "
@@ -162,8 +162,9 @@ TEST(GuestMemoryTest, OutsideTheLayoutIsOutOfRange) {
   TestGuest guest({2, 2});
   const auto memory = guest.OpenMemory();
   std::vector<std::string> pages;
-  EXPECT_TRUE(ReadPages(*memory, Run(3, 1), &pages).ok());
-  for (PageRun run : {Run(3, 2), Run(4, 1), Run(1, 0), Run(UINT64_MAX, 1)}) {
+  EXPECT_TRUE(ReadPages(*memory, PagesAt(3, 1), &pages).ok());
+  for (PageRun run :
+       {PagesAt(3, 2), PagesAt(4, 1), PagesAt(1, 0), PagesAt(UINT64_MAX, 1)}) {
     EXPECT_EQ(ReadPages(*memory, run, &pages).code(), StatusCode::kOutOfRange)
         << run.first << " " << run.count;
   }
@@ -174,7 +175,7 @@ TEST(GuestMemoryTest, OutlivesTheDescriptorItWasGiven) {
   guest->Write(0, 5);
   const auto memory = guest->OpenMemory();
   guest.reset();
-  ExpectPages(*memory, Run(0, 1), {5});
+  ExpectPages(*memory, PagesAt(0, 1), {5});
 }
 
 TEST(GuestMemoryTest, ADescriptorThatIsNotOneIsRefused) {
@@ -190,7 +191,7 @@ TEST(GuestMemoryTest, UnreadableFileIsInternal) {
   ASSERT_TRUE(directory.valid());
   const auto memory = Open(TestGuest({1}).layout(), {{directory.get(), 0}});
   std::vector<std::string> pages;
-  const absl::Status status = ReadPages(*memory, Run(0, 1), &pages);
+  const absl::Status status = ReadPages(*memory, PagesAt(0, 1), &pages);
   EXPECT_EQ(status.code(), StatusCode::kInternal);
   EXPECT_EQ(status.message(),
             "cannot read region \"r0\" at file offset 0: Is a directory");

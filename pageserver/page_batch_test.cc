@@ -13,7 +13,7 @@
 namespace postcopy {
 namespace {
 
-PageRun Run(uint64_t first, uint64_t count) {
+PageRun PagesAt(uint64_t first, uint64_t count) {
   return {PageIndex(first), PageCount(count)};
 }
 
@@ -26,9 +26,9 @@ void ExpectContent(const PageBatch& batch, const TestGuest& guest) {
                 run.data.size() == BytesIn(run.pages.count).value());
     EXPECT_EQ(run.crc32c,
               RunChecksum(run.pages,
-                          absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(
-                                                  run.data.data()),
-                                              run.data.size())));
+                          absl::MakeConstSpan(
+                              reinterpret_cast<const uint8_t*>(run.data.data()),
+                              run.data.size())));
     for (uint64_t i = 0; i < run.pages.count.value(); ++i) {
       const uint64_t page = run.pages.first.value() + i;
       EXPECT_TRUE(PageInRun(run.data, i) == guest.Page(page)) << page;
@@ -45,15 +45,15 @@ TEST(PageBatchTest, SplitsDataFromZeros) {
   const auto memory = guest.OpenMemory();
   PageBatch batch;
   EXPECT_TRUE(batch.empty());
-  ASSERT_TRUE(batch.AddFrom(*memory, Run(0, 8)).ok());
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(0, 8)).ok());
   ASSERT_EQ(batch.runs().size(), 4u);
-  EXPECT_EQ(batch.runs()[0].pages, Run(0, 2));
+  EXPECT_EQ(batch.runs()[0].pages, PagesAt(0, 2));
   EXPECT_FALSE(IsZeroRun(batch.runs()[0]));
-  EXPECT_EQ(batch.runs()[1].pages, Run(2, 2));
+  EXPECT_EQ(batch.runs()[1].pages, PagesAt(2, 2));
   EXPECT_TRUE(IsZeroRun(batch.runs()[1]));
-  EXPECT_EQ(batch.runs()[2].pages, Run(4, 1));
+  EXPECT_EQ(batch.runs()[2].pages, PagesAt(4, 1));
   EXPECT_FALSE(IsZeroRun(batch.runs()[2]));
-  EXPECT_EQ(batch.runs()[3].pages, Run(5, 3));
+  EXPECT_EQ(batch.runs()[3].pages, PagesAt(5, 3));
   EXPECT_TRUE(IsZeroRun(batch.runs()[3]));
   EXPECT_EQ(batch.data_pages(), PageCount(3));
   EXPECT_EQ(batch.zero_pages(), PageCount(5));
@@ -65,15 +65,15 @@ TEST(PageBatchTest, AdjacentZerosAreOneRun) {
   TestGuest guest({16});
   const auto memory = guest.OpenMemory();
   PageBatch batch;
-  batch.AddZero(Run(0, 3));
-  batch.AddZero(Run(3, 1));
-  ASSERT_TRUE(batch.AddFrom(*memory, Run(4, 2)).ok());
+  batch.AddZero(PagesAt(0, 3));
+  batch.AddZero(PagesAt(3, 1));
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(4, 2)).ok());
   ASSERT_EQ(batch.runs().size(), 1u);
-  EXPECT_EQ(batch.runs()[0].pages, Run(0, 6));
+  EXPECT_EQ(batch.runs()[0].pages, PagesAt(0, 6));
   ExpectContent(batch, guest);
   // A gap, or a step back, is not adjacent.
-  batch.AddZero(Run(7, 1));
-  batch.AddZero(Run(6, 1));
+  batch.AddZero(PagesAt(7, 1));
+  batch.AddZero(PagesAt(6, 1));
   EXPECT_EQ(batch.runs().size(), 3u);
   EXPECT_EQ(batch.zero_pages(), PageCount(8));
   ExpectContent(batch, guest);
@@ -87,8 +87,8 @@ TEST(PageBatchTest, DataRunsAreNotMerged) {
   guest.Write(1, 2);
   const auto memory = guest.OpenMemory();
   PageBatch batch;
-  ASSERT_TRUE(batch.AddFrom(*memory, Run(0, 1)).ok());
-  ASSERT_TRUE(batch.AddFrom(*memory, Run(1, 1)).ok());
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(0, 1)).ok());
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(1, 1)).ok());
   EXPECT_EQ(batch.runs().size(), 2u);
 }
 
@@ -99,10 +99,10 @@ TEST(PageBatchTest, FullAtTheLimitOfDataPages) {
   const auto memory = guest.OpenMemory();
   PageBatch batch;
   EXPECT_EQ(batch.room(), kBatchPagesMax);
-  ASSERT_TRUE(batch.AddFrom(*memory, Run(0, max - 1)).ok());
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(0, max - 1)).ok());
   EXPECT_FALSE(batch.full());
   EXPECT_EQ(batch.room(), PageCount(1));
-  ASSERT_TRUE(batch.AddFrom(*memory, Run(max - 1, 1)).ok());
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(max - 1, 1)).ok());
   EXPECT_TRUE(batch.full());
   EXPECT_EQ(batch.room(), PageCount(0));
   ExpectContent(batch, guest);
@@ -111,7 +111,7 @@ TEST(PageBatchTest, FullAtTheLimitOfDataPages) {
 // Zero pages take no room, the runs they make do.
 TEST(PageBatchTest, ZeroPagesTakeNoRoom) {
   PageBatch batch;
-  batch.AddZero(Run(0, 1'000'000));
+  batch.AddZero(PagesAt(0, 1'000'000));
   EXPECT_FALSE(batch.full());
   EXPECT_EQ(batch.room(), kBatchPagesMax);
 }
@@ -119,11 +119,11 @@ TEST(PageBatchTest, ZeroPagesTakeNoRoom) {
 TEST(PageBatchTest, FullAtTheLimitOfRuns) {
   PageBatch batch;
   for (uint64_t i = 0; i < kBatchRunsMax - 1; ++i) {
-    batch.AddZero(Run(2 * i, 1));
+    batch.AddZero(PagesAt(2 * i, 1));
   }
   EXPECT_FALSE(batch.full());
   EXPECT_EQ(batch.room(), PageCount(1));
-  batch.AddZero(Run(2 * kBatchRunsMax, 1));
+  batch.AddZero(PagesAt(2 * kBatchRunsMax, 1));
   EXPECT_TRUE(batch.full());
   EXPECT_EQ(batch.room(), PageCount(0));
   EXPECT_EQ(batch.runs().size(), kBatchRunsMax);
@@ -137,11 +137,11 @@ TEST(PageBatchTest, AlternatingPagesStayInsideTheLimits) {
   // From no run to all but one used before.
   for (size_t used = 0; used < kBatchRunsMax; used += 51) {
     PageBatch batch;
-    for (size_t i = 0; i < used; ++i) batch.AddZero(Run(5000 + 2 * i, 1));
+    for (size_t i = 0; i < used; ++i) batch.AddZero(PagesAt(5000 + 2 * i, 1));
     uint64_t at = 0;
     while (!batch.full() && at < 1024) {
       const uint64_t count = std::min(batch.room().value(), 1024 - at);
-      ASSERT_TRUE(batch.AddFrom(*memory, Run(at, count)).ok());
+      ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(at, count)).ok());
       at += count;
     }
     EXPECT_TRUE(batch.full());
@@ -156,12 +156,12 @@ TEST(PageBatchDeathTest, OnePastTheLimits) {
   const auto memory = guest.OpenMemory();
   PageBatch batch;
   EXPECT_DEATH(
-      (void)batch.AddFrom(*memory, Run(0, kBatchPagesMax.value() + 1)),
+      (void)batch.AddFrom(*memory, PagesAt(0, kBatchPagesMax.value() + 1)),
       "check failed");
-  EXPECT_DEATH((void)batch.AddFrom(*memory, Run(0, 0)), "check failed");
-  for (uint64_t i = 0; i < kBatchRunsMax; ++i) batch.AddZero(Run(2 * i, 1));
-  EXPECT_DEATH(batch.AddZero(Run(2 * kBatchRunsMax, 1)), "check failed");
-  EXPECT_DEATH((void)batch.AddFrom(*memory, Run(0, 1)), "check failed");
+  EXPECT_DEATH((void)batch.AddFrom(*memory, PagesAt(0, 0)), "check failed");
+  for (uint64_t i = 0; i < kBatchRunsMax; ++i) batch.AddZero(PagesAt(2 * i, 1));
+  EXPECT_DEATH(batch.AddZero(PagesAt(2 * kBatchRunsMax, 1)), "check failed");
+  EXPECT_DEATH((void)batch.AddFrom(*memory, PagesAt(0, 1)), "check failed");
 }
 
 // Whoever sent the batch may have taken its strings, or left others in them.
@@ -170,7 +170,7 @@ TEST(PageBatchTest, ClearKeepsNothing) {
   for (uint64_t page : {0, 1, 3}) guest.Write(page, 1 + page);
   const auto memory = guest.OpenMemory();
   PageBatch batch;
-  ASSERT_TRUE(batch.AddFrom(*memory, Run(0, 4)).ok());
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(0, 4)).ok());
   for (PageBatch::Run& run : batch.runs()) run.data = "left over";
   batch.Clear();
   EXPECT_TRUE(batch.empty());
@@ -178,8 +178,8 @@ TEST(PageBatchTest, ClearKeepsNothing) {
   EXPECT_EQ(batch.data_pages(), PageCount(0));
   EXPECT_EQ(batch.zero_pages(), PageCount(0));
   EXPECT_EQ(batch.room(), kBatchPagesMax);
-  batch.AddZero(Run(2, 1));
-  ASSERT_TRUE(batch.AddFrom(*memory, Run(3, 1)).ok());
+  batch.AddZero(PagesAt(2, 1));
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(3, 1)).ok());
   EXPECT_EQ(batch.runs().size(), 2u);
   ExpectContent(batch, guest);
 }
@@ -189,11 +189,11 @@ TEST(PageBatchTest, FailedReadLeavesTheBatchAsItWas) {
   for (uint64_t page = 0; page < 8; ++page) guest.Write(page, 1 + page);
   const auto memory = guest.OpenMemory();
   PageBatch batch;
-  ASSERT_TRUE(batch.AddFrom(*memory, Run(0, 2)).ok());
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(0, 2)).ok());
   guest.Truncate(ByteCount(5 * kPageSize));
-  EXPECT_EQ(batch.AddFrom(*memory, Run(3, 4)).code(),
+  EXPECT_EQ(batch.AddFrom(*memory, PagesAt(3, 4)).code(),
             absl::StatusCode::kDataLoss);
-  EXPECT_EQ(batch.AddFrom(*memory, Run(7, 2)).code(),
+  EXPECT_EQ(batch.AddFrom(*memory, PagesAt(7, 2)).code(),
             absl::StatusCode::kOutOfRange);
   ASSERT_EQ(batch.runs().size(), 1u);
   EXPECT_EQ(batch.data_pages(), PageCount(2));

@@ -37,9 +37,9 @@ TEST_F(RateLimiterTest, LongRunRateIsTheLimit) {
   RateLimiter limiter(&clock_, ByteCount(7'000'001));
   constexpr int kCalls = 10'000;
   for (int i = 0; i < kCalls; ++i) limiter.Pace(kBatch);
-  const int64_t exact = static_cast<int64_t>(
-      static_cast<__uint128_t>(kBatch.value()) * kCalls * kNanosPerSecond /
-      7'000'001);
+  const int64_t exact =
+      static_cast<int64_t>(static_cast<__uint128_t>(kBatch.value()) * kCalls *
+                           kNanosPerSecond / 7'000'001);
   EXPECT_LE(clock_.NowNanos(), exact);
   EXPECT_GE(clock_.NowNanos(), exact - kCalls);
 }

@@ -65,12 +65,12 @@ SourceMigration::SourceMigration(std::unique_ptr<GuestMemory> memory,
                                  SourceGuest guest, SourceOptions options,
                                  Clock* clock)
     : layout_(memory->layout()),
-      dirty_source_(std::move(dirty_source)),
       guest_(std::move(guest)),
       options_(options),
       clock_(clock),
       session_id_(RandomSessionId()),
       limiter_(clock, options.bulk_limit_per_second),
+      dirty_source_(std::move(dirty_source)),
       advisor_(options.policy, options.rounds_max),
       memory_(std::move(memory)) {
   snapshot_.phase_since_ns = clock->NowNanos();
@@ -122,7 +122,8 @@ SourceMigration::AttachUrgent(SessionKey key) const {
   if (absl::Status s = CheckEpoch(key); !s.ok()) return s;
   std::lock_guard lock(mutex_);
   if (memory_ == nullptr) {
-    return absl::FailedPreconditionError("the migration has ended");
+    return absl::AbortedError(
+        absl::StrCat("the migration has ended: ", snapshot_.message));
   }
   return memory_;
 }
@@ -218,6 +219,7 @@ absl::Status SourceMigration::FromLane(absl::Status status) {
 
 absl::Status SourceMigration::ServeBulk(SessionKey key, BulkLane* lane) {
   if (absl::Status s = AttachLane(key, lane); !s.ok()) return s;
+  if (committed()) SetMessage("the guest runs at the destination");
   const absl::Status status =
       committed() ? ServeFetches(lane) : RunBeforeCommit(lane);
   const bool await_return = !committed() && lane_lost_;
@@ -431,22 +433,35 @@ absl::Status SourceMigration::SwitchOver(BulkLane* lane) {
   if (absl::Status s = SendStaleAndState(lane); !s.ok()) return s;
   if (absl::Status s = Commit(lane); !s.ok()) return s;
   rounds_.reset();
+  dirty_source_.reset();
   return FromLane(lane->SendCommit());
 }
 
 // --- Giving up.
 
 void SourceMigration::AwaitReturn(uint64_t epoch, const absl::Status& lost) {
-  SetMessage(absl::StrCat("the destination is lost, waiting for it: ",
-                          lost.message()));
   std::unique_lock lock(mutex_);
-  const bool decided = changed_.wait_for(
-      lock, std::chrono::nanoseconds(options_.reconnect_nanos), [&] {
-        return attached_epoch_ > epoch || cancel_requested_ || vmm_gone_ ||
-               HasEnded(snapshot_.phase);
-      });
-  if (decided || !ClaimDriverLocked()) return;
+  const auto decided = [&] {
+    return attached_epoch_ > epoch || cancel_requested_ || vmm_gone_ ||
+           HasEnded(snapshot_.phase);
+  };
+  if (!decided()) {
+    SetPhaseLocked(snapshot_.phase,
+                   absl::StrCat("the destination is lost, waiting for it: ",
+                                lost.message()));
+  }
+  changed_.wait_for(
+      lock, std::chrono::nanoseconds(options_.reconnect_nanos), decided);
+  if (attached_epoch_ > epoch || HasEnded(snapshot_.phase)) return;
+  if (!ClaimDriverLocked()) return;
+  const bool stop = cancel_requested_ || vmm_gone_;
   lock.unlock();
+  if (stop) {
+    // Whoever asked for it did so while the broken lane's driver was still on
+    // its way out, and waits for somebody to act.
+    GiveUpBecause(lost);
+    return DetachLane();
+  }
   GiveUp(SourcePhase::kCancelled,
          absl::StrCat("the destination was lost during precopy and did not "
                       "come back; the guest goes on at the source: ",
@@ -491,6 +506,7 @@ void SourceMigration::GiveUp(SourcePhase phase, std::string message) {
     tracking_ = false;
   }
   rounds_.reset();
+  dirty_source_.reset();
   guest_.ended(/*completed=*/false);
   std::lock_guard lock(mutex_);
   memory_.reset();
@@ -568,10 +584,14 @@ absl::Status SourceMigration::RequestSwitchOver() {
   while (!committed() && !HasEnded(snapshot_.phase)) {
     changed_.wait_for(lock, kWatchInterval);
     const uint64_t now_at = progress_.load(std::memory_order_relaxed);
-    if (now_at != progress || snapshot_.phase != SourcePhase::kSwitching) {
+    // A guest that is stopped has less patience than one that runs.
+    const int64_t patience = snapshot_.phase == SourcePhase::kSwitching
+                                 ? options_.switch_stall_nanos
+                                 : options_.reconnect_nanos;
+    if (now_at != progress) {
       progress = now_at;
       progress_ns = clock_->NowNanos();
-    } else if (clock_->NowNanos() - progress_ns > options_.switch_stall_nanos &&
+    } else if (clock_->NowNanos() - progress_ns > patience &&
                lane_ != nullptr) {
       lane_->Abort();
     }

@@ -62,7 +62,8 @@ struct SourceOptions {
   ByteCount bulk_limit_per_second;
   // How long a lost destination may take to come back during precopy.
   int64_t reconnect_nanos = 10 * kNanosPerSecond;
-  // How long a switch-over may make no progress, with the guest stopped.
+  // How long a switch-over may make no progress with the guest stopped; while
+  // it still runs, reconnect_nanos.
   int64_t switch_stall_nanos = 5 * kNanosPerSecond;
   // Least time from the start of one round to the start of the next, so that
   // an idle guest does not cost a CPU while a switch-over is awaited.
@@ -136,7 +137,7 @@ class SourceMigration {
   // with. `lane` is not used after that.
   absl::Status ServeBulk(SessionKey key, BulkLane* lane);
   // What an urgent stream keeps for its lifetime. FAILED_PRECONDITION unless
-  // `key` is the newest session.
+  // `key` is the newest session; ABORTED if the migration has ended.
   absl::StatusOr<std::shared_ptr<const GuestMemory>> AttachUrgent(
       SessionKey key) const;
   // Reads faulted pages, each as one run, into `batch` after clearing it.
@@ -214,7 +215,6 @@ class SourceMigration {
 
   // Constant after construction.
   const RamLayout layout_;
-  const std::unique_ptr<DirtySource> dirty_source_;
   const SourceGuest guest_;
   const SourceOptions options_;
   Clock* const clock_;
@@ -222,6 +222,8 @@ class SourceMigration {
 
   // Used by the driver only.
   RateLimiter limiter_;
+  // Both null once nothing is left to track.
+  std::unique_ptr<DirtySource> dirty_source_;
   std::unique_ptr<PrecopyRounds> rounds_;
   SwitchOverAdvisor advisor_;
   PageBatch fetch_batch_;

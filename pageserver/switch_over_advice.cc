@@ -46,14 +46,15 @@ bool SwitchOverAdvisor::Shrank(PageCount dirty) const {
 
 const Advice& SwitchOverAdvisor::AddRound(const RoundFigures& figures) {
   if (advice_.recommended) return advice_;
-  if (bytes_per_second_ == 0 || figures.sent >= kBandwidthSampleMin) {
+  // Not figures.round == 1: the lane may have broken in that round.
+  const bool first = bytes_per_second_ == 0;
+  if (first || figures.sent >= kBandwidthSampleMin) {
     bytes_per_second_ =
         std::max<uint64_t>(PerSecond(figures.sent, figures.nanos), 1);
   }
   const ByteCount dirty = BytesIn(figures.dirty_after);
   const double seconds_left =
       static_cast<double>(dirty.value()) / bytes_per_second_;
-  const bool first = figures.round == 1;
   rounds_without_progress_ = first || Shrank(figures.dirty_after)
                                  ? 0
                                  : rounds_without_progress_ + 1;

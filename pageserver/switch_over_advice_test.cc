@@ -26,8 +26,8 @@ TEST(SwitchOverAdviceTest, NothingIsSaidBeforeTheFirstRound) {
 
 // 50 ms at 1000 MiB/s are 50 MiB, 12800 pages.
 TEST(SwitchOverAdviceTest, ConvergedAtTheDowntimeTarget) {
-  for (MigrationPolicy policy : {MigrationPolicy::kPrecopyThenPostcopy,
-                                 MigrationPolicy::kPrecopyOnly}) {
+  for (MigrationPolicy policy :
+       {MigrationPolicy::kPrecopyThenPostcopy, MigrationPolicy::kPrecopyOnly}) {
     SwitchOverAdvisor advisor(policy, 0);
     const Advice& above = advisor.AddRound(Round(1, 12801));
     EXPECT_FALSE(above.recommended);
@@ -117,8 +117,7 @@ TEST(SwitchOverAdviceTest, PrecopyOnlyGoesOnToTheDefaultLimit) {
 TEST(SwitchOverAdviceTest, PostcopyOnlyAtOnce) {
   const SwitchOverAdvisor advisor(MigrationPolicy::kPostcopyOnly, 0);
   EXPECT_TRUE(advisor.advice().recommended);
-  EXPECT_EQ(advisor.advice().reason,
-            "switch now: the policy is postcopy-only");
+  EXPECT_EQ(advisor.advice().reason, "switch now: the policy is postcopy-only");
 }
 
 // A round of a few pages measures round trips. Were it believed, 20000 pages

@@ -57,23 +57,23 @@ std::unique_ptr<GuestMemory> TestGuest::OpenMemory() const {
 void TestGuest::Write(uint64_t page, uint64_t value) {
   POSTCOPY_CHECK(page < pages());
   const std::string bytes = PageOfValue(value);
-  POSTCOPY_CHECK(::pwrite(fd_.get(), bytes.data(), bytes.size(),
-                          FileOffsetOf(page)) ==
-                 static_cast<ssize_t>(kPageSize));
+  POSTCOPY_CHECK(
+      ::pwrite(fd_.get(), bytes.data(), bytes.size(), FileOffsetOf(page)) ==
+      static_cast<ssize_t>(kPageSize));
 }
 
 std::string TestGuest::Page(uint64_t page) const {
   std::string bytes(kPageSize, '\0');
-  POSTCOPY_CHECK(::pread(fd_.get(), bytes.data(), bytes.size(),
-                         FileOffsetOf(page)) ==
-                 static_cast<ssize_t>(kPageSize));
+  POSTCOPY_CHECK(
+      ::pread(fd_.get(), bytes.data(), bytes.size(), FileOffsetOf(page)) ==
+      static_cast<ssize_t>(kPageSize));
   return bytes;
 }
 
 void TestGuest::Truncate(ByteCount ram_bytes) {
-  POSTCOPY_CHECK(::ftruncate(fd_.get(), static_cast<off_t>(
-                                            kFileOffset + ram_bytes.value())) ==
-                 0);
+  POSTCOPY_CHECK(
+      ::ftruncate(fd_.get(),
+                  static_cast<off_t>(kFileOffset + ram_bytes.value())) == 0);
 }
 
 int64_t TestGuest::AllocatedBlocks() const {

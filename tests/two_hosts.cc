@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "cmd/demovm/guest_ram.h"
 #include "cmd/demovm/machine.h"
-#include "cmd/vmm_channel/open_userfaultfd.h"
+#include "uffd/kernel_uffd.h"
 
 namespace postcopy {
 namespace {
@@ -86,7 +86,7 @@ bool MigrationHasEnded(const v1::Migration& migration) {
 }
 
 std::string WhyNoUserfaultfd() {
-  absl::StatusOr<UserfaultFd> uffd = OpenUserfaultfd();
+  absl::StatusOr<NewUserfaultfd> uffd = CreateUserfaultfd();
   return uffd.ok() ? "" : std::string(uffd.status().message());
 }
 

@@ -1,7 +1,10 @@
 #include "uffd/background_pull.h"
 
+#include <functional>
 #include <future>
 #include <memory>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "dirtytrack/simulated_clock.h"

@@ -45,11 +45,11 @@ DestinationMigration::DestinationMigration(std::unique_ptr<DestinationVm> vm,
                                            DestinationGuest guest,
                                            DestinationOptions options,
                                            Clock* clock)
-    : vm_(std::move(vm)),
-      dialer_(std::move(dialer)),
+    : dialer_(std::move(dialer)),
       guest_(std::move(guest)),
       options_(options),
-      clock_(clock) {
+      clock_(clock),
+      vm_(std::move(vm)) {
   snapshot_.phase_since_ns = clock->NowNanos();
 }
 
@@ -83,8 +83,8 @@ bool DestinationMigration::CompleteLocked() const {
 }
 
 bool DestinationMigration::StopWantedLocked() const {
-  return stopping_ || vmm_gone_ || all_resident_ || HasEnded(snapshot_.phase) ||
-         (cancel_requested_ && !ready_);
+  return stopping_ || vmm_gone_ || CompleteLocked() ||
+         HasEnded(snapshot_.phase) || (cancel_requested_ && !ready_);
 }
 
 void DestinationMigration::Drive() {
@@ -245,11 +245,22 @@ void DestinationMigration::Conclude(SourceConnection* connection) {
   }
   if (complete) {
     Complete(connection);
-    return;
+  } else {
+    vm_->Abort(release);
+    // A guest that was handed over and is lost all the same goes on nowhere.
+    if (!committed && !stopping) guest_.ended(/*completed=*/false);
   }
-  vm_->Abort(release);
-  // A guest that was handed over and is lost all the same goes on nowhere.
-  if (!committed && !stopping) guest_.ended(/*completed=*/false);
+  ReleaseVm();
+}
+
+void DestinationMigration::ReleaseVm() {
+  std::unique_lock lock(mutex_);
+  // The guest thread uses the VM until the VMM has answered or gone.
+  changed_.wait(lock, [this] { return !guest_thread_active_ || stopping_; });
+  if (guest_thread_active_) return;
+  snapshot_.pages = vm_->counters();
+  snapshot_.fault_latency = vm_->FaultLatency();
+  vm_.reset();
 }
 
 void DestinationMigration::Complete(SourceConnection* connection) {
@@ -400,7 +411,7 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
     SetPhaseLocked(DestinationPhase::kPostcopy, "the VMM loads device state");
   }
   absl::Status status =
-      vm_->StartServing(connection, /*bulk_limit_bytes_per_second=*/0,
+      vm_->StartServing(connection, options_.bulk_limit_per_second.value(),
                         [this](absl::Status end) { OnServingEnded(end); });
   if (!status.ok()) {
     Fail(absl::StrCat("faults cannot be served: ", status.message()));
@@ -409,7 +420,16 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
   stale_ = PageBitmap();
   // On a thread of its own: loading touches RAM, and if the source is lost
   // meanwhile this one has to bring it back.
-  guest_thread_ = std::thread([this] { RunGuest(); });
+  {
+    std::lock_guard lock(mutex_);
+    guest_thread_active_ = true;
+  }
+  guest_thread_ = std::thread([this] {
+    RunGuest();
+    std::lock_guard lock(mutex_);
+    guest_thread_active_ = false;
+    changed_.notify_all();
+  });
   return absl::OkStatus();
 }
 
@@ -527,13 +547,12 @@ void DestinationMigration::SetPhase(DestinationPhase phase,
 }
 
 DestinationSnapshot DestinationMigration::Snapshot() const {
-  DestinationSnapshot snapshot;
-  {
-    std::lock_guard lock(mutex_);
-    snapshot = snapshot_;
+  std::lock_guard lock(mutex_);
+  DestinationSnapshot snapshot = snapshot_;
+  if (vm_ != nullptr) {
+    snapshot.pages = vm_->counters();
+    snapshot.fault_latency = vm_->FaultLatency();
   }
-  snapshot.pages = vm_->counters();
-  snapshot.fault_latency = vm_->FaultLatency();
   return snapshot;
 }
 

@@ -58,6 +58,8 @@ struct DestinationGuest {
 };
 
 struct DestinationOptions {
+  // What is asked for over the bulk lane, in bytes per second; 0: no limit.
+  ByteCount bulk_limit_per_second;
   // How long a lost source may take to come back before the commit.
   int64_t reconnect_nanos = 10 * kNanosPerSecond;
   // Pause between two tries to reach it: doubled from the first to the last.
@@ -133,6 +135,8 @@ class DestinationMigration {
   // What the end demands. `connection` is the last one, or null.
   void Conclude(SourceConnection* connection);
   void Complete(SourceConnection* connection);
+  // Lets go of the VM's memory, which would outlive its VMM otherwise.
+  void ReleaseVm();
 
   // What arrives.
   absl::Status Handle(SourceConnection* connection, const BulkEvent& event);
@@ -160,7 +164,6 @@ class DestinationMigration {
   void WaitFor(int64_t nanos);
 
   // Constant after construction.
-  const std::unique_ptr<DestinationVm> vm_;
   const std::unique_ptr<SourceDialer> dialer_;
   const DestinationGuest guest_;
   const DestinationOptions options_;
@@ -178,8 +181,11 @@ class DestinationMigration {
 
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
+  // Reset, with the mutex held, by the driver when it is done; before that used
+  // without.
+  std::unique_ptr<DestinationVm> vm_;
   // Guarded by mutex_.
-  DestinationSnapshot snapshot_;  // but for pages and fault_latency
+  DestinationSnapshot snapshot_;  // pages and fault_latency once vm_ is gone
   uint64_t version_ = 0;
   SourceConnection* connection_ = nullptr;
   bool ready_ = false;      // the source may commit
@@ -188,6 +194,7 @@ class DestinationMigration {
   int64_t resume_nanos_ = -1;  // -1: the guest does not run yet
   bool all_resident_ = false;
   bool guest_settled_ = false;  // it runs, and the background has begun
+  bool guest_thread_active_ = false;
   bool cancel_requested_ = false;
   bool vmm_gone_ = false;
   bool stopping_ = false;

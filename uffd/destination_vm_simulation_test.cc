@@ -1,6 +1,6 @@
 // A whole DestinationVm, its threads included, against a simulated kernel and a
-// network that misbehaves as a seed says. POSTCOPY_SEED=N repeats its draws, not
-// the scheduling of the threads; fault_simulation_test repeats everything.
+// network that misbehaves as a seed says. POSTCOPY_SEED=N repeats its draws,
+// not how threads are scheduled; fault_simulation_test repeats everything.
 #include <fcntl.h>
 #include <unistd.h>
 

@@ -7,8 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <functional>
-#include <map>
 #include <mutex>
 #include <random>
 #include <set>

@@ -2,10 +2,12 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
-#include <set>
+#include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "dirtytrack/memfd.h"
 #include "gtest/gtest.h"

@@ -72,7 +72,8 @@ std::string ReadSmallFile(const std::string& path) {
   return length > 0 ? std::string(buffer.data(), length) : std::string();
 }
 
-// The features in use, as fs/userfaultfd.c prints them: "API:\taa:FEATURES:…".
+// The features in use, as fs/userfaultfd.c prints them:
+// "API:\taa:FEATURES:...".
 absl::StatusOr<uint64_t> FeaturesOf(int fd) {
   const std::string info =
       ReadSmallFile(absl::StrCat("/proc/self/fdinfo/", fd));
@@ -220,8 +221,8 @@ UffdResult KernelUffd::Poison(HostAddress address, ByteCount length) {
 }
 
 UffdReadResult KernelUffd::Read(absl::Span<uffd_msg> messages) {
-  const ssize_t bytes = ReadWithoutWaiting(
-      fd_.get(), messages.data(), messages.size() * sizeof(uffd_msg));
+  const ssize_t bytes = ReadWithoutWaiting(fd_.get(), messages.data(),
+                                           messages.size() * sizeof(uffd_msg));
   if (bytes < 0) return {.error = errno, .messages = 0};
   // Never a part of a message: userfaultfd_ctx_read.
   return {.error = 0, .messages = bytes / sizeof(uffd_msg)};

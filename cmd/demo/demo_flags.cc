@@ -37,9 +37,10 @@ Flags:
   --guest=kvm|process   a guest of /dev/kvm (default), or threads of the VMM
   --policy=POLICY       precopy-then-postcopy (default), postcopy-only or
                         precopy-only
-  --bandwidth=SIZE      bulk bytes per second (default: a quarter of --ram, at
-                        least 256MiB)
-  --write_rate=SIZE     what the guest writes per second; 0 is no limit
+  --bandwidth=SIZE      bulk bytes per second (default: 64MiB, slower than the
+                        guest writes; 128MiB for more than 1GiB of RAM)
+  --write_rate=SIZE     what the guest writes per second (default: 300MiB); 0 is
+                        no limit
   --run_after=TIME      how long the guest runs on before it is checked (2s)
   --output=table|json   how to print the report (default: table)
   --keep_logs           keep the output of the programs it runs

@@ -29,7 +29,12 @@ constexpr ByteCount kRamMin{16 * kMiB};
 constexpr ByteCount kRamMax{1024 * 1024 * kMiB};
 constexpr uint32_t kVcpusMax = 8;
 constexpr absl::Duration kRunAfterMax = absl::Minutes(10);
-constexpr ByteCount kBandwidthFloor{256 * kMiB};
+// What the guest dirties under a dirty log, on two CPUs that the daemons share,
+// is a little more than this.
+constexpr ByteCount kBandwidth{64 * kMiB};
+// With much RAM the demo would take too long at that.
+constexpr ByteCount kMuchRam{1024 * kMiB};
+constexpr ByteCount kBandwidthForMuchRam{128 * kMiB};
 // For the daemons, the dirty logs and everybody else.
 constexpr ByteCount kMemoryReserve{1024 * kMiB};
 // Slower than any machine that is worth the demo.
@@ -78,7 +83,7 @@ absl::Status ValidateDemoOptions(const DemoOptions& options) {
 }
 
 ByteCount DefaultBandwidth(ByteCount ram) {
-  return std::max(kBandwidthFloor, ByteCount(ram.value() / 4));
+  return ram > kMuchRam ? kBandwidthForMuchRam : kBandwidth;
 }
 
 absl::Duration TimeForAllOf(ByteCount ram) {

@@ -45,8 +45,8 @@ struct DemoOptions {
 // INVALID_ARGUMENT with a sentence.
 absl::Status ValidateDemoOptions(const DemoOptions& options);
 
-// A limit that makes the network slower than the guest, yet keeps the demo
-// short: a quarter of RAM per second, at least 256 MiB.
+// A limit that makes the network slower than the guest, so that precopy alone
+// would never end: 64 MiB per second, twice that for more than 1 GiB of RAM.
 ByteCount DefaultBandwidth(ByteCount ram);
 
 // How long a step that touches all of RAM may take on a slow machine.

@@ -45,10 +45,10 @@ TEST(ValidateTest, SaysWhatIsWrong) {
   ExpectInvalid({.run_after = absl::Seconds(-1)}, "--run_after");
 }
 
-TEST(BandwidthTest, GrowsWithRamFrom256MiB) {
-  EXPECT_EQ(DefaultBandwidth(ByteCount(64 * kMiB)), ByteCount(256 * kMiB));
-  EXPECT_EQ(DefaultBandwidth(ByteCount(1024 * kMiB)), ByteCount(256 * kMiB));
-  EXPECT_EQ(DefaultBandwidth(ByteCount(4096 * kMiB)), ByteCount(1024 * kMiB));
+TEST(BandwidthTest, IsTwiceAsMuchForMoreThanOneGib) {
+  EXPECT_EQ(DefaultBandwidth(ByteCount(64 * kMiB)), ByteCount(64 * kMiB));
+  EXPECT_EQ(DefaultBandwidth(ByteCount(1024 * kMiB)), ByteCount(64 * kMiB));
+  EXPECT_EQ(DefaultBandwidth(ByteCount(1025 * kMiB)), ByteCount(128 * kMiB));
 }
 
 TEST(WriteRateTest, IsInMiB) {

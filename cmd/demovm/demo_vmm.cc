@@ -6,6 +6,7 @@
 
 #include "absl/time/time.h"
 #include "dirtytrack/check.h"
+#include "uffd/kernel_uffd.h"
 
 namespace postcopy::demovm {
 namespace {
@@ -69,10 +70,10 @@ absl::Status DemoVmm::AttachSource(GuestToAttach& guest) {
 }
 
 absl::Status DemoVmm::AttachDestination(GuestToAttach& guest) {
-  absl::StatusOr<UserfaultFd> uffd = OpenUserfaultfd();
+  absl::StatusOr<NewUserfaultfd> uffd = CreateUserfaultfd();
   if (!uffd.ok()) return uffd.status();
-  userfaultfd_ = *std::move(uffd);
-  guest.userfaultfd = userfaultfd_.fd.get();
+  userfaultfd_ = std::move(uffd->fd);
+  guest.userfaultfd = userfaultfd_.get();
   return absl::OkStatus();
 }
 

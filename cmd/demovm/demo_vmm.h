@@ -12,9 +12,9 @@
 #include "absl/status/statusor.h"
 #include "cmd/demovm/guest_checker.h"
 #include "cmd/demovm/machine.h"
-#include "cmd/vmm_channel/open_userfaultfd.h"
 #include "cmd/vmm_channel/vmm_client.h"
 #include "dirtytrack/dirty_log.h"
+#include "dirtytrack/unique_fd.h"
 
 namespace postcopy::demovm {
 
@@ -78,7 +78,7 @@ class DemoVmm : private VmmHandler {
   std::optional<DirtyLogWriter> dirty_writer_;
   // Destination. Kept to the end: with the last descriptor closed, missing
   // pages would read as zeros.
-  UserfaultFd userfaultfd_;
+  UniqueFd userfaultfd_;
 
   std::unique_ptr<VmmClient> client_;
   std::thread serving_;

@@ -29,7 +29,7 @@ ABSL_FLAG(std::string, guest, "kvm",
           "kvm: a guest of /dev/kvm; process: threads of this process");
 ABSL_FLAG(ByteCount, ram, ByteCount(512 << 20), "guest RAM, such as 4GiB");
 ABSL_FLAG(int, vcpus, 2, "1 to 8");
-ABSL_FLAG(uint64_t, write_rate_mib_per_s, 150,
+ABSL_FLAG(uint64_t, write_rate_mib_per_s, 300,
           "how fast the guest writes, all vCPUs together; 0: as it can");
 ABSL_FLAG(int, fill_percent, 80,
           "how much of its data the guest has written before it starts");

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cmd/control/describe.h"
+#include "cmd/vmm_channel/weak_vmm.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/unique_fd.h"
 #include "uffd/data_plane_client.h"
@@ -101,17 +102,18 @@ class DestinationSide final : public MigrationSide {
   const std::unique_ptr<DestinationMigration> migration_;
 };
 
-DestinationGuest GuestOf(const std::shared_ptr<VmmConnection>& vmm) {
-  return {.load_device_state =
-              [vmm](absl::string_view state) {
-                return vmm->LoadDeviceState(state);
-              },
-          .resume = [vmm] { return vmm->ResumeGuest(); },
-          .ended =
-              [vmm](bool completed) {
-                // A VMM that has gone already need not be told.
-                vmm->MigrationEnded(completed).IgnoreError();
-              }};
+DestinationGuest GuestOf(const WeakVmm& vmm) {
+  return {
+      .load_device_state =
+          [vmm](absl::string_view state) {
+            return vmm.Call(&VmmConnection::LoadDeviceState, state);
+          },
+      .resume = [vmm] { return vmm.Call(&VmmConnection::ResumeGuest); },
+      .ended =
+          [vmm](bool completed) {
+            // A VMM that has gone already need not be told.
+            vmm.Call(&VmmConnection::MigrationEnded, completed).IgnoreError();
+          }};
 }
 
 absl::StatusOr<std::unique_ptr<DestinationVm>> RegisterVm(
@@ -168,11 +170,14 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> DestinationSides::Create(
                      "attach a fresh one"));
   }
   const Attachment& attachment = waiting->second.vmm->attachment();
+  DestinationOptions options = options_;
+  options.bulk_limit_per_second =
+      ByteCount(request.bulk_limit_bytes_per_second());
   auto migration = std::make_unique<DestinationMigration>(
       std::move(waiting->second.vm),
       NewGrpcSourceDialer(request.source_address(), request.migration_id(),
                           request.vm_name(), attachment.layout),
-      GuestOf(waiting->second.vmm), options_, Clock::Monotonic());
+      GuestOf(WeakVmm(waiting->second.vmm)), options, Clock::Monotonic());
   if (absl::Status s = migration->Start(); !s.ok()) return s;
   return std::make_shared<DestinationSide>(std::move(migration));
 }

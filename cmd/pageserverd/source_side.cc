@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "cmd/control/describe.h"
 #include "cmd/pageserverd/vmm_dirty_source.h"
+#include "cmd/vmm_channel/weak_vmm.h"
 #include "dirtytrack/clock.h"
 #include "pageserver/guest_memory.h"
 
@@ -102,15 +103,17 @@ class SourceSide final : public MigrationSide {
   const std::shared_ptr<SourceMigration> migration_;
 };
 
-SourceGuest GuestOf(const std::shared_ptr<VmmConnection>& vmm) {
-  return {.pause = [vmm] { return vmm->PauseGuest(); },
-          .save_device_state = [vmm] { return vmm->SaveDeviceState(); },
-          .resume = [vmm] { return vmm->ResumeGuest(); },
-          .ended =
-              [vmm](bool completed) {
-                // A VMM that has gone already need not be told.
-                vmm->MigrationEnded(completed).IgnoreError();
-              }};
+SourceGuest GuestOf(const WeakVmm& vmm) {
+  return {
+      .pause = [vmm] { return vmm.Call(&VmmConnection::PauseGuest); },
+      .save_device_state =
+          [vmm] { return vmm.Call(&VmmConnection::SaveDeviceState); },
+      .resume = [vmm] { return vmm.Call(&VmmConnection::ResumeGuest); },
+      .ended =
+          [vmm](bool completed) {
+            // A VMM that has gone already need not be told.
+            vmm.Call(&VmmConnection::MigrationEnded, completed).IgnoreError();
+          }};
 }
 
 }  // namespace
@@ -148,7 +151,7 @@ absl::StatusOr<std::shared_ptr<SourceMigration>> SourceSides::NewMigration(
   options.bulk_limit_per_second =
       ByteCount(request.bulk_limit_bytes_per_second());
   return SourceMigration::Create(*std::move(memory), *std::move(dirty_source),
-                                 GuestOf(vmm), options, Clock::Monotonic());
+                                 GuestOf(WeakVmm(vmm)), options, Clock::Monotonic());
 }
 
 absl::StatusOr<std::shared_ptr<MigrationSide>> SourceSides::Create(

@@ -11,7 +11,7 @@
 namespace postcopy {
 
 absl::StatusOr<std::unique_ptr<VmmDirtySource>> VmmDirtySource::Create(
-    std::shared_ptr<VmmConnection> vmm) {
+    const std::shared_ptr<VmmConnection>& vmm) {
   const Attachment& attachment = vmm->attachment();
   std::vector<DirtyLogSlot> expected;
   for (const Slot& slot : attachment.slots) {
@@ -20,19 +20,19 @@ absl::StatusOr<std::unique_ptr<VmmDirtySource>> VmmDirtySource::Create(
   UniqueFd fd(::fcntl(attachment.dirty_log.get(), F_DUPFD_CLOEXEC, 0));
   absl::StatusOr<DirtyLogSet> log = DirtyLogSet::Open(std::move(fd), expected);
   if (!log.ok()) return log.status();
-  VmmConnection* const connection = vmm.get();
+  const WeakVmm weak(vmm);
   absl::StatusOr<std::unique_ptr<SharedLogSource>> source =
       SharedLogSource::Create(
           attachment.layout, attachment.slots, *std::move(log),
-          [connection] { return connection->SyncDirtyLog(); });
+          [weak] { return weak.Call(&VmmConnection::SyncDirtyLog); });
   if (!source.ok()) return source.status();
   return std::unique_ptr<VmmDirtySource>(
-      new VmmDirtySource(std::move(vmm), *std::move(source)));
+      new VmmDirtySource(weak, *std::move(source)));
 }
 
 absl::Status VmmDirtySource::Start() {
   if (absl::Status s = log_->Start(); !s.ok()) return s;
-  absl::Status status = vmm_->StartDirtyLogging();
+  absl::Status status = vmm_.Call(&VmmConnection::StartDirtyLogging);
   if (!status.ok()) log_->Stop().IgnoreError();
   return status;
 }
@@ -46,7 +46,7 @@ absl::Status VmmDirtySource::Restore(PageBitmapView unsent) {
 }
 
 absl::Status VmmDirtySource::Stop() {
-  const absl::Status stopped = vmm_->StopDirtyLogging();
+  const absl::Status stopped = vmm_.Call(&VmmConnection::StopDirtyLogging);
   const absl::Status closed = log_->Stop();
   return stopped.ok() ? closed : stopped;
 }

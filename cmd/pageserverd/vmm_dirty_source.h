@@ -3,10 +3,12 @@
 #define CMD_PAGESERVERD_VMM_DIRTY_SOURCE_H_
 
 #include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cmd/vmm_channel/vmm_connection.h"
+#include "cmd/vmm_channel/weak_vmm.h"
 #include "dirtytrack/dirty_source.h"
 #include "dirtytrack/shared_log_source.h"
 
@@ -19,7 +21,7 @@ class VmmDirtySource final : public DirtySource {
   // Opens the log that the VMM attached. INVALID_ARGUMENT or DATA_LOSS if what
   // is in it does not fit the VM's slots.
   static absl::StatusOr<std::unique_ptr<VmmDirtySource>> Create(
-      std::shared_ptr<VmmConnection> vmm);
+      const std::shared_ptr<VmmConnection>& vmm);
 
   absl::Status Start() override;
   absl::StatusOr<PageCount> Collect(PageBitmapView into) override;
@@ -27,11 +29,10 @@ class VmmDirtySource final : public DirtySource {
   absl::Status Stop() override;
 
  private:
-  VmmDirtySource(std::shared_ptr<VmmConnection> vmm,
-                 std::unique_ptr<SharedLogSource> log)
+  VmmDirtySource(WeakVmm vmm, std::unique_ptr<SharedLogSource> log)
       : vmm_(std::move(vmm)), log_(std::move(log)) {}
 
-  const std::shared_ptr<VmmConnection> vmm_;
+  const WeakVmm vmm_;
   const std::unique_ptr<SharedLogSource> log_;
 };
 

@@ -10,7 +10,7 @@ namespace postcopy {
 
 std::string FormatCount(uint64_t count) {
   std::string digits = absl::StrCat(count);
-  for (size_t i = digits.size(); i > 3; i -= 3) digits.insert(i - 3, ",");
+  for (size_t i = digits.size(); i > 3; i -= 3) digits.insert(i - 3, 1, ',');
   return digits;
 }
 

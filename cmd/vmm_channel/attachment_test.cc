@@ -9,8 +9,8 @@
 #include <functional>
 #include <random>
 
-#include "cmd/vmm_channel/open_userfaultfd.h"
 #include "cmd/vmm_channel/test_support.h"
+#include "uffd/kernel_uffd.h"
 #include "postcopy/v1/vmm_channel.pb.h"
 
 namespace postcopy {
@@ -38,7 +38,7 @@ UniqueFd UserfaultfdWith(uint64_t features, int flags = O_NONBLOCK) {
   return fd;
 }
 
-bool HasUserfaultfd() { return OpenUserfaultfd().ok(); }
+bool HasUserfaultfd() { return CreateUserfaultfd().ok(); }
 
 // A valid Attach of two regions in one memfd, and what goes beside it. Tests
 // change one thing and read the refusal.
@@ -112,7 +112,7 @@ TEST(ParseAttachTest, TakesASource) {
 }
 
 TEST(ParseAttachTest, TakesADestination) {
-  if (!HasUserfaultfd()) GTEST_SKIP() << OpenUserfaultfd().status();
+  if (!HasUserfaultfd()) GTEST_SKIP() << CreateUserfaultfd().status();
   absl::StatusOr<Attachment> got = Destination().Parse(VmmRole::kDestination);
   ASSERT_TRUE(got.ok()) << got.status();
   EXPECT_TRUE(got->userfaultfd.valid());
@@ -417,7 +417,7 @@ INSTANTIATE_TEST_SUITE_P(ParseAttach, SourceTest, testing::ValuesIn(kSource),
 class DestinationTest : public testing::TestWithParam<Refusal> {};
 
 TEST_P(DestinationTest, IsRefused) {
-  if (!HasUserfaultfd()) GTEST_SKIP() << OpenUserfaultfd().status();
+  if (!HasUserfaultfd()) GTEST_SKIP() << CreateUserfaultfd().status();
   const size_t before = OpenFds();
   ExpectRefused(Destination(), VmmRole::kDestination, GetParam());
   EXPECT_EQ(OpenFds(), before);
@@ -477,7 +477,7 @@ INSTANTIATE_TEST_SUITE_P(ParseAttach, DestinationTest,
 
 TEST(ParseAttachTest, EventForkIsRefused) {
   UniqueFd fd = RawUserfaultfd(O_NONBLOCK);
-  if (!fd.valid()) GTEST_SKIP() << OpenUserfaultfd().status();
+  if (!fd.valid()) GTEST_SKIP() << CreateUserfaultfd().status();
   uffdio_api api = {UFFD_API, UFFD_FEATURE_EVENT_FORK, 0};
   if (::ioctl(fd.get(), UFFDIO_API, &api) != 0) {
     GTEST_SKIP() << "UFFD_FEATURE_EVENT_FORK wants CAP_SYS_PTRACE";
@@ -489,7 +489,7 @@ TEST(ParseAttachTest, EventForkIsRefused) {
 }
 
 TEST(ParseAttachTest, OtherFeaturesAreFine) {
-  if (!HasUserfaultfd()) GTEST_SKIP() << OpenUserfaultfd().status();
+  if (!HasUserfaultfd()) GTEST_SKIP() << CreateUserfaultfd().status();
   Case attach = Destination();
   attach.fds[1] =
       UserfaultfdWith(UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_MISSING_SHMEM);

@@ -135,6 +135,11 @@ absl::StatusOr<VmmConnection::Answer> VmmConnection::Run(
   return answer;
 }
 
+bool VmmConnection::MayWaitForPages(const v1::Command& command) const {
+  return attachment_.role == VmmRole::kDestination &&
+         (command.has_load_device_state() || command.has_resume_guest());
+}
+
 absl::StatusOr<VmmConnection::Answer> VmmConnection::Exchange(
     v1::Command command, absl::Span<const int> fds) {
   if (socket_.closed()) {
@@ -143,7 +148,9 @@ absl::StatusOr<VmmConnection::Answer> VmmConnection::Exchange(
   if (socket_.readable()) {
     return absl::InternalError("the VMM sent a message it was not asked for");
   }
-  const Deadline deadline = Deadline::After(options_.command_timeout);
+  const Deadline deadline = MayWaitForPages(command)
+                                ? Deadline::Infinite()
+                                : Deadline::After(options_.command_timeout);
   const uint64_t id = next_command_id_++;
   const bool saves = command.has_save_device_state();
   command.set_command_id(id);

@@ -42,6 +42,9 @@ class VmmConnection {
  public:
   struct Options {
     // Of one command, sending included; waiting for another thread's is not.
+    // Does not hold for LoadDeviceState and ResumeGuest at a destination: there
+    // the VMM touches RAM, which takes as long as the source cannot be reached,
+    // and to give up would lose the guest. They end with the connection.
     absl::Duration command_timeout = absl::Seconds(10);
     // Lower than the default only in tests.
     size_t device_state_bytes_max = kMaxDeviceStateBytes;
@@ -98,6 +101,8 @@ class VmmConnection {
   // Run for commands whose answer is nothing but a status.
   absl::Status RunSimple(absl::string_view name, v1::Command command,
                          absl::Span<const int> fds = {});
+  // True if a page fault may keep the VMM from answering.
+  bool MayWaitForPages(const v1::Command& command) const;
   // One packet each way; UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL if that
   // fails, after which the connection is of no use any more.
   absl::StatusOr<Answer> Exchange(v1::Command command,

@@ -32,11 +32,15 @@ Attachment AnAttachment() {
 class VmmConnectionTest : public testing::Test {
  protected:
   // Connects and attaches.
-  void Connect(VmmConnection::Options options = {}) {
+  void Connect(VmmConnection::Options options = {},
+               VmmRole role = VmmRole::kSource) {
     auto [daemon, vmm] = SocketPair();
     vmm_ = PacketSocket(std::move(vmm), "the daemon");
+    Attachment attachment = AnAttachment();
+    attachment.role = role;
     connection_ = std::make_unique<VmmConnection>(
-        PacketSocket(std::move(daemon), "the VMM"), AnAttachment(), options);
+        PacketSocket(std::move(daemon), "the VMM"), std::move(attachment),
+        options);
     ASSERT_TRUE(connection_->AcceptAttach().ok());
     absl::StatusOr<Packet> packet = vmm_.Receive(Deadline::After(kLong));
     ASSERT_TRUE(packet.ok()) << packet.status();
@@ -275,6 +279,26 @@ TEST_F(VmmConnectionTest, SilentVmmRunsIntoTheTimeout) {
   EXPECT_TRUE(connection_->closed());
   EXPECT_TRUE(Is(connection_->PauseGuest(), StatusCode::kUnavailable,
                  "did not answer within 20ms"));
+}
+
+// At a destination, loading and resuming touch RAM: a source that cannot be
+// reached for longer than the time-out must not cost the guest its life.
+TEST_F(VmmConnectionTest, DestinationMayWaitForPagesBeyondTheTimeout) {
+  constexpr absl::Duration kTimeout = absl::Milliseconds(1);
+  Connect({.command_timeout = kTimeout}, VmmRole::kDestination);
+  for (bool load : {true, false}) {
+    std::thread vmm([&] {
+      const uint64_t id = NextCommand().command_id();
+      // Nothing can end this wait early; only its end is not on time.
+      const Deadline later = Deadline::After(5 * kTimeout);
+      while (!later.passed()) std::this_thread::yield();
+      Reply(Result(id));
+    });
+    const absl::Status status = load ? connection_->LoadDeviceState("state")
+                                     : connection_->ResumeGuest();
+    vmm.join();
+    EXPECT_TRUE(status.ok()) << status;
+  }
 }
 
 TEST_F(VmmConnectionTest, VmmDiesInTheMiddleOfACommand) {

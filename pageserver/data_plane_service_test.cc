@@ -1,0 +1,795 @@
+#include "pageserver/data_plane_service.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "dirtytrack/clock.h"
+#include "dirtytrack/simulated_dirty_source.h"
+#include "gtest/gtest.h"
+#include "pageserver/session_directory.h"
+#include "pageserver/source_migration.h"
+#include "pageserver/test_guest.h"
+#include "postcopy/v1/data_plane.grpc.pb.h"
+
+namespace postcopy {
+namespace {
+
+using grpc::StatusCode;
+
+using BulkCall = grpc::ClientReaderWriter<v1::BulkRequest, v1::BulkResponse>;
+using UrgentCall =
+    grpc::ClientReaderWriter<v1::UrgentRequest, v1::UrgentResponse>;
+
+// --- CRC-32C as the proto describes it, bit by bit: nothing of what the
+// service itself uses.
+
+uint32_t PlainCrc32c(absl::string_view bytes) {
+  uint32_t crc = 0xFFFFFFFF;
+  for (char c : bytes) {
+    crc ^= static_cast<uint8_t>(c);
+    for (int bit = 0; bit < 8; ++bit) {
+      crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0x82F63B78 : 0);
+    }
+  }
+  return ~crc;
+}
+
+std::string LittleEndian(uint64_t value) {
+  std::string bytes;
+  for (int i = 0; i < 8; ++i) {
+    bytes.push_back(static_cast<char>(value >> (8 * i)));
+  }
+  return bytes;
+}
+
+uint32_t PlacedCrc(uint64_t offset, uint64_t count, absl::string_view bytes) {
+  return PlainCrc32c(
+      absl::StrCat(LittleEndian(offset), LittleEndian(count), bytes));
+}
+
+// RFC 3720, B.4: 32 bytes of zeros.
+TEST(PlainCrc32cTest, KnownValue) {
+  EXPECT_EQ(PlainCrc32c(std::string(32, '\0')), 0x8A9136AAu);
+}
+
+// --- A source that serves on a port, and what a destination's daemon would
+// say to it, message by message.
+
+class Source {
+ public:
+  explicit Source(const std::vector<uint64_t>& region_pages)
+      : guest_(region_pages), service_(&directory_) {
+    auto dirty =
+        std::make_unique<SimulatedDirtySource>(PageCount(guest_.pages()));
+    dirty_ = dirty.get();
+    SourceGuest vmm = {
+        .pause =
+            [this] {
+              if (on_pause_) on_pause_();
+              return absl::OkStatus();
+            },
+        .save_device_state = [this] { return device_state_; },
+        .resume = [] { return absl::OkStatus(); },
+        .ended = [this](bool completed) { completed_ = completed; }};
+    SourceOptions options;
+    options.reconnect_nanos = 0;
+    options.round_nanos_min = kNanosPerMilli;
+    absl::StatusOr<std::unique_ptr<SourceMigration>> migration =
+        SourceMigration::Create(guest_.OpenMemory(), std::move(dirty),
+                                std::move(vmm), options, Clock::Monotonic());
+    EXPECT_TRUE(migration.ok()) << migration.status();
+    migration_ = *std::move(migration);
+    directory_.Add("m", "vm", migration_);
+
+    int port = 0;
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(),
+                             &port);
+    builder.SetMaxReceiveMessageSize(kDataPlaneRequestBytesMax);
+    builder.RegisterService(&service_);
+    server_ = builder.BuildAndStart();
+    EXPECT_NE(server_, nullptr);
+    stub_ = v1::DataPlaneService::NewStub(grpc::CreateChannel(
+        absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials()));
+  }
+
+  ~Source() {
+    migration_->Cancel().IgnoreError();
+    if (switcher_.joinable()) switcher_.join();
+    server_->Shutdown();
+  }
+
+  TestGuest& guest() { return guest_; }
+  SourceMigration& migration() { return *migration_; }
+  v1::DataPlaneService::Stub& stub() { return *stub_; }
+  bool completed() const { return completed_; }
+  void set_device_state(std::string state) { device_state_ = std::move(state); }
+
+  void Write(uint64_t page, uint64_t value) {
+    guest_.Write(page, value);
+    dirty_->Mark(PageIndex(page));
+  }
+  // The guest's last words.
+  void set_on_pause(std::function<void()> on_pause) {
+    on_pause_ = std::move(on_pause);
+  }
+  void RequestSwitchOver() {
+    if (switcher_.joinable()) return;
+    switcher_ =
+        std::thread([this] { migration_->RequestSwitchOver().IgnoreError(); });
+  }
+
+  v1::OpenSessionRequest OpenRequest(uint64_t epoch = 1) const {
+    v1::OpenSessionRequest request;
+    request.set_protocol_version(1);
+    request.set_migration_id("m");
+    request.set_vm_name("vm");
+    request.set_epoch(epoch);
+    for (const Region& region : guest_.layout().regions()) {
+      v1::RamRegion* out = request.mutable_layout()->add_regions();
+      out->set_name(region.name);
+      out->set_start_bytes(region.start.value());
+      out->set_length_bytes(region.length.value());
+      out->set_page_size_bytes(kPageSize);
+    }
+    return request;
+  }
+  grpc::Status Open(const v1::OpenSessionRequest& request,
+                    v1::OpenSessionResponse* response) {
+    grpc::ClientContext context;
+    return stub_->OpenSession(&context, request, response);
+  }
+  // The session of `epoch`.
+  v1::SessionRef OpenSession(uint64_t epoch = 1) {
+    v1::OpenSessionResponse response;
+    const grpc::Status status = Open(OpenRequest(epoch), &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(response.protocol_version(), 1u);
+    EXPECT_EQ(response.epoch(), epoch);
+    v1::SessionRef session;
+    session.set_session_id(response.session_id());
+    session.set_epoch(response.epoch());
+    return session;
+  }
+  grpc::Status Complete(const v1::SessionRef& session) {
+    grpc::ClientContext context;
+    v1::CompleteSessionRequest request;
+    v1::CompleteSessionResponse response;
+    *request.mutable_session() = session;
+    return stub_->CompleteSession(&context, request, &response);
+  }
+
+ private:
+  TestGuest guest_;
+  SimulatedDirtySource* dirty_ = nullptr;
+  std::function<void()> on_pause_;
+  std::string device_state_ = "device state";
+  std::atomic<bool> completed_{false};
+  std::shared_ptr<SourceMigration> migration_;
+  SessionDirectory directory_;
+  DataPlaneService service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::DataPlaneService::Stub> stub_;
+  std::thread switcher_;
+};
+
+// One urgent stream.
+class Urgent {
+ public:
+  explicit Urgent(Source& source) : call_(source.stub().Urgent(&context_)) {}
+
+  std::optional<v1::UrgentResponse> Ask(const v1::SessionRef& session,
+                                        const std::vector<uint64_t>& offsets) {
+    v1::UrgentRequest request;
+    *request.mutable_session() = session;
+    for (uint64_t offset : offsets) request.add_ram_offsets_bytes(offset);
+    return Ask(request);
+  }
+  std::optional<v1::UrgentResponse> Ask(const v1::UrgentRequest& request) {
+    v1::UrgentResponse response;
+    if (!call_->Write(request) || !call_->Read(&response)) return std::nullopt;
+    return response;
+  }
+  grpc::Status Finish() {
+    call_->WritesDone();
+    v1::UrgentResponse response;
+    while (call_->Read(&response)) {
+    }
+    return call_->Finish();
+  }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<UrgentCall> call_;
+};
+
+// One bulk stream, and the destination behind it.
+class Bulk {
+ public:
+  explicit Bulk(Source& source)
+      : source_(source), call_(source.stub().Bulk(&context_)) {}
+
+  bool Say(const v1::SessionRef& session, v1::BulkRequest request) {
+    *request.mutable_session() = session;
+    return call_->Write(request);
+  }
+  void Attach(const v1::SessionRef& session) {
+    session_ = session;
+    v1::BulkRequest request;
+    request.mutable_attach();
+    EXPECT_TRUE(Say(session, request));
+  }
+  std::optional<v1::BulkResponse> Read() {
+    v1::BulkResponse response;
+    if (!call_->Read(&response)) return std::nullopt;
+    return response;
+  }
+  grpc::Status Finish() {
+    call_->WritesDone();
+    while (Read().has_value()) {
+    }
+    return call_->Finish();
+  }
+
+  // Answers rounds and takes in the switch-over, up to its end.
+  void ReceiveSwitchOver() {
+    while (true) {
+      const std::optional<v1::BulkResponse> response = Read();
+      ASSERT_TRUE(response.has_value()) << "the stream has ended";
+      switch (response->message_case()) {
+        case v1::BulkResponse::kPages:
+          Store(response->pages());
+          break;
+        case v1::BulkResponse::kRoundEnd:
+          AnswerRound(response->round_end().round());
+          break;
+        case v1::BulkResponse::kStale:
+          StoreStale(response->stale());
+          break;
+        case v1::BulkResponse::kDeviceState:
+          ++device_state_pieces;
+          EXPECT_LE(response->device_state().data().size(), 256u << 10);
+          device_state += response->device_state().data();
+          break;
+        case v1::BulkResponse::kSwitchOver:
+          end = response->switch_over();
+          return;
+        default:
+          FAIL() << "unexpected: " << response->ShortDebugString();
+      }
+    }
+  }
+  void SayReady() {
+    v1::BulkRequest request;
+    request.mutable_switch_over_ready()->set_discarded_pages(stale.size());
+    EXPECT_TRUE(Say(session_, request));
+  }
+  void ExpectCommit() {
+    const std::optional<v1::BulkResponse> response = Read();
+    ASSERT_TRUE(response.has_value());
+    EXPECT_TRUE(response->has_commit());
+  }
+  void SayFetch(uint64_t offset, uint64_t pages) {
+    v1::BulkRequest request;
+    request.mutable_fetch()->set_ram_offset_bytes(offset);
+    request.mutable_fetch()->set_page_count(pages);
+    EXPECT_TRUE(Say(session_, request));
+  }
+
+  // Checks runs as a destination must, and keeps their pages.
+  template <typename Runs>
+  void StoreRuns(const Runs& runs) {
+    for (const v1::PageRun& run : runs) {
+      EXPECT_EQ(run.ram_offset_bytes() % kPageSize, 0u);
+      EXPECT_TRUE(run.data().empty() ||
+                  run.data().size() == run.page_count() * kPageSize);
+      EXPECT_EQ(run.crc32c(), PlacedCrc(run.ram_offset_bytes(),
+                                        run.page_count(), run.data()));
+      if (!keep_pages) continue;
+      for (uint64_t i = 0; i < run.page_count(); ++i) {
+        pages[run.ram_offset_bytes() / kPageSize + i] =
+            PageInRun(run.data(), i);
+      }
+    }
+  }
+
+  // What has been received.
+  std::map<uint64_t, std::string> pages;
+  std::set<uint64_t> stale;
+  std::vector<std::pair<uint64_t, uint64_t>> stale_pieces;
+  std::string device_state;
+  int device_state_pieces = 0;
+  v1::SwitchOver end;
+  uint32_t rounds = 0;
+  // False for a guest too large to keep.
+  bool keep_pages = true;
+
+ private:
+  void Store(const v1::PageBatch& batch) {
+    uint64_t next = 0;
+    uint64_t data_pages = 0;
+    for (const v1::PageRun& run : batch.runs()) {
+      EXPECT_GE(run.ram_offset_bytes(), next) << "not ascending";
+      next = run.ram_offset_bytes() + run.page_count() * kPageSize;
+      if (!run.data().empty()) data_pages += run.page_count();
+    }
+    EXPECT_LE(data_pages, 256u);
+    StoreRuns(batch.runs());
+  }
+  void AnswerRound(uint32_t round) {
+    rounds = round;
+    // The first round has brought everything.
+    source_.RequestSwitchOver();
+    v1::BulkRequest request;
+    request.mutable_round_ack()->set_round(round);
+    EXPECT_TRUE(Say(session_, request));
+  }
+  void StoreStale(const v1::StaleBitmap& piece) {
+    EXPECT_EQ(piece.ram_offset_bytes() % (64 * kPageSize), 0u);
+    EXPECT_EQ(piece.bits().size() % 8, 0u);
+    EXPECT_LE(piece.bits().size(), 256u << 10);
+    EXPECT_EQ(piece.crc32c(), PlacedCrc(piece.ram_offset_bytes(),
+                                        piece.bits().size(), piece.bits()));
+    stale_pieces.emplace_back(piece.ram_offset_bytes(), piece.bits().size());
+    for (uint64_t bit = 0; bit < piece.bits().size() * 8; ++bit) {
+      if ((static_cast<uint8_t>(piece.bits()[bit / 8]) >> (bit % 8)) & 1) {
+        stale.insert(piece.ram_offset_bytes() / kPageSize + bit);
+      }
+    }
+  }
+
+  Source& source_;
+  grpc::ClientContext context_;
+  std::unique_ptr<BulkCall> call_;
+  v1::SessionRef session_;
+};
+
+// `status` has this code and this message.
+void ExpectStatus(const grpc::Status& status, StatusCode code,
+                  const std::string& message) {
+  EXPECT_EQ(status.error_code(), code);
+  EXPECT_EQ(status.error_message(), message);
+}
+
+v1::SessionRef WithEpoch(v1::SessionRef session, uint64_t epoch) {
+  session.set_epoch(epoch);
+  return session;
+}
+v1::SessionRef WithId(v1::SessionRef session, uint64_t id) {
+  session.set_session_id(id);
+  return session;
+}
+
+// --- OpenSession.
+
+TEST(DataPlaneServiceOpenTest, VersionsOfTomorrowAndOfNeverAreRefused) {
+  Source source({4});
+  v1::OpenSessionResponse response;
+  for (uint32_t version : {0, 2}) {
+    v1::OpenSessionRequest request = source.OpenRequest();
+    request.set_protocol_version(version);
+    ExpectStatus(source.Open(request, &response),
+                 StatusCode::FAILED_PRECONDITION,
+                 absl::StrCat("protocol version ", version,
+                              " is unknown to this source, which speaks 1 to "
+                              "1: upgrade the older of the two daemons"));
+  }
+}
+
+TEST(DataPlaneServiceOpenTest, UnknownMigrationAndOtherVm) {
+  Source source({4});
+  v1::OpenSessionResponse response;
+  v1::OpenSessionRequest request = source.OpenRequest();
+  request.set_migration_id("x");
+  ExpectStatus(source.Open(request, &response), StatusCode::NOT_FOUND,
+               "the source knows no migration \"x\": create it there first");
+  request = source.OpenRequest();
+  request.set_vm_name("y");
+  ExpectStatus(source.Open(request, &response), StatusCode::FAILED_PRECONDITION,
+               "migration \"m\" is of VM \"vm\" at the source, not of \"y\"");
+}
+
+TEST(DataPlaneServiceOpenTest, LayoutsThatAreNone) {
+  Source source({4, 4});
+  v1::OpenSessionResponse response;
+  v1::OpenSessionRequest request = source.OpenRequest();
+  request.mutable_layout()->mutable_regions(1)->set_start_bytes(0x3000);
+  ExpectStatus(source.Open(request, &response), StatusCode::INVALID_ARGUMENT,
+               "region \"r1\" starts at RAM offset 0x3000; regions lie end to "
+               "end from 0, so it has to start at RAM offset 0x4000");
+  request = source.OpenRequest();
+  request.mutable_layout()->mutable_regions(0)->set_length_bytes(0x3800);
+  ExpectStatus(source.Open(request, &response), StatusCode::INVALID_ARGUMENT,
+               "region \"r0\" has a length of 14KiB; make it a positive "
+               "multiple of 4KiB");
+  request = source.OpenRequest();
+  request.mutable_layout()->mutable_regions(0)->set_page_size_bytes(2 << 20);
+  ExpectStatus(source.Open(request, &response), StatusCode::INVALID_ARGUMENT,
+               "region \"r0\" has pages of 2MiB; only 4KiB is supported");
+  request = source.OpenRequest();
+  request.mutable_layout()->clear_regions();
+  ExpectStatus(source.Open(request, &response), StatusCode::INVALID_ARGUMENT,
+               "a VM has 1 to 64 regions of RAM, not 0");
+  request = source.OpenRequest();
+  request.mutable_layout()->mutable_regions(1)->set_length_bytes(UINT64_MAX &
+                                                                 ~0xFFFull);
+  EXPECT_EQ(source.Open(request, &response).error_code(),
+            StatusCode::INVALID_ARGUMENT);
+}
+
+TEST(DataPlaneServiceOpenTest, AnotherLayout) {
+  Source source({4, 4});
+  v1::OpenSessionResponse response;
+  v1::OpenSessionRequest request = source.OpenRequest();
+  request.mutable_layout()->mutable_regions(1)->set_name("rom");
+  ExpectStatus(source.Open(request, &response), StatusCode::FAILED_PRECONDITION,
+               "the VM's RAM is laid out differently: the name of region 1 is "
+               "\"r1\" at the source and \"rom\" at the destination; configure "
+               "both alike");
+}
+
+TEST(DataPlaneServiceOpenTest, IdempotentForTheSameEpoch) {
+  Source source({4});
+  const v1::SessionRef first = source.OpenSession(3);
+  const v1::SessionRef second = source.OpenSession(3);
+  EXPECT_EQ(first.session_id(), second.session_id());
+  v1::OpenSessionResponse response;
+  ExpectStatus(source.Open(source.OpenRequest(2), &response),
+               StatusCode::FAILED_PRECONDITION,
+               "epoch 2 is not higher than 3, which is taken: open the session "
+               "with a higher one");
+}
+
+TEST(DataPlaneServiceOpenTest, AfterTheEnd) {
+  Source source({4});
+  ASSERT_TRUE(source.migration().Cancel().ok());
+  v1::OpenSessionResponse response;
+  ExpectStatus(source.Open(source.OpenRequest(), &response),
+               StatusCode::ABORTED,
+               "the migration has ended: cancelled by request; the guest goes "
+               "on at the source");
+}
+
+TEST(DataPlaneServiceOpenTest, AnOversizedRequestIsRefusedUnread) {
+  Source source({4});
+  v1::OpenSessionResponse response;
+  v1::OpenSessionRequest request = source.OpenRequest();
+  request.set_migration_id(std::string(kDataPlaneRequestBytesMax, 'x'));
+  EXPECT_EQ(source.Open(request, &response).error_code(),
+            StatusCode::RESOURCE_EXHAUSTED);
+  // The largest layout there may be is far from that.
+  request = source.OpenRequest();
+  request.clear_layout();
+  for (uint64_t i = 0; i < kMaxRegions; ++i) {
+    v1::RamRegion* region = request.mutable_layout()->add_regions();
+    region->set_name(std::string(kMaxNameBytes - 2, 'x') +
+                     absl::StrCat(10 + i));
+    region->set_start_bytes(i << 38);
+    region->set_length_bytes(uint64_t{1} << 38);
+    region->set_page_size_bytes(kPageSize);
+  }
+  EXPECT_EQ(source.Open(request, &response).error_code(),
+            StatusCode::FAILED_PRECONDITION);
+}
+
+// --- Streams that are refused.
+
+TEST(DataPlaneServiceBulkTest, FirstMessageMustBeAttach) {
+  Source source({4});
+  const v1::SessionRef session = source.OpenSession();
+  Bulk bulk(source);
+  v1::BulkRequest request;
+  request.mutable_round_ack()->set_round(1);
+  bulk.Say(session, request);
+  ExpectStatus(bulk.Finish(), StatusCode::INVALID_ARGUMENT,
+               "the first message of a bulk stream must be attach");
+  EXPECT_EQ(source.migration().Snapshot().phase, SourcePhase::kPreparing);
+}
+
+TEST(DataPlaneServiceBulkTest, MustNameTheSession) {
+  Source source({4});
+  const v1::SessionRef session = source.OpenSession(5);
+  for (uint64_t epoch : {4, 6}) {
+    Bulk bulk(source);
+    bulk.Attach(WithEpoch(session, epoch));
+    ExpectStatus(bulk.Finish(), StatusCode::FAILED_PRECONDITION,
+                 absl::StrCat("epoch ", epoch,
+                              " is not the newest, which is "
+                              "5: another session has taken over"));
+  }
+  Bulk bulk(source);
+  bulk.Attach(WithId(session, session.session_id() + 1));
+  ExpectStatus(bulk.Finish(), StatusCode::NOT_FOUND,
+               "no such session: open one");
+}
+
+TEST(DataPlaneServiceBulkTest, EveryMessageMustNameTheSession) {
+  Source source({4});
+  const v1::SessionRef session = source.OpenSession(5);
+  Bulk bulk(source);
+  bulk.Attach(session);
+  v1::BulkRequest request;
+  request.mutable_round_ack()->set_round(1);
+  bulk.Say(WithEpoch(session, 4), request);
+  ExpectStatus(bulk.Finish(), StatusCode::FAILED_PRECONDITION,
+               "a message of the bulk stream names another session or epoch");
+}
+
+TEST(DataPlaneServiceBulkTest, AttachComesOnce) {
+  Source source({4});
+  const v1::SessionRef session = source.OpenSession();
+  Bulk bulk(source);
+  bulk.Attach(session);
+  bulk.Attach(session);
+  ExpectStatus(bulk.Finish(), StatusCode::INVALID_ARGUMENT,
+               "a message of the bulk stream has no content that is due here");
+}
+
+TEST(DataPlaneServiceUrgentTest, MustNameTheSession) {
+  Source source({4});
+  const v1::SessionRef session = source.OpenSession(5);
+  for (uint64_t epoch : {4, 6}) {
+    Urgent urgent(source);
+    EXPECT_EQ(urgent.Ask(WithEpoch(session, epoch), {}), std::nullopt);
+    EXPECT_EQ(urgent.Finish().error_code(), StatusCode::FAILED_PRECONDITION);
+  }
+  Urgent urgent(source);
+  EXPECT_EQ(urgent.Ask(WithId(session, session.session_id() + 1), {}),
+            std::nullopt);
+  EXPECT_EQ(urgent.Finish().error_code(), StatusCode::NOT_FOUND);
+}
+
+TEST(DataPlaneServiceUrgentTest, NothingBeforeTheCommit) {
+  Source source({4});
+  const v1::SessionRef session = source.OpenSession();
+  Urgent urgent(source);
+  EXPECT_EQ(urgent.Ask(session, {0}), std::nullopt);
+  ExpectStatus(urgent.Finish(), StatusCode::FAILED_PRECONDITION,
+               "the guest has not been handed over yet: its pages still "
+               "change");
+}
+
+TEST(DataPlaneServiceCompleteTest, Refusals) {
+  Source source({4});
+  const v1::SessionRef session = source.OpenSession(5);
+  ExpectStatus(source.Complete(session), StatusCode::FAILED_PRECONDITION,
+               "the guest has not been handed over yet: nothing is complete");
+  EXPECT_EQ(source.Complete(WithEpoch(session, 4)).error_code(),
+            StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(source.Complete(WithId(session, 0)).error_code(),
+            StatusCode::NOT_FOUND);
+  EXPECT_FALSE(source.completed());
+}
+
+// --- Whole migrations.
+
+// A migration that has been committed by hand.
+class CommittedTest : public testing::Test {
+ protected:
+  static constexpr uint64_t kPages = 192;
+
+  CommittedTest() : source_({100, 92}) {
+    for (uint64_t page = 0; page < 150; ++page) {
+      source_.guest().Write(page, 1000 + page);
+    }
+    source_.set_on_pause([this] {
+      for (uint64_t page : {5, 70, 191}) source_.Write(page, 7000 + page);
+    });
+  }
+
+  void Commit() {
+    session_ = source_.OpenSession();
+    bulk_ = std::make_unique<Bulk>(source_);
+    bulk_->Attach(session_);
+    ASSERT_NO_FATAL_FAILURE(bulk_->ReceiveSwitchOver());
+    bulk_->SayReady();
+    ASSERT_NO_FATAL_FAILURE(bulk_->ExpectCommit());
+  }
+
+  Source source_;
+  v1::SessionRef session_;
+  std::unique_ptr<Bulk> bulk_;
+};
+
+TEST_F(CommittedTest, AMigrationByHand) {
+  std::string device_state;
+  for (int i = 0; i < 600 << 10; ++i) {
+    device_state.push_back(static_cast<char>(i * 31 / 7));
+  }
+  source_.set_device_state(device_state);
+  ASSERT_NO_FATAL_FAILURE(Commit());
+  EXPECT_GE(bulk_->rounds, 1u);
+  // The stale set is what the guest wrote last, in one piece of three words.
+  EXPECT_EQ(bulk_->stale, (std::set<uint64_t>{5, 70, 191}));
+  EXPECT_EQ(bulk_->stale_pieces,
+            (std::vector<std::pair<uint64_t, uint64_t>>{{0, 24}}));
+  EXPECT_EQ(bulk_->end.stale_pages(), 3u);
+  EXPECT_EQ(bulk_->device_state_pieces, 3);
+  EXPECT_TRUE(bulk_->device_state == device_state);
+  EXPECT_EQ(bulk_->end.device_state_bytes(), device_state.size());
+  EXPECT_EQ(bulk_->end.device_state_crc32c(), PlainCrc32c(device_state));
+  // Every page that is not stale is here and right.
+  EXPECT_EQ(bulk_->pages.size(), kPages);
+  for (const auto& [page, bytes] : bulk_->pages) {
+    EXPECT_EQ(bytes == source_.guest().Page(page), !bulk_->stale.contains(page))
+        << page;
+  }
+
+  v1::BulkRequest resumed;
+  resumed.mutable_guest_resumed()->set_vmm_load_resume_us(1);
+  EXPECT_TRUE(bulk_->Say(session_, resumed));
+  // One stale page by the bulk lane, two by the urgent one.
+  bulk_->SayFetch(5 * kPageSize, 1);
+  const std::optional<v1::BulkResponse> fetched = bulk_->Read();
+  ASSERT_TRUE(fetched.has_value() && fetched->has_pages());
+  bulk_->StoreRuns(fetched->pages().runs());
+  Urgent urgent(source_);
+  const std::optional<v1::UrgentResponse> faulted =
+      urgent.Ask(session_, {191 * kPageSize, 70 * kPageSize});
+  ASSERT_TRUE(faulted.has_value());
+  ASSERT_EQ(faulted->runs_size(), 2);
+  EXPECT_EQ(faulted->runs(0).ram_offset_bytes(), 191 * kPageSize);
+  EXPECT_EQ(faulted->runs(1).ram_offset_bytes(), 70 * kPageSize);
+  bulk_->StoreRuns(faulted->runs());
+  for (const auto& [page, bytes] : bulk_->pages) {
+    EXPECT_TRUE(bytes == source_.guest().Page(page)) << page;
+  }
+
+  EXPECT_TRUE(source_.Complete(session_).ok());
+  EXPECT_TRUE(source_.Complete(session_).ok());
+  EXPECT_TRUE(source_.completed());
+  EXPECT_TRUE(urgent.Finish().ok());
+  bulk_->Finish();
+  const SourceSnapshot snapshot = source_.migration().Snapshot();
+  EXPECT_EQ(snapshot.phase, SourcePhase::kCompleted);
+  EXPECT_EQ(snapshot.faulted, PageCount(2));
+  EXPECT_EQ(snapshot.background, PageCount(1));
+  EXPECT_EQ(snapshot.discarded, PageCount(3));
+}
+
+// A destination that lost the commit learns of it from its next session.
+TEST_F(CommittedTest, TheNextSessionIsToldOfTheCommit) {
+  v1::OpenSessionResponse response;
+  ASSERT_TRUE(source_.Open(source_.OpenRequest(), &response).ok());
+  EXPECT_FALSE(response.committed());
+  ASSERT_NO_FATAL_FAILURE(Commit());
+  ASSERT_TRUE(source_.Open(source_.OpenRequest(2), &response).ok());
+  EXPECT_TRUE(response.committed());
+  // The stream of the session before is over.
+  EXPECT_FALSE(bulk_->Finish().ok());
+  const v1::SessionRef session = source_.OpenSession(2);
+  Bulk bulk(source_);
+  bulk.Attach(session);
+  bulk.SayFetch(70 * kPageSize, 2);
+  const std::optional<v1::BulkResponse> fetched = bulk.Read();
+  ASSERT_TRUE(fetched.has_value() && fetched->has_pages());
+  bulk.StoreRuns(fetched->pages().runs());
+  EXPECT_TRUE(bulk.pages[70] == source_.guest().Page(70));
+  EXPECT_TRUE(bulk.pages[71] == source_.guest().Page(71));
+  // Nor is its epoch good for anything else.
+  Urgent urgent(source_);
+  EXPECT_EQ(urgent.Ask(session_, {0}), std::nullopt);
+  EXPECT_EQ(urgent.Finish().error_code(), StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(source_.Complete(session_).error_code(),
+            StatusCode::FAILED_PRECONDITION);
+  EXPECT_TRUE(source_.Complete(session).ok());
+}
+
+// An urgent stream that is attached when another session takes over.
+TEST_F(CommittedTest, AnAttachedUrgentStreamOfAnOldEpochIsRefused) {
+  ASSERT_NO_FATAL_FAILURE(Commit());
+  Urgent urgent(source_);
+  EXPECT_TRUE(urgent.Ask(session_, {0}).has_value());
+  source_.OpenSession(2);
+  EXPECT_EQ(urgent.Ask(session_, {0}), std::nullopt);
+  EXPECT_EQ(urgent.Finish().error_code(), StatusCode::FAILED_PRECONDITION);
+  bulk_->Finish();
+}
+
+TEST_F(CommittedTest, UrgentRequestsThatAreRefused) {
+  ASSERT_NO_FATAL_FAILURE(Commit());
+  const std::vector<uint64_t> max(64, 5 * kPageSize);
+  std::vector<uint64_t> too_many = max;
+  too_many.push_back(0);
+  const struct {
+    std::vector<uint64_t> offsets;
+    StatusCode code;
+    std::string message;
+  } kCases[] = {
+      {{1},
+       StatusCode::INVALID_ARGUMENT,
+       "RAM offset 0x1 is not a multiple of 4096"},
+      {{kPages * kPageSize},
+       StatusCode::OUT_OF_RANGE,
+       "pages [0xc0, 0xc1) is not inside the VM's RAM, which has 192 pages"},
+      {too_many, StatusCode::INVALID_ARGUMENT,
+       "a request may name 64 pages, not 65"},
+  };
+  for (const auto& c : kCases) {
+    Urgent urgent(source_);
+    const std::optional<v1::UrgentResponse> response =
+        urgent.Ask(session_, max);
+    ASSERT_TRUE(response.has_value());
+    EXPECT_EQ(response->runs_size(), 64);
+    EXPECT_EQ(urgent.Ask(session_, c.offsets), std::nullopt);
+    ExpectStatus(urgent.Finish(), c.code, c.message);
+  }
+  {
+    Urgent urgent(source_);
+    EXPECT_EQ(urgent.Ask(session_, {UINT64_MAX & ~0xFFFull}), std::nullopt);
+    EXPECT_EQ(urgent.Finish().error_code(), StatusCode::OUT_OF_RANGE);
+  }
+  // More than a message may hold is refused before anybody counts.
+  Urgent urgent(source_);
+  v1::UrgentRequest request;
+  *request.mutable_session() = session_;
+  for (int i = 0; i < kDataPlaneRequestBytesMax; ++i) {
+    request.add_ram_offsets_bytes(0);
+  }
+  EXPECT_EQ(urgent.Ask(request), std::nullopt);
+  EXPECT_EQ(urgent.Finish().error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  bulk_->Finish();
+}
+
+TEST_F(CommittedTest, FetchesThatAreRefused) {
+  ASSERT_NO_FATAL_FAILURE(Commit());
+  bulk_->Finish();
+  const struct {
+    uint64_t offset;
+    uint64_t pages;
+    StatusCode code;
+  } kCases[] = {
+      {1, 1, StatusCode::INVALID_ARGUMENT},
+      {0, 0, StatusCode::OUT_OF_RANGE},
+      {kPages * kPageSize, 1, StatusCode::OUT_OF_RANGE},
+      {0, UINT64_MAX, StatusCode::OUT_OF_RANGE},
+      {UINT64_MAX & ~0xFFFull, 1, StatusCode::OUT_OF_RANGE},
+  };
+  uint64_t epoch = 1;
+  for (const auto& c : kCases) {
+    Bulk bulk(source_);
+    bulk.Attach(source_.OpenSession(++epoch));
+    bulk.SayFetch(c.offset, c.pages);
+    EXPECT_EQ(bulk.Finish().error_code(), c.code) << c.offset << " " << c.pages;
+  }
+  EXPECT_EQ(source_.migration().Snapshot().phase, SourcePhase::kPostcopy);
+}
+
+// The stale set of a large guest comes in pieces; what is clean between them
+// does not come at all. (24 GiB, all of it holes.)
+TEST(DataPlaneServiceBulkTest, StaleSetInPieces) {
+  constexpr uint64_t kPiece = uint64_t{1} << 21;  // pages in 256 KiB of bits
+  Source source({3 * kPiece});
+  const std::set<uint64_t> last = {5, kPiece - 1, 2 * kPiece + 200,
+                                   3 * kPiece - 1};
+  source.set_on_pause([&] {
+    for (uint64_t page : last) source.Write(page, page);
+  });
+  Bulk bulk(source);
+  bulk.keep_pages = false;
+  bulk.Attach(source.OpenSession());
+  ASSERT_NO_FATAL_FAILURE(bulk.ReceiveSwitchOver());
+  EXPECT_EQ(bulk.stale, last);
+  EXPECT_EQ(bulk.end.stale_pages(), last.size());
+  EXPECT_EQ(bulk.stale_pieces,
+            (std::vector<std::pair<uint64_t, uint64_t>>{
+                {0, 256 << 10},
+                {(2 * kPiece + 192) * kPageSize, (kPiece - 192) / 8}}));
+  EXPECT_EQ(bulk.device_state, "device state");
+}
+
+}  // namespace
+}  // namespace postcopy
