@@ -25,9 +25,9 @@ absl::Status Truncated(const Region& region, uint64_t file_bytes) {
 absl::Status CheckReaches(int fd, uint64_t end, const Region& region) {
   struct stat info;
   if (::fstat(fd, &info) != 0) {
-    return absl::InternalError(
-        absl::StrCat("cannot read the size of region \"", region.name,
-                     "\": ", strerror(errno)));
+    return absl::InternalError(absl::StrCat("cannot read the size of region \"",
+                                            region.name,
+                                            "\": ", strerror(errno)));
   }
   const auto size = static_cast<uint64_t>(info.st_size);
   return size < end ? Truncated(region, size) : absl::OkStatus();
@@ -60,9 +60,9 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(
   for (const RegionFile& file : files) {
     UniqueFd fd(::fcntl(file.fd, F_DUPFD_CLOEXEC, 0));
     if (!fd.valid()) {
-      return absl::InternalError(
-          absl::StrCat("cannot duplicate the descriptor of guest RAM: ",
-                       strerror(errno), "; raise LimitNOFILE"));
+      return absl::InternalError(absl::StrCat(
+          "cannot duplicate the descriptor of guest RAM: ", strerror(errno),
+          "; raise LimitNOFILE"));
     }
     backings.push_back({std::move(fd), file.offset});
   }
@@ -87,9 +87,9 @@ absl::Status GuestMemory::Read(PageRun run, absl::Span<uint8_t> bytes) const {
     const size_t region = layout_.RegionOf(run.first);
     const PageRun part = WithinRegion(run, region);
     const size_t length = BytesIn(part.count).value();
-    absl::Status status = PreadAll(
-        backings_[region].fd.get(), FileOffset(part.first, region),
-        bytes.subspan(0, length), layout_.regions()[region]);
+    absl::Status status =
+        PreadAll(backings_[region].fd.get(), FileOffset(part.first, region),
+                 bytes.subspan(0, length), layout_.regions()[region]);
     if (!status.ok()) return status;
     bytes.remove_prefix(length);
     run = {part.end(), run.count - part.count};
@@ -108,17 +108,15 @@ absl::StatusOr<PageIndex> GuestMemory::NextData(PageIndex from,
     const off_t data = ::lseek(backings_[region].fd.get(),
                                static_cast<off_t>(start), SEEK_DATA);
     if (data < 0 && errno != ENXIO) {
-      return absl::InternalError(
-          absl::StrCat("cannot look for holes in region \"",
-                       layout_.regions()[region].name, "\": ",
-                       strerror(errno)));
+      return absl::InternalError(absl::StrCat(
+          "cannot look for holes in region \"", layout_.regions()[region].name,
+          "\": ", strerror(errno)));
     }
     // ENXIO: no data from here to the end of the file.
     if (data < 0) {
-      absl::Status status =
-          CheckReaches(backings_[region].fd.get(),
-                       start + BytesIn(part.count).value(),
-                       layout_.regions()[region]);
+      absl::Status status = CheckReaches(backings_[region].fd.get(),
+                                         start + BytesIn(part.count).value(),
+                                         layout_.regions()[region]);
       if (!status.ok()) return status;
     }
     const uint64_t skipped =

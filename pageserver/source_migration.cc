@@ -414,6 +414,11 @@ absl::Status SourceMigration::Commit(BulkLane* lane) {
   if (!ready.ok()) return FromLane(ready.status());
   std::lock_guard lock(mutex_);
   if (cancel_requested_) return absl::AbortedError("stopped");
+  // A session that was opened meanwhile has been told that nothing is
+  // committed, and nobody reads the Commit of this one any more.
+  if (epoch_.load(std::memory_order_relaxed) != attached_epoch_) {
+    return absl::AbortedError("the destination opened another session");
+  }
   snapshot_.discarded = ready->discarded;
   snapshot_.remaining = snapshot_.stale;
   committed_.store(true, std::memory_order_release);
@@ -580,16 +585,24 @@ absl::Status SourceMigration::RequestSwitchOver() {
   switch_requested_ = true;
   changed_.notify_all();
   uint64_t progress = progress_.load(std::memory_order_relaxed);
+  uint64_t epoch = attached_epoch_;
+  SourcePhase phase = snapshot_.phase;
   int64_t progress_ns = clock_->NowNanos();
   while (!committed() && !HasEnded(snapshot_.phase)) {
     changed_.wait_for(lock, kWatchInterval);
+    // Once it is decided, the stream is no business of this loop.
+    if (committed() || HasEnded(snapshot_.phase)) break;
     const uint64_t now_at = progress_.load(std::memory_order_relaxed);
     // A guest that is stopped has less patience than one that runs.
     const int64_t patience = snapshot_.phase == SourcePhase::kSwitching
                                  ? options_.switch_stall_nanos
                                  : options_.reconnect_nanos;
-    if (now_at != progress) {
+    // A new session, or the pause, begins with all of it.
+    if (now_at != progress || attached_epoch_ != epoch ||
+        snapshot_.phase != phase) {
       progress = now_at;
+      epoch = attached_epoch_;
+      phase = snapshot_.phase;
       progress_ns = clock_->NowNanos();
     } else if (clock_->NowNanos() - progress_ns > patience &&
                lane_ != nullptr) {

@@ -1114,6 +1114,27 @@ TEST(SourceMigrationSwitchOverTest, IsNotHeldUpByASilentDestination) {
   EXPECT_EQ(status, absl::AbortedError(h.snapshot().message));
 }
 
+// The time that the destination was away is no stall of the session that
+// follows, in which the guest is paused at once.
+TEST(SourceMigrationSwitchOverTest, TimeWithoutADestinationIsNoStall) {
+  Harness h({.reconnect_nanos = 60 * kNanosPerSecond,
+             .fault = FaultAt(2, Fault::kLost)});
+  absl::StatusOr<FakeLane*> lane = h.Serve();
+  ASSERT_TRUE(lane.ok());
+  (*lane)->AwaitEnd();
+  absl::Status status;
+  std::thread switcher([&] { status = h.migration().RequestSwitchOver(); });
+  // Gives it the time to have begun, without which this shows nothing.
+  for (int second = 0; second < 20; ++second) {
+    h.clock().Advance(kNanosPerSecond);
+    h.migration().WaitForChange(h.migration().version(), 5 * kNanosPerMilli);
+  }
+  h.Run();
+  switcher.join();
+  EXPECT_TRUE(status.ok()) << status;
+  h.ExpectCompleted();
+}
+
 // A round is cut short: what it has not sent is stale.
 TEST(SourceMigrationSwitchOverTest, InterruptsARound) {
   Harness h({.reconnect_nanos = 1000 * kHour, .request_switch_over = false});
@@ -1174,6 +1195,27 @@ TEST(SourceMigrationSessionTest, EpochsOnlyGrow) {
   EXPECT_EQ(m.OpenSession(6, layout).status(),
             absl::AbortedError(
                 absl::StrCat("the migration has ended: ", kCancelled)));
+}
+
+// A destination that is told "not committed" by a new session while its Ready
+// on the old one has just arrived would wait for ever for a Commit that nobody
+// reads: the guest would run nowhere.
+TEST(SourceMigrationSessionTest, NewSessionBeatsAReadyOfTheOld) {
+  Harness h({});
+  bool opened = false;
+  h.set_fault([&](Call call, int) {
+    if (call == Call::kReceive && h.phase() == SourcePhase::kSwitching &&
+        !opened) {
+      opened = true;
+      EXPECT_TRUE(h.migration().OpenSession(100, h.guest().layout()).ok());
+      EXPECT_FALSE(h.migration().committed());
+    }
+    return Fault::kNone;
+  });
+  h.Run();
+  EXPECT_TRUE(opened);
+  h.ExpectUndone(SourcePhase::kCancelled);
+  EXPECT_EQ(h.vmm().resumes, 1);
 }
 
 TEST(SourceMigrationSessionTest, OneBulkStreamPerSession) {

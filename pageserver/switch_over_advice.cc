@@ -55,9 +55,8 @@ const Advice& SwitchOverAdvisor::AddRound(const RoundFigures& figures) {
   const ByteCount dirty = BytesIn(figures.dirty_after);
   const double seconds_left =
       static_cast<double>(dirty.value()) / bytes_per_second_;
-  rounds_without_progress_ = first || Shrank(figures.dirty_after)
-                                 ? 0
-                                 : rounds_without_progress_ + 1;
+  rounds_without_progress_ =
+      first || Shrank(figures.dirty_after) ? 0 : rounds_without_progress_ + 1;
   dirty_before_ = figures.dirty_after;
 
   const std::string what = absl::StrCat(
@@ -68,9 +67,9 @@ const Advice& SwitchOverAdvisor::AddRound(const RoundFigures& figures) {
     Recommend(absl::StrCat("switch now: converged: ", what));
   } else if (rounds_without_progress_ >= 2 &&
              policy_ == MigrationPolicy::kPrecopyThenPostcopy) {
-    Recommend(absl::StrCat(
-        "switch now: not converging: dirty rate ",
-        MebibytesPerSecond(PerSecond(dirty, figures.nanos)), ": ", what));
+    Recommend(absl::StrCat("switch now: not converging: dirty rate ",
+                           MebibytesPerSecond(PerSecond(dirty, figures.nanos)),
+                           ": ", what));
   } else if (figures.round >= rounds_max_) {
     Recommend(absl::StrCat("switch now: the limit of ", rounds_max_,
                            " rounds is reached: ", what));

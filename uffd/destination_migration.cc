@@ -159,7 +159,11 @@ absl::Status DestinationMigration::Begin(SourceConnection* connection) {
     return absl::OkStatus();
   }
   if (!committed) {
-    if (!ready) return ProtocolError("it committed before it was told to");
+    if (!ready) {
+      // Nobody has the guest: whatever the source is, it is not ours.
+      Fail("the source committed a switch-over that never arrived here");
+      return ProtocolError("it committed before it was told to");
+    }
     return TakeOver(connection);
   }
   if (absl::Status s = vm_->OnSourceBack(connection); !s.ok()) return s;
@@ -273,8 +277,8 @@ void DestinationMigration::Complete(SourceConnection* connection) {
                           ? absl::UnavailableError("not connected")
                           : connection->Complete();
   int64_t retry_nanos = options_.retry_nanos_first;
-  // Any other error means that the source has nothing left to forget.
-  while (WorthAnotherTry(told)) {
+  // ABORTED, NOT_FOUND: the source has nothing left to forget.
+  while (!told.ok() && !SourceHasGivenUp(told)) {
     SetPhase(DestinationPhase::kPostcopy,
              absl::StrCat("every page is here; the source cannot be told: ",
                           told.message()));
