@@ -16,6 +16,10 @@ namespace {
 // limit than pages do.
 constexpr size_t kPieceBytes = 256 << 10;
 
+// What is kept for the next batch. A string that once held a whole batch stays
+// that large, and in time every one of a batch's runs may have.
+constexpr size_t kRetainedBytesMax = 2 << 20;
+
 absl::Status StreamEnded() {
   return absl::UnavailableError("the bulk stream has ended");
 }
@@ -42,7 +46,9 @@ absl::StatusOr<SessionKey> GrpcBulkLane::ReceiveAttach() {
 
 absl::Status GrpcBulkLane::SendPages(PageBatch& batch) {
   EncodeRuns(batch, pages_.mutable_pages()->mutable_runs());
-  return Write(pages_);
+  absl::Status status = Write(pages_);
+  if (pages_.SpaceUsedLong() > kRetainedBytesMax) pages_ = v1::BulkResponse();
+  return status;
 }
 
 absl::Status GrpcBulkLane::SendRoundEnd(uint32_t round) {

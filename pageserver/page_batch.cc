@@ -3,8 +3,18 @@
 #include "dirtytrack/page_checksum.h"
 
 namespace postcopy {
+namespace {
+
+// What is kept for the next batch. A string that once held a whole batch stays
+// that large, and in time every one of the runs may have.
+constexpr size_t kRetainedBytesMax = 2 << 20;
+
+}  // namespace
 
 void PageBatch::Clear() {
+  size_t kept = 0;
+  for (const Run& run : runs_) kept += run.data.capacity();
+  if (kept > kRetainedBytesMax) runs_.clear();
   used_ = 0;
   data_pages_ = PageCount(0);
   zero_pages_ = PageCount(0);

@@ -153,6 +153,8 @@ absl::Status SourceMigration::ReadUrgent(SessionKey key,
 
 absl::Status SourceMigration::Complete(SessionKey key) {
   if (absl::Status s = CheckEpoch(key); !s.ok()) return s;
+  // Let go without the lock: the last descriptor of large RAM takes time.
+  std::shared_ptr<const GuestMemory> memory;
   {
     std::lock_guard lock(mutex_);
     if (snapshot_.phase == SourcePhase::kCompleted) return absl::OkStatus();
@@ -162,7 +164,7 @@ absl::Status SourceMigration::Complete(SessionKey key) {
     }
     SetPhaseLocked(SourcePhase::kCompleted,
                    "every page is at the destination");
-    memory_.reset();
+    memory = std::move(memory_);
   }
   guest_.ended(/*completed=*/true);
   return absl::OkStatus();
@@ -383,7 +385,12 @@ absl::Status SourceMigration::SendRest(BulkLane* lane) {
     std::lock_guard lock(mutex_);
     return cancel_requested_ || vmm_gone_;
   };
-  while (!rounds_->remaining().empty() && !cancelled()) {
+  for (int i = 0; !rounds_->remaining().empty() && !cancelled(); ++i) {
+    if (i == kRestRoundsMax) {
+      return absl::DataLossError(absl::StrCat(
+          "with the guest stopped, pages arrived damaged ", kRestRoundsMax,
+          " times running: check the network"));
+    }
     ++round_;
     if (absl::Status s = SendUnsent(lane, cancelled); !s.ok()) return s;
     if (absl::Status s = AwaitRoundAck(lane); !s.ok()) return s;
@@ -427,8 +434,9 @@ absl::Status SourceMigration::Commit(BulkLane* lane) {
 }
 
 absl::Status SourceMigration::SwitchOver(BulkLane* lane) {
-  // Everything sent has been acknowledged: RunRounds has seen to it while the
-  // guest ran, so that its pause does not wait for what is on its way.
+  // Everything sent has been acknowledged or taken back: RunRounds has seen to
+  // it while the guest ran, so that its pause does not wait for what is on its
+  // way.
   {
     std::lock_guard lock(mutex_);
     SetPhaseLocked(SourcePhase::kSwitching, "");
@@ -513,8 +521,9 @@ void SourceMigration::GiveUp(SourcePhase phase, std::string message) {
   rounds_.reset();
   dirty_source_.reset();
   guest_.ended(/*completed=*/false);
+  std::shared_ptr<const GuestMemory> memory;
   std::lock_guard lock(mutex_);
-  memory_.reset();
+  memory = std::move(memory_);
   SetPhaseLocked(phase, std::move(message));
 }
 
@@ -635,7 +644,10 @@ absl::Status SourceMigration::Cancel() {
   }
   changed_.wait(lock,
                 [this] { return committed() || HasEnded(snapshot_.phase); });
-  return absl::OkStatus();
+  return snapshot_.phase == SourcePhase::kFailed
+             ? absl::FailedPreconditionError(absl::StrCat(
+                   "the migration has failed: ", snapshot_.message))
+             : absl::OkStatus();
 }
 
 void SourceMigration::VmmGone() {

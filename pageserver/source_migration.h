@@ -56,6 +56,9 @@ struct SourceGuest {
   std::function<void(bool completed)> ended;
 };
 
+// Times that precopy-only sends damaged pages again with the guest stopped.
+inline constexpr int kRestRoundsMax = 8;
+
 struct SourceOptions {
   MigrationPolicy policy = MigrationPolicy::kPrecopyThenPostcopy;
   uint32_t rounds_max = 0;
@@ -152,9 +155,9 @@ class SourceMigration {
 
   // The control plane.
   //
-  // Hands the guest over; returns when that is decided. FAILED_PRECONDITION in
-  // the wrong phase, ABORTED with the reason if the guest goes on here. OK also
-  // if it had been handed over before.
+  // Hands the guest over; returns when that is decided. FAILED_PRECONDITION if
+  // there is no destination yet, ABORTED with the reason if the guest goes on
+  // here. OK also if it had been handed over before.
   absl::Status RequestSwitchOver();
   // FAILED_PRECONDITION after the commit. OK if already cancelled.
   absl::Status Cancel();

@@ -19,6 +19,10 @@ namespace {
 // How long a unary call may take: the peer answers from memory.
 constexpr std::chrono::seconds kCallTimeout(5);
 
+// What a message may keep of its predecessors' memory for the next: without a
+// bound, a peer could grow it string by string.
+constexpr size_t kRetainedBytesMax = 4 << 20;
+
 // A host that vanished without a word is noticed after this much silence.
 constexpr int kKeepaliveMillis = 5000;
 
@@ -102,6 +106,8 @@ class Lane {
 
   // Valid until the next call.
   absl::StatusOr<const Response*> Read() {
+    // A message keeps the memory of those before it, string by string.
+    if (response_.SpaceUsedLong() > kRetainedBytesMax) response_ = Response();
     if (!stream_->Read(&response_)) return End();
     return &response_;
   }

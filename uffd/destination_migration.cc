@@ -258,13 +258,15 @@ void DestinationMigration::Conclude(SourceConnection* connection) {
 }
 
 void DestinationMigration::ReleaseVm() {
+  // Outlives the lock: the last descriptor of large RAM takes time.
+  std::unique_ptr<DestinationVm> released;
   std::unique_lock lock(mutex_);
   // The guest thread uses the VM until the VMM has answered or gone.
   changed_.wait(lock, [this] { return !guest_thread_active_ || stopping_; });
   if (guest_thread_active_) return;
   snapshot_.pages = vm_->counters();
   snapshot_.fault_latency = vm_->FaultLatency();
-  vm_.reset();
+  released = std::move(vm_);
 }
 
 void DestinationMigration::Complete(SourceConnection* connection) {

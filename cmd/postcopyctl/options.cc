@@ -55,6 +55,11 @@ absl::Status CheckAddresses(const Options& options) {
   return CheckAddress("--source_data", options.source_data);
 }
 
+// Where pageserverd serves the data plane unless it is told otherwise.
+std::string DefaultDataAddress(const std::string& source) {
+  return absl::StrCat(source.substr(0, source.rfind(':')), ":7401");
+}
+
 }  // namespace
 
 absl::StatusOr<OutputFormat> ParseOutputFormat(absl::string_view text) {
@@ -128,8 +133,9 @@ absl::StatusOr<MigrateOptions> ToMigrateOptions(const Options& options) {
   if (!status.ok()) return status;
   result.source_address = options.source;
   result.destination_address = options.destination;
-  result.source_data_address =
-      options.source_data.empty() ? options.source : options.source_data;
+  result.source_data_address = options.source_data.empty()
+                                   ? DefaultDataAddress(options.source)
+                                   : options.source_data;
   result.vm_name = options.vm;
   result.migration_id = options.migration_id.empty() ? RandomId(options.vm)
                                                      : options.migration_id;
