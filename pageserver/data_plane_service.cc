@@ -45,17 +45,21 @@ absl::Status DecodePages(const v1::UrgentRequest& request,
 // the first of them.
 class UrgentServer {
  public:
+  // Holds the memory weakly: a peer that keeps its stream open must not keep
+  // the RAM of a VM that has ended.
   UrgentServer(std::shared_ptr<SourceMigration> migration,
-               std::shared_ptr<const GuestMemory> memory)
-      : migration_(std::move(migration)), memory_(std::move(memory)) {
+               const std::shared_ptr<const GuestMemory>& memory)
+      : migration_(std::move(migration)), memory_(memory) {
     pages_.reserve(kBatchPagesMax.value());
   }
 
   absl::Status Answer(const v1::UrgentRequest& request,
                       v1::UrgentResponse& response) {
     if (absl::Status s = DecodePages(request, pages_); !s.ok()) return s;
+    const std::shared_ptr<const GuestMemory> memory = memory_.lock();
+    if (memory == nullptr) return absl::AbortedError("the migration has ended");
     absl::Status status = migration_->ReadUrgent(KeyOf(request.session()),
-                                                 *memory_, pages_, batch_);
+                                                 *memory, pages_, batch_);
     if (!status.ok()) return status;
     EncodeRuns(batch_, response.mutable_runs());
     return absl::OkStatus();
@@ -63,7 +67,7 @@ class UrgentServer {
 
  private:
   const std::shared_ptr<SourceMigration> migration_;
-  const std::shared_ptr<const GuestMemory> memory_;
+  const std::weak_ptr<const GuestMemory> memory_;
   std::vector<PageIndex> pages_;
   PageBatch batch_;
 };
@@ -79,7 +83,8 @@ absl::Status ServeUrgent(SessionDirectory& directory, UrgentStream& stream) {
       (*migration)->AttachUrgent(key);
   if (!memory.ok()) return memory.status();
 
-  UrgentServer server(*std::move(migration), *std::move(memory));
+  UrgentServer server(*std::move(migration), *memory);
+  memory->reset();
   v1::UrgentResponse response;
   do {
     // Nothing asked for, nothing answered: that only attaches.

@@ -376,10 +376,11 @@ absl::Status SourceMigration::PauseGuest() {
   if (absl::Status s = guest_.pause(); !s.ok()) return s;
   vmm_nanos_ = clock_->NowNanos() - pause_asked_ns_;
   progress_.fetch_add(1, std::memory_order_relaxed);
-  return rounds_->Collect();
+  return absl::OkStatus();
 }
 
 absl::Status SourceMigration::SendRest(BulkLane* lane) {
+  if (absl::Status s = rounds_->Collect(); !s.ok()) return s;
   if (options_.policy != MigrationPolicy::kPrecopyOnly) return absl::OkStatus();
   const auto cancelled = [this] {
     std::lock_guard lock(mutex_);
@@ -403,6 +404,8 @@ absl::Status SourceMigration::SendStaleAndState(BulkLane* lane) {
   absl::StatusOr<std::string> state = guest_.save_device_state();
   if (!state.ok()) return state.status();
   vmm_nanos_ += clock_->NowNanos() - save_asked;
+  // Only now: a VMM may write RAM while it saves (a device flushes a ring).
+  if (absl::Status s = SendRest(lane); !s.ok()) return s;
 
   const PageCount stale = rounds_->remaining();
   {
@@ -429,6 +432,7 @@ absl::Status SourceMigration::Commit(BulkLane* lane) {
   snapshot_.discarded = ready->discarded;
   snapshot_.remaining = snapshot_.stale;
   committed_.store(true, std::memory_order_release);
+  if (guest_.handed_over != nullptr) guest_.handed_over();
   SetPhaseLocked(SourcePhase::kPostcopy, "the guest belongs to the destination");
   return absl::OkStatus();
 }
@@ -442,7 +446,6 @@ absl::Status SourceMigration::SwitchOver(BulkLane* lane) {
     SetPhaseLocked(SourcePhase::kSwitching, "");
   }
   if (absl::Status s = PauseGuest(); !s.ok()) return s;
-  if (absl::Status s = SendRest(lane); !s.ok()) return s;
   if (absl::Status s = SendStaleAndState(lane); !s.ok()) return s;
   if (absl::Status s = Commit(lane); !s.ok()) return s;
   rounds_.reset();
@@ -574,7 +577,7 @@ absl::Status SourceMigration::ServeFetch(BulkLane* lane, PageRun run) {
 void SourceMigration::NoteResumed(const GuestResumed& resumed) {
   const int64_t downtime = clock_->NowNanos() - pause_asked_ns_;
   std::lock_guard lock(mutex_);
-  if (snapshot_.downtime_nanos != 0) return;
+  if (snapshot_.downtime_nanos != 0 || HasEnded(snapshot_.phase)) return;
   snapshot_.downtime_nanos = downtime;
   snapshot_.added_downtime_nanos =
       std::max<int64_t>(downtime - vmm_nanos_ - resumed.vmm_nanos, 0);
@@ -640,7 +643,7 @@ absl::Status SourceMigration::Cancel() {
     lock.unlock();
     GiveUpBecause(absl::OkStatus());
     DetachLane();
-    return absl::OkStatus();
+    lock.lock();
   }
   changed_.wait(lock,
                 [this] { return committed() || HasEnded(snapshot_.phase); });

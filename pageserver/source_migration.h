@@ -52,6 +52,9 @@ struct SourceGuest {
   std::function<absl::Status()> pause;
   std::function<absl::StatusOr<std::string>()> save_device_state;
   std::function<absl::Status()> resume;
+  // Notes that the guest is another host's from now on. May be empty. The one
+  // call with a lock held: must not block.
+  std::function<void()> handed_over;
   // Tells that the migration has ended, well or not.
   std::function<void(bool completed)> ended;
 };

@@ -19,6 +19,10 @@ bool WorthAnotherTry(const absl::Status& status) {
 }
 
 // What only the source says, and only when the guest stays its own.
+// Times a source that cannot be reached is told of the end of a guest that is
+// gone itself.
+constexpr int kTriesAfterVmmMax = 20;
+
 bool SourceHasGivenUp(const absl::Status& status) {
   return absl::IsAborted(status) || absl::IsNotFound(status);
 }
@@ -90,15 +94,17 @@ bool DestinationMigration::StopWantedLocked() const {
 void DestinationMigration::Drive() {
   int64_t retry_nanos = options_.retry_nanos_first;
   while (true) {
-    absl::StatusOr<std::unique_ptr<SourceConnection>> connection = Dial();
-    absl::Status status = connection.status();
-    if (connection.ok()) {
+    absl::StatusOr<std::unique_ptr<SourceConnection>> dialled = Dial();
+    absl::Status status = dialled.status();
+    std::shared_ptr<SourceConnection> connection;
+    if (dialled.ok()) {
+      connection = *std::move(dialled);
       retry_nanos = options_.retry_nanos_first;
-      status = Serve(connection->get());
+      status = Serve(connection);
       lost_since_ns_ = clock_->NowNanos();
     }
     if (!AfterLoss(status)) {
-      Conclude(connection.ok() ? connection->get() : nullptr);
+      Conclude(connection.get());
       return;
     }
     WaitFor(retry_nanos);
@@ -117,11 +123,13 @@ absl::StatusOr<std::unique_ptr<SourceConnection>> DestinationMigration::Dial() {
   return dialer_->Open(++epoch_);
 }
 
-absl::Status DestinationMigration::Serve(SourceConnection* connection) {
+absl::Status DestinationMigration::Serve(
+    const std::shared_ptr<SourceConnection>& shared) {
+  SourceConnection* const connection = shared.get();
   {
     std::lock_guard lock(mutex_);
     if (StopWantedLocked()) return absl::CancelledError("stopped");
-    connection_ = connection;
+    connection_ = shared;
   }
   absl::Status urgent_end;
   std::thread urgent([&] { urgent_end = ReceiveUrgent(connection); });
@@ -166,14 +174,35 @@ absl::Status DestinationMigration::Begin(SourceConnection* connection) {
     }
     return TakeOver(connection);
   }
-  if (absl::Status s = vm_->OnSourceBack(connection); !s.ok()) return s;
-  std::lock_guard lock(mutex_);
-  ++snapshot_.recoveries;
-  SetPhaseLocked(DestinationPhase::kPostcopy, "the source is back");
-  if (resume_nanos_ >= 0 && !resumed_told_) {
-    resumed_told_ = connection->SendResumed(resume_nanos_).ok();
+  if (!connection->committed()) {
+    // Not the source that handed the guest over: its pages may be of another
+    // time. The right one may yet come back.
+    return absl::FailedPreconditionError(
+        "who answers there has not handed this guest over");
   }
+  if (absl::Status s = vm_->OnSourceBack(connection); !s.ok()) return s;
+  {
+    std::lock_guard lock(mutex_);
+    ++snapshot_.recoveries;
+    SetPhaseLocked(DestinationPhase::kPostcopy, "the source is back");
+  }
+  TellResumed();
   return absl::OkStatus();
+}
+
+void DestinationMigration::TellResumed() {
+  std::shared_ptr<SourceConnection> connection;
+  int64_t nanos = 0;
+  {
+    std::lock_guard lock(mutex_);
+    if (resume_nanos_ < 0 || resumed_told_ || connection_ == nullptr) return;
+    connection = connection_;
+    nanos = resume_nanos_;
+  }
+  // Without the lock: a source that takes nothing any more would hold it.
+  const bool told = connection->SendResumed(nanos).ok();
+  std::lock_guard lock(mutex_);
+  resumed_told_ = resumed_told_ || told;
 }
 
 absl::Status DestinationMigration::ReceiveAll(SourceConnection* connection) {
@@ -235,7 +264,7 @@ void DestinationMigration::Conclude(SourceConnection* connection) {
   bool stopping = false;
   {
     std::lock_guard lock(mutex_);
-    if (!stopping_ && vmm_gone_) {
+    if (!stopping_ && vmm_gone_ && !CompleteLocked()) {
       SetPhaseLocked(DestinationPhase::kFailed,
                      "the VMM closed its connection");
     } else if (!stopping_ && cancel_requested_ && !ready_) {
@@ -279,6 +308,7 @@ void DestinationMigration::Complete(SourceConnection* connection) {
                           ? absl::UnavailableError("not connected")
                           : connection->Complete();
   int64_t retry_nanos = options_.retry_nanos_first;
+  int tries_after_vmm = 0;
   // ABORTED, NOT_FOUND: the source has nothing left to forget.
   while (!told.ok() && !SourceHasGivenUp(told)) {
     SetPhase(DestinationPhase::kPostcopy,
@@ -287,8 +317,11 @@ void DestinationMigration::Complete(SourceConnection* connection) {
     {
       std::unique_lock lock(mutex_);
       changed_.wait_for(lock, std::chrono::nanoseconds(retry_nanos),
-                        [this] { return stopping_ || vmm_gone_; });
-      if (stopping_ || vmm_gone_) break;
+                        [this] { return stopping_; });
+      if (stopping_) break;
+      // A guest that has ended leaves nothing to be right about; the source is
+      // told for its own sake.
+      if (vmm_gone_ && ++tries_after_vmm > kTriesAfterVmmMax) break;
     }
     retry_nanos = std::min(retry_nanos * 2, options_.retry_nanos_last);
     absl::StatusOr<std::unique_ptr<SourceConnection>> again =
@@ -400,7 +433,9 @@ absl::Status DestinationMigration::GetReady(
   if (!discarded.ok()) return discarded.status();
   {
     std::lock_guard lock(mutex_);
-    if (cancel_requested_) return absl::CancelledError("cancelled by request");
+    if (cancel_requested_ || vmm_gone_ || stopping_) {
+      return absl::CancelledError("the end was asked for");
+    }
     // Set before it is sent: from then on the source may commit.
     ready_ = true;
     snapshot_.stale = complete.stale;
@@ -451,37 +486,46 @@ void DestinationMigration::RunGuest() {
   {
     std::lock_guard lock(mutex_);
     resume_nanos_ = clock_->NowNanos() - started;
-    if (connection_ != nullptr) {
-      resumed_told_ = connection_->SendResumed(resume_nanos_).ok();
-    }
     if (snapshot_.phase == DestinationPhase::kPostcopy) {
       SetPhaseLocked(snapshot_.phase, "the guest runs here");
     }
   }
+  TellResumed();
   device_state_ = std::string();
   if (status = vm_->StartBackground(); !status.ok()) {
     Fail(absl::StrCat("the rest cannot be fetched: ", status.message()));
     return;
   }
-  std::lock_guard lock(mutex_);
-  guest_settled_ = true;
-  EndIfCompleteLocked();
+  {
+    std::lock_guard lock(mutex_);
+    guest_settled_ = true;
+  }
+  EndIfComplete();
 }
 
-void DestinationMigration::EndIfCompleteLocked() {
-  if (!CompleteLocked()) return;
-  if (connection_ != nullptr) connection_->EndRequests();
-  changed_.notify_all();
+void DestinationMigration::EndIfComplete() {
+  std::shared_ptr<SourceConnection> connection;
+  {
+    std::lock_guard lock(mutex_);
+    if (!CompleteLocked()) return;
+    connection = connection_;
+    changed_.notify_all();
+  }
+  if (connection != nullptr) connection->EndRequests();
 }
 
 void DestinationMigration::OnServingEnded(const absl::Status& status) {
-  if (!status.ok()) {
+  // DATA_LOSS: some pages were lost and poisoned, but none is missing. The
+  // guest lives, and what is registered still must not stay so unserved.
+  if (!status.ok() && !absl::IsDataLoss(status)) {
     Fail(absl::StrCat("faults are no longer served: ", status.message()));
     return;
   }
-  std::lock_guard lock(mutex_);
-  all_resident_ = true;
-  EndIfCompleteLocked();
+  {
+    std::lock_guard lock(mutex_);
+    all_resident_ = true;
+  }
+  EndIfComplete();
 }
 
 // --- Ends.

@@ -125,7 +125,7 @@ class DestinationMigration {
   // The driver thread.
   void Drive();
   absl::StatusOr<std::unique_ptr<SourceConnection>> Dial();
-  absl::Status Serve(SourceConnection* connection);
+  absl::Status Serve(const std::shared_ptr<SourceConnection>& shared);
   absl::Status Begin(SourceConnection* connection);
   absl::Status ReceiveAll(SourceConnection* connection);
   // Returns what ended it.
@@ -158,7 +158,8 @@ class DestinationMigration {
   absl::Status CancelledLocked() const;
   bool CompleteLocked() const;
   bool StopWantedLocked() const;
-  void EndIfCompleteLocked();
+  void EndIfComplete();
+  void TellResumed();
   // Ends with an error after which nothing can be done here.
   void Fail(std::string message);
   void WaitFor(int64_t nanos);
@@ -187,7 +188,7 @@ class DestinationMigration {
   // Guarded by mutex_.
   DestinationSnapshot snapshot_;  // pages and fault_latency once vm_ is gone
   uint64_t version_ = 0;
-  SourceConnection* connection_ = nullptr;
+  std::shared_ptr<SourceConnection> connection_;
   bool ready_ = false;      // the source may commit
   bool committed_ = false;  // it has
   bool resumed_told_ = false;

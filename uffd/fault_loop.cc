@@ -17,6 +17,9 @@ namespace {
 
 constexpr PageCount kOnePage{1};
 
+// Between two tries to fill a page for which there is no memory.
+constexpr int64_t kRetryNanos = kNanosPerMilli;
+
 void Count(std::atomic<uint64_t>* counter, uint64_t by = 1) {
   counter->fetch_add(by, std::memory_order_relaxed);
 }
@@ -173,10 +176,21 @@ absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
 absl::Status FaultLoop::HandleReceived(PageIndex page) {
   if (state_.IsZero(page)) {
     Count(&counters_.local);
-    return installer_.InstallZero({page, kOnePage}).status;
+    return FillLocally(page);
   }
   if (!ram_.HasData(page)) return Lose(page);
   Count(&counters_.late);
+  installer_.Wake({page, kOnePage});
+  return absl::OkStatus();
+}
+
+absl::Status FaultLoop::FillLocally(PageIndex page) {
+  absl::Status status = installer_.InstallZero({page, kOnePage}).status;
+  if (status.ok() || absl::IsAborted(status)) return status;
+  // The host has no memory to spare just now. That must not end the serving of
+  // all other pages: the thread is woken, faults again and comes back here.
+  Count(&counters_.local_failures);
+  clock_.SleepFor(kRetryNanos);
   installer_.Wake({page, kOnePage});
   return absl::OkStatus();
 }

@@ -38,6 +38,7 @@ struct FaultCounters {
   std::atomic<uint64_t> faults{0};
   std::atomic<uint64_t> duplicates{0};
   std::atomic<uint64_t> local{0};
+  std::atomic<uint64_t> local_failures{0};  // of these, tried again
   std::atomic<uint64_t> late{0};
   std::atomic<uint64_t> foreign{0};
   std::atomic<uint64_t> unexpected_events{0};
@@ -106,6 +107,7 @@ class FaultLoop {
   absl::StatusOr<bool> Serve();
   absl::Status Handle(const uffd_msg& message, int64_t now_ns);
   absl::Status HandleReceived(PageIndex page);
+  absl::Status FillLocally(PageIndex page);
   absl::Status Collect(PageIndex page, int64_t now_ns);
   absl::Status Lose(PageIndex page);
   // Hands new_pages_ to the source.

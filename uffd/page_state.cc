@@ -111,8 +111,10 @@ absl::StatusOr<std::unique_ptr<PageState>> PageState::Open(int fd,
       SharedMapping::Map(own.get(), ByteCount(0), FileBytes(pages),
                          SharedMapping::Access::kReadWrite);
   if (!mapping.ok()) return mapping.status();
-  return std::unique_ptr<PageState>(
+  std::unique_ptr<PageState> state(
       new PageState(std::move(own), *std::move(mapping), pages));
+  state->CountBits();
+  return state;
 }
 
 PageState::PageState(UniqueFd fd, SharedMapping mapping, PageCount pages)
@@ -120,8 +122,12 @@ PageState::PageState(UniqueFd fd, SharedMapping mapping, PageCount pages)
       mapping_(std::move(mapping)),
       received_(BitmapAt(mapping_, kReceivedOffset, pages)),
       zero_(BitmapAt(mapping_, ZeroOffset(pages), pages)),
-      missing_((pages - received_.Count()).value()),
-      zero_pages_(zero_.Count().value()) {}
+      missing_(pages.value()) {}
+
+void PageState::CountBits() {
+  missing_.store(received_.pages().value() - received_.Count().value());
+  zero_pages_.store(zero_.Count().value());
+}
 
 PageCount PageState::MarkReceived(PageRun run, bool is_zero) {
   // The kind first: who sees the page received must see the right one.

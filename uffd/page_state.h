@@ -112,14 +112,17 @@ class PageState {
   }
 
  private:
+  // Counts every page as missing: of a new state, reading the bits to find
+  // that out would allocate all of them.
   PageState(UniqueFd fd, SharedMapping mapping, PageCount pages);
+  void CountBits();
 
   const UniqueFd fd_;
   const SharedMapping mapping_;
   const PageBitmapView received_;
   const PageBitmapView zero_;
   std::atomic<uint64_t> missing_;
-  std::atomic<uint64_t> zero_pages_;
+  std::atomic<uint64_t> zero_pages_{0};
 };
 
 }  // namespace postcopy

@@ -99,7 +99,8 @@ absl::Status MigrationTable::CheckFreeLocked(
   return absl::OkStatus();
 }
 
-absl::Status MigrationTable::MakeRoomLocked() {
+absl::Status MigrationTable::MakeRoomLocked(
+    std::shared_ptr<MigrationSide>& evicted) {
   if (entries_.size() < migrations_max_) return absl::OkStatus();
   const auto oldest = std::find_if(
       entries_.begin(), entries_.end(),
@@ -111,6 +112,7 @@ absl::Status MigrationTable::MakeRoomLocked() {
                      "one has ended"));
   }
   forget_(oldest->chosen.migration_id());
+  evicted = std::move(oldest->side);
   entries_.erase(oldest);
   return absl::OkStatus();
 }
@@ -118,6 +120,8 @@ absl::Status MigrationTable::MakeRoomLocked() {
 absl::StatusOr<v1::Migration> MigrationTable::Create(
     const v1::CreateMigrationRequest& request) {
   if (absl::Status s = CheckRequest(request); !s.ok()) return s;
+  // Outlives the lock: its end may have to wait for threads.
+  std::shared_ptr<MigrationSide> evicted;
   std::lock_guard lock(mutex_);
   for (const Entry& entry : entries_) {
     if (entry.request.request_id() != request.request_id()) continue;
@@ -130,7 +134,7 @@ absl::StatusOr<v1::Migration> MigrationTable::Create(
                      "\" was used for a different request"));
   }
   if (absl::Status s = CheckFreeLocked(request); !s.ok()) return s;
-  if (absl::Status s = MakeRoomLocked(); !s.ok()) return s;
+  if (absl::Status s = MakeRoomLocked(evicted); !s.ok()) return s;
   absl::StatusOr<std::shared_ptr<MigrationSide>> side = create_side_(request);
   if (!side.ok()) return side.status();
   entries_.push_back({request, ChosenBy(request), *std::move(side)});

@@ -63,7 +63,8 @@ class MigrationTable {
 
   const Entry* FindLocked(absl::string_view migration_id) const;
   absl::Status CheckFreeLocked(const v1::CreateMigrationRequest& request) const;
-  absl::Status MakeRoomLocked();
+  // Takes out the oldest that has ended, if one must go.
+  absl::Status MakeRoomLocked(std::shared_ptr<MigrationSide>& evicted);
   static v1::Migration Describe(const Entry& entry);
 
   const CreateSide create_side_;

@@ -27,6 +27,11 @@ GuestToAttach Describe(const GuestRam& ram, const DemoVmm::Options& options) {
   return guest;
 }
 
+absl::Status HandedOver() {
+  return absl::FailedPreconditionError(
+      "the guest has been handed over: what is left here must not run");
+}
+
 void Log(const char* what) { std::fprintf(stderr, "demovm: %s\n", what); }
 
 }  // namespace
@@ -48,6 +53,7 @@ absl::StatusOr<std::unique_ptr<DemoVmm>> DemoVmm::Attach(
     const absl::Status end = self->client_->Serve(*self);
     Log(end.ok() ? "detached from the daemon"
                  : std::string(end.message()).c_str());
+    self->GoOnAlone();
   });
   return vmm;
 }
@@ -86,6 +92,7 @@ absl::StatusOr<FinalReport> DemoVmm::Finish() {
   FinalReport report;
   {
     std::lock_guard lock(mutex_);
+    finishing_ = true;
     report.progress = machine_->Progress();
     if (guest_ == Guest::kRunning) {
       if (absl::Status s = machine_->Pause(); !s.ok()) return s;
@@ -102,6 +109,23 @@ absl::StatusOr<FinalReport> DemoVmm::Finish() {
   client_->Shutdown();
   serving_.join();
   return report;
+}
+
+void DemoVmm::GoOnAlone() {
+  std::lock_guard lock(mutex_);
+  if (guest_ != Guest::kPaused || finishing_ || !dirty_writer_.has_value()) {
+    return;
+  }
+  if (state_saved_) {
+    Log("the daemon has gone in the middle of a hand-over: the guest stays "
+        "paused, since it may run at the destination");
+    return;
+  }
+  // Nobody has its device state, so it runs nowhere else.
+  const absl::Status resumed = machine_->Resume();
+  if (resumed.ok()) guest_ = Guest::kRunning;
+  Log(resumed.ok() ? "the daemon has gone: the guest goes on here"
+                   : "the daemon has gone and the guest cannot be resumed");
 }
 
 // --- What the daemon asks.
@@ -142,6 +166,7 @@ absl::Status DemoVmm::StopDirtyLogging() {
 
 absl::Status DemoVmm::PauseGuest() {
   std::lock_guard lock(mutex_);
+  if (guest_ == Guest::kHandedOver) return HandedOver();
   if (guest_ == Guest::kRunning) {
     if (absl::Status s = machine_->Pause(); !s.ok()) return s;
     guest_ = Guest::kPaused;
@@ -151,7 +176,11 @@ absl::Status DemoVmm::PauseGuest() {
 
 absl::StatusOr<std::string> DemoVmm::SaveDeviceState() {
   std::lock_guard lock(mutex_);
-  return machine_->SaveState();
+  if (guest_ == Guest::kHandedOver) return HandedOver();
+  absl::StatusOr<std::string> state = machine_->SaveState();
+  // From here on the guest may be another host's.
+  state_saved_ = state.ok();
+  return state;
 }
 
 absl::Status DemoVmm::LoadDeviceState(absl::string_view state) {
@@ -163,10 +192,12 @@ absl::Status DemoVmm::LoadDeviceState(absl::string_view state) {
 
 absl::Status DemoVmm::ResumeGuest() {
   std::lock_guard lock(mutex_);
+  if (guest_ == Guest::kHandedOver) return HandedOver();
   // A pause that failed has left it running.
   if (guest_ == Guest::kRunning) return absl::OkStatus();
   if (absl::Status s = machine_->Resume(); !s.ok()) return s;
   guest_ = Guest::kRunning;
+  state_saved_ = false;
   return absl::OkStatus();
 }
 

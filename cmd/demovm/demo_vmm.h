@@ -55,6 +55,8 @@ class DemoVmm : private VmmHandler {
   absl::Status AttachSource(GuestToAttach& guest);
   absl::Status AttachDestination(GuestToAttach& guest);
   absl::Status Collect();
+  // The daemon's connection has ended.
+  void GoOnAlone();
 
   absl::Status StartDirtyLogging() override;
   absl::Status SyncDirtyLog() override;
@@ -72,6 +74,8 @@ class DemoVmm : private VmmHandler {
   const std::unique_ptr<Machine> machine_;
   Guest guest_ = Guest::kAbsent;
   bool logging_ = false;
+  bool state_saved_ = false;  // and the guest not resumed since
+  bool finishing_ = false;
 
   // Source.
   std::optional<DirtyLogSet> dirty_log_;

@@ -109,6 +109,7 @@ SourceGuest GuestOf(const WeakVmm& vmm) {
       .save_device_state =
           [vmm] { return vmm.Call(&VmmConnection::SaveDeviceState); },
       .resume = [vmm] { return vmm.Call(&VmmConnection::ResumeGuest); },
+      .handed_over = [vmm] { vmm.MarkHandedOver(); },
       .ended =
           [vmm](bool completed) {
             // A VMM that has gone already need not be told.
@@ -117,21 +118,6 @@ SourceGuest GuestOf(const WeakVmm& vmm) {
 }
 
 }  // namespace
-
-absl::Status SourceSides::CheckStillHere(const std::string& vm_name,
-                                         const VmmConnection* vmm) const {
-  const auto last = last_.find(vm_name);
-  if (last == last_.end()) return absl::OkStatus();
-  const auto migration = last->second.migration.lock();
-  if (migration == nullptr || !migration->committed() ||
-      last->second.vmm.lock().get() != vmm) {
-    return absl::OkStatus();
-  }
-  return absl::FailedPreconditionError(
-      absl::StrCat("VM \"", vm_name,
-                   "\" has been handed over to another host: what is attached "
-                   "here is what it left behind; end that VMM"));
-}
 
 absl::StatusOr<std::shared_ptr<SourceMigration>> SourceSides::NewMigration(
     const v1::CreateMigrationRequest& request,
@@ -166,13 +152,15 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> SourceSides::Create(
         absl::StrCat("no VM \"", request.vm_name(),
                      "\" is attached to this source: has its VMM connected?"));
   }
-  if (absl::Status s = CheckStillHere(request.vm_name(), vmm.get()); !s.ok()) {
-    return s;
+  if (vmm->handed_over()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "VM \"", request.vm_name(),
+        "\" has been handed over to another host: what is attached here is "
+        "what it left behind; end that VMM"));
   }
   absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
       NewMigration(request, vmm);
   if (!migration.ok()) return migration.status();
-  last_[request.vm_name()] = {vmm, *migration};
   directory_->Add(request.migration_id(), request.vm_name(), *migration);
   return std::make_shared<SourceSide>(*std::move(migration));
 }

@@ -4,7 +4,6 @@
 #define CMD_PAGESERVERD_SOURCE_SIDE_H_
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 
@@ -41,19 +40,10 @@ class SourceSides {
   absl::StatusOr<std::shared_ptr<SourceMigration>> NewMigration(
       const v1::CreateMigrationRequest& request,
       std::shared_ptr<VmmConnection> vmm);
-  absl::Status CheckStillHere(const std::string& vm_name,
-                              const VmmConnection* vmm) const;
-
-  // The last migration of a VM, and the attachment it was of.
-  struct Last {
-    std::weak_ptr<VmmConnection> vmm;
-    std::weak_ptr<SourceMigration> migration;
-  };
 
   const FindVm find_vm_;
   SessionDirectory* const directory_;
   const SourceOptions options_;
-  std::map<std::string, Last> last_;
 };
 
 }  // namespace postcopy

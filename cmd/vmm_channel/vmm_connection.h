@@ -2,6 +2,7 @@
 #ifndef CMD_VMM_CHANNEL_VMM_CONNECTION_H_
 #define CMD_VMM_CHANNEL_VMM_CONNECTION_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -75,6 +76,11 @@ class VmmConnection {
   // After this the VMM may close at any time.
   absl::Status MigrationEnded(bool completed);
 
+  // Whether the guest has been handed over to another host: what is attached
+  // here is what it left behind. Set once; for daemons to remember.
+  void MarkHandedOver() { handed_over_.store(true); }
+  bool handed_over() const { return handed_over_.load(); }
+
   // True once the connection has ended, whoever ended it. Never goes back.
   // Does not wait for commands.
   bool closed() const { return socket_.closed(); }
@@ -118,6 +124,7 @@ class VmmConnection {
 
   const Attachment attachment_;
   const Options options_;
+  std::atomic<bool> handed_over_{false};
 
   // Held through a whole command. Guards what follows; socket_.Close() and
   // socket_.closed() need no guard.

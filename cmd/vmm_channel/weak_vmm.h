@@ -27,6 +27,11 @@ class WeakVmm {
     return (vmm.get()->*command)(std::forward<Arguments>(arguments)...);
   }
 
+  // See VmmConnection.
+  void MarkHandedOver() const {
+    if (const auto vmm = vmm_.lock()) vmm->MarkHandedOver();
+  }
+
  private:
   std::weak_ptr<VmmConnection> vmm_;
 };
