@@ -77,6 +77,7 @@ struct FakeVmm {
   std::atomic<int> ended_well{0};
   std::atomic<int> ended_badly{0};
   std::function<void()> on_pause;
+  std::function<void()> on_save;
   absl::Status pause_status;
   absl::Status save_status;
   absl::Status resume_status;
@@ -90,6 +91,7 @@ struct FakeVmm {
                   return pause_status;
                 },
             .save_device_state = [this]() -> absl::StatusOr<std::string> {
+              if (on_save) on_save();
               if (!save_status.ok()) return save_status;
               return std::string(kDeviceState);
             },
@@ -335,6 +337,17 @@ class Harness {
   const std::set<uint64_t>& stale() const { return stale_; }
   absl::Status switch_status() const { return switch_status_; }
   void DamageRound(uint32_t round) { damaged_round_ = round; }
+  // That one and all that follow.
+  void DamageFrom(uint32_t round) {
+    damaged_round_ = round;
+    damage_goes_on_ = true;
+  }
+  // A write that the dirty source reports, by whoever.
+  void Write(uint64_t page) {
+    SetPage(page);
+    dirty_->simulated.Mark(PageIndex(page));
+    not_collected_.insert(page);
+  }
 
   // The pages that the destination has not, or has in an old version.
   std::set<uint64_t> Lacking() const {
@@ -384,12 +397,6 @@ class Harness {
     guest_.Write(page, ++version_);
     current_[page] = version_;
   }
-  // A write by the running guest.
-  void Write(uint64_t page) {
-    SetPage(page);
-    dirty_->simulated.Mark(PageIndex(page));
-    not_collected_.insert(page);
-  }
   // The guest runs between the calls, here and there.
   void GuestWrites(Call call) {
     if (!vmm_.running) return;
@@ -432,6 +439,7 @@ class Harness {
   std::deque<BulkMessage> outbox_;
   std::optional<BulkMessage> said_;
   std::optional<uint32_t> damaged_round_;
+  bool damage_goes_on_ = false;
   std::atomic<bool> finished_{false};
 };
 
@@ -518,6 +526,7 @@ void Harness::OnPages(const PageBatch& batch) {
 void Harness::OnRoundEnd(uint32_t round) {
   if (damaged_round_ == round) {
     damaged_round_.reset();
+    if (damage_goes_on_) damaged_round_ = round + 1;
     Lose();
     outbox_.push_back(RoundAck{round, 3});
     return;
@@ -644,6 +653,30 @@ TEST(SourceMigrationTest, PrecopyOnlyLeavesNothingStale) {
   EXPECT_EQ(h.stale(), std::set<uint64_t>());
   EXPECT_EQ(h.snapshot().stale, PageCount(0));
   EXPECT_EQ(h.snapshot().background, PageCount(0));
+}
+
+// A VMM may write RAM while it saves its device state: that page, too, is
+// fetched again by the destination, or sent before it runs.
+TEST(SourceMigrationTest, WhatIsWrittenWhileSavingArrives) {
+  for (MigrationPolicy policy :
+       {MigrationPolicy::kPrecopyThenPostcopy, MigrationPolicy::kPrecopyOnly}) {
+    Harness h({.policy = policy});
+    h.vmm().on_save = [&h] { h.Write(7); };
+    h.Run();
+    h.ExpectCompleted();
+    EXPECT_EQ(h.stale().contains(7),
+              policy == MigrationPolicy::kPrecopyThenPostcopy);
+  }
+}
+
+// A link that damages everything must not keep the guest stopped for ever.
+TEST(SourceMigrationTest, GivesUpIfTheRestNeverArrivesWhole) {
+  Harness h({.policy = MigrationPolicy::kPrecopyOnly});
+  h.DamageFrom(3);
+  h.Run();
+  h.ExpectUndone(SourcePhase::kCancelled);
+  EXPECT_EQ(h.vmm().resumes, 1);
+  EXPECT_NE(h.snapshot().message.find("check the network"), std::string::npos);
 }
 
 // Everything since the last acknowledgement is sent again.

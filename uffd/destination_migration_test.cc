@@ -1127,6 +1127,22 @@ TEST_F(DestinationMigrationTest, RecoversAfterTheCommit) {
               HasSubstr("threads that touch a missing page wait"));
 }
 
+// Proves that a source which did not hand the guest over, a namesake made
+// later, gets no page into it, and that the right one may still come.
+TEST_F(DestinationMigrationTest, TakesNoPagesOfAnotherSource) {
+  world_.Start();
+  const auto session = world_.session = world_.network.Accept();
+  world_.GetResumed();
+  session->Break(absl::UnavailableError("reset"));
+  session->AwaitEnd();
+  const auto impostor = world_.network.Accept(/*committed=*/false);
+  impostor->AwaitEnd();
+  EXPECT_EQ(world_.migration->Snapshot().recoveries, 0u);
+  const auto again = world_.network.Accept(/*committed=*/true);
+  again->Serve();
+  world_.ExpectCompleted();
+}
+
 // Proves that it says PAUSED between two tries, and can be ended there.
 TEST_F(DestinationMigrationTest, IsPausedBetweenTries) {
   world_.options.retry_nanos_first = kHour;

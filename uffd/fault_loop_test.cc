@@ -128,6 +128,19 @@ TEST_F(FaultLoopTest, ZerosAreAnsweredHere) {
   EXPECT_TRUE(source_.urgent().empty());
 }
 
+// A host without memory to spare for a moment: the page is tried again, and
+// the serving of all others goes on.
+TEST_F(FaultLoopTest, ZerosThatFindNoMemoryAreTriedAgain) {
+  state_->MarkReceived(Page(5), /*is_zero=*/true);
+  uffd_.FailNext(Call::kZeroPage, ENOMEM);
+  Fault(5);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(Counted(&FaultCounters::local_failures), 1u);
+  EXPECT_EQ(Counted(&FaultCounters::local), 2u) << "woken, it touched again";
+  EXPECT_FALSE(uffd_.IsWaiting(5));
+  EXPECT_EQ(uffd_.TouchPage(5, at(5)), Touch::kPresent);
+}
+
 TEST_F(FaultLoopTest, ALateMessageWakes) {
   Fault(5);
   // Brought by somebody who has not woken anybody yet.

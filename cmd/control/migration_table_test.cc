@@ -1,0 +1,142 @@
+#include "cmd/control/migration_table.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace postcopy {
+namespace {
+
+class FakeSide final : public MigrationSide {
+ public:
+  void Describe(v1::Migration& migration) const override {
+    migration.set_state(ended_ ? v1::MIGRATION_STATE_COMPLETED
+                               : v1::MIGRATION_STATE_PRECOPY);
+  }
+  bool ended() const override { return ended_; }
+  absl::Status SwitchOver() override { return absl::OkStatus(); }
+  absl::Status Cancel() override { return absl::OkStatus(); }
+  void VmmGone() override { ++vmm_gone_; }
+  void Stop() override { ++stops_; }
+  uint64_t version() const override { return 0; }
+  void WaitForChange(uint64_t /*seen*/, int64_t /*nanos*/) const override {}
+
+  bool ended_ = false;
+  int vmm_gone_ = 0;
+  int stops_ = 0;
+};
+
+class MigrationTableTest : public ::testing::Test {
+ protected:
+  static constexpr size_t kMax = 4;
+
+  static v1::CreateMigrationRequest Request(const std::string& id,
+                                            const std::string& vm) {
+    v1::CreateMigrationRequest request;
+    request.set_request_id(absl::StrCat("request-", id));
+    request.set_migration_id(id);
+    request.set_vm_name(vm);
+    return request;
+  }
+  // A migration of a VM of its own.
+  absl::StatusOr<v1::Migration> Create(const std::string& id) {
+    return table_.Create(Request(id, absl::StrCat("vm-", id)));
+  }
+
+  std::map<std::string, std::shared_ptr<FakeSide>> sides_;
+  std::vector<std::string> forgotten_;
+  absl::Status refusal_;
+  MigrationTable table_{
+      [this](const v1::CreateMigrationRequest& request)
+          -> absl::StatusOr<std::shared_ptr<MigrationSide>> {
+        if (!refusal_.ok()) return refusal_;
+        return sides_[request.migration_id()] = std::make_shared<FakeSide>();
+      },
+      [this](const std::string& id) { forgotten_.push_back(id); }, kMax};
+};
+
+TEST_F(MigrationTableTest, CreatesFindsAndLists) {
+  const auto created = Create("a");
+  ASSERT_TRUE(created.ok()) << created.status();
+  EXPECT_EQ(created->migration_id(), "a");
+  EXPECT_EQ(created->vm_name(), "vm-a");
+  EXPECT_EQ(created->policy(), v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY);
+  EXPECT_GT(created->create_time().seconds(), 0);
+  ASSERT_TRUE(Create("b").ok());
+  ASSERT_EQ(table_.List().size(), 2u);
+  EXPECT_EQ(table_.List()[0].migration_id(), "a");
+  EXPECT_TRUE(table_.Find("a").ok());
+  EXPECT_EQ(table_.Find("x").status().message(),
+            "no migration \"x\" on this daemon");
+  EXPECT_EQ(table_.Describe("x").status().code(), absl::StatusCode::kNotFound);
+}
+
+// What could not be created is not there, and its id is free.
+TEST_F(MigrationTableTest, RefusalLeavesNothing) {
+  refusal_ = absl::NotFoundError("no such VM");
+  EXPECT_EQ(Create("a").status(), refusal_);
+  EXPECT_TRUE(table_.List().empty());
+  refusal_ = absl::OkStatus();
+  EXPECT_TRUE(Create("a").ok());
+}
+
+TEST_F(MigrationTableTest, SameRequestIsCreatedOnce) {
+  ASSERT_TRUE(Create("a").ok());
+  const FakeSide* side = sides_["a"].get();
+  ASSERT_TRUE(Create("a").ok());
+  EXPECT_EQ(sides_["a"].get(), side);
+}
+
+// At the limit the oldest that has ended makes room; if none has, nobody does.
+TEST_F(MigrationTableTest, LimitAndOnePast) {
+  for (size_t i = 0; i < kMax; ++i) {
+    ASSERT_TRUE(Create(absl::StrCat(i)).ok());
+  }
+  const auto past = Create("past");
+  EXPECT_EQ(past.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(past.status().message(),
+            "this daemon has 4 migrations under way, which is its limit: wait "
+            "until one has ended");
+  EXPECT_TRUE(forgotten_.empty());
+
+  sides_["1"]->ended_ = true;
+  sides_["2"]->ended_ = true;
+  ASSERT_TRUE(Create("past").ok());
+  EXPECT_EQ(forgotten_, std::vector<std::string>{"1"});
+  EXPECT_FALSE(table_.Find("1").ok());
+  EXPECT_TRUE(table_.Find("2").ok());
+  EXPECT_EQ(sides_["1"].use_count(), 1) << "still held";
+}
+
+// A VM whose migration has ended may be migrated again; one under way not.
+TEST_F(MigrationTableTest, OneMigrationOfAVmAtATime) {
+  ASSERT_TRUE(table_.Create(Request("a", "vm")).ok());
+  EXPECT_EQ(table_.Create(Request("b", "vm")).status().code(),
+            absl::StatusCode::kAlreadyExists);
+  sides_["a"]->ended_ = true;
+  EXPECT_TRUE(table_.Create(Request("b", "vm")).ok());
+}
+
+TEST_F(MigrationTableTest, VmmGoneReachesItsOwnMigration) {
+  ASSERT_TRUE(Create("a").ok());
+  ASSERT_TRUE(Create("b").ok());
+  table_.VmmGone("vm-a");
+  EXPECT_EQ(sides_["a"]->vmm_gone_, 1);
+  EXPECT_EQ(sides_["b"]->vmm_gone_, 0);
+  table_.StopAll();
+  EXPECT_EQ(sides_["b"]->stops_, 1);
+}
+
+TEST_F(MigrationTableTest, UnknownPolicy) {
+  v1::CreateMigrationRequest request = Request("a", "vm");
+  request.set_policy(static_cast<v1::MigrationPolicy>(99));
+  EXPECT_EQ(table_.Create(request).status().message(), "policy 99 is unknown");
+}
+
+}  // namespace
+}  // namespace postcopy

@@ -1,0 +1,56 @@
+#include "cmd/daemon/daemon.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <string>
+#include <vector>
+
+namespace postcopy {
+namespace {
+
+TEST(TellReadyTest, WritesOneLineOfJsonAndCloses) {
+  int fds[2];
+  ASSERT_EQ(::pipe(fds), 0);
+  ASSERT_TRUE(TellReady(fds[1], {{"control_address", "127.0.0.1:1"},
+                                 {"data_address", "127.0.0.1:2"}})
+                  .ok());
+  std::string text(256, '\0');
+  text.resize(static_cast<size_t>(::read(fds[0], text.data(), text.size())));
+  EXPECT_EQ(text,
+            "{\"control_address\":\"127.0.0.1:1\","
+            "\"data_address\":\"127.0.0.1:2\"}\n");
+  char none = 0;
+  EXPECT_EQ(::read(fds[0], &none, 1), 0) << "closed";
+  ::close(fds[0]);
+}
+
+TEST(TellReadyTest, NobodyToTellIsFine) {
+  EXPECT_TRUE(TellReady(-1, {{"a", "b"}}).ok());
+}
+
+TEST(TellReadyTest, NamesTheDescriptorThatIsNone) {
+  const absl::Status status = TellReady(1 << 20, {{"a", "b"}});
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(status.message().find("--ready_fd=1048576"),
+            absl::string_view::npos);
+}
+
+TEST(ParseUidsTest, ReadsNumbers) {
+  EXPECT_EQ(*ParseUids(""), std::vector<unsigned>());
+  EXPECT_EQ(*ParseUids("0,4294967295"),
+            (std::vector<unsigned>{0, 4294967295u}));
+}
+
+TEST(ParseUidsTest, NamesWhatIsNone) {
+  for (const char* text : {"root", "-1", "4294967296", "1;2"}) {
+    EXPECT_EQ(ParseUids(text).status().code(),
+              absl::StatusCode::kInvalidArgument)
+        << text;
+  }
+  EXPECT_EQ(ParseUids("0,root").status().message(),
+            "\"root\" is no user id: give numbers, separated by commas");
+}
+
+}  // namespace
+}  // namespace postcopy
