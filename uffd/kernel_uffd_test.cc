@@ -1,13 +1,20 @@
 #include "uffd/kernel_uffd.h"
 
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <cstddef>
+#include <cstdio>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
@@ -135,6 +142,38 @@ TEST_F(KernelUffdTest, RegistersOnlyWhatIsMapped) {
   ASSERT_NE(::mmap(gone.data(), kPages * kPageSize, PROT_NONE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
             MAP_FAILED);
+}
+
+// From here on this process may neither open a file nor make a userfaultfd, as
+// on a host that grants neither.
+bool GiveUpUserfaultfd() {
+  constexpr uint32_t kNoFile = SECCOMP_RET_ERRNO | EACCES;
+  constexpr uint32_t kNoCall = SECCOMP_RET_ERRNO | EPERM;
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, kNoCall),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, kNoFile),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program = {std::size(filter), filter};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+// The operator is told each of the things that would help.
+TEST(CreateUserfaultfdDeathTest, RefusalSaysWhatToPermit) {
+  const auto create = [] {
+    if (!GiveUpUserfaultfd()) ::_exit(2);
+    const absl::StatusOr<NewUserfaultfd> created = CreateUserfaultfd();
+    std::fputs(created.status().ToString().c_str(), stderr);
+    // Without what runs at a proper exit, and would open files.
+    ::_exit(absl::IsPermissionDenied(created.status()) ? 0 : 1);
+  };
+  EXPECT_EXIT(create(), testing::ExitedWithCode(0),
+              "PERMISSION_DENIED: .*/dev/userfaultfd, or CAP_SYS_PTRACE, or "
+              "set vm.unprivileged_userfaultfd=1");
 }
 
 TEST(KernelUffdAdoptTest, RefusesOtherDescriptors) {
