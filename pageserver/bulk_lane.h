@@ -53,6 +53,8 @@ class BulkLane {
   virtual absl::Status SendRoundEnd(uint32_t round) = 0;
   // Sends the set bits of `stale` in pieces.
   virtual absl::Status SendStale(PageBitmapView stale) = 0;
+  // Has the destination discard what SendStale named; answered by RoundAck.
+  virtual absl::Status SendEarlyDiscard(uint32_t round) = 0;
   // Sends the device state in pieces, then the end of the switch-over.
   virtual absl::Status SendSwitchOver(PageCount stale,
                                       absl::string_view device_state) = 0;

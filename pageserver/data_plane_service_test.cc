@@ -259,6 +259,12 @@ class Bulk {
         case v1::BulkResponse::kStale:
           StoreStale(response->stale());
           break;
+        case v1::BulkResponse::kEarlyDiscard:
+          stale.clear();
+          stale_pieces.clear();
+          ++early_discards;
+          AnswerRound(response->early_discard().round());
+          break;
         case v1::BulkResponse::kDeviceState:
           ++device_state_pieces;
           EXPECT_LE(response->device_state().data().size(), 256u << 10);
@@ -309,6 +315,7 @@ class Bulk {
   // What has been received.
   std::map<uint64_t, std::string> pages;
   std::set<uint64_t> stale;
+  int early_discards = 0;
   std::vector<std::pair<uint64_t, uint64_t>> stale_pieces;
   std::string device_state;
   int device_state_pieces = 0;
@@ -617,6 +624,7 @@ TEST_F(CommittedTest, AMigrationByHand) {
   EXPECT_EQ(bulk_->stale_pieces,
             (std::vector<std::pair<uint64_t, uint64_t>>{{0, 24}}));
   EXPECT_EQ(bulk_->end.stale_pages(), 3u);
+  EXPECT_EQ(bulk_->early_discards, 2);
   EXPECT_EQ(bulk_->device_state_pieces, 3);
   EXPECT_TRUE(bulk_->device_state == device_state);
   EXPECT_EQ(bulk_->end.device_state_bytes(), device_state.size());

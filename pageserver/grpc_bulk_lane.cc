@@ -90,6 +90,12 @@ absl::Status GrpcBulkLane::SendStale(PageBitmapView stale) {
   }
 }
 
+absl::Status GrpcBulkLane::SendEarlyDiscard(uint32_t round) {
+  v1::BulkResponse response;
+  response.mutable_early_discard()->set_round(round);
+  return Write(response);
+}
+
 absl::Status GrpcBulkLane::SendSwitchOver(PageCount stale,
                                           absl::string_view device_state) {
   for (absl::string_view rest = device_state; !rest.empty();) {

@@ -2,9 +2,9 @@
 #ifndef PAGESERVER_GRPC_BULK_LANE_H_
 #define PAGESERVER_GRPC_BULK_LANE_H_
 
-#include <cstdint>
-
 #include <grpcpp/grpcpp.h>
+
+#include <cstdint>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -14,8 +14,7 @@
 
 namespace postcopy {
 
-using BulkStream =
-    grpc::ServerReaderWriter<v1::BulkResponse, v1::BulkRequest>;
+using BulkStream = grpc::ServerReaderWriter<v1::BulkResponse, v1::BulkRequest>;
 
 // One Bulk call. Both arguments outlive it.
 class GrpcBulkLane final : public BulkLane {
@@ -29,6 +28,7 @@ class GrpcBulkLane final : public BulkLane {
   absl::Status SendPages(PageBatch& batch) override;
   absl::Status SendRoundEnd(uint32_t round) override;
   absl::Status SendStale(PageBitmapView stale) override;
+  absl::Status SendEarlyDiscard(uint32_t round) override;
   absl::Status SendSwitchOver(PageCount stale,
                               absl::string_view device_state) override;
   absl::Status SendCommit() override;
@@ -37,8 +37,7 @@ class GrpcBulkLane final : public BulkLane {
 
  private:
   absl::Status Write(const v1::BulkResponse& response);
-  absl::Status SendStalePiece(PageBitmapView stale, size_t word,
-                              size_t words);
+  absl::Status SendStalePiece(PageBitmapView stale, size_t word, size_t words);
 
   grpc::ServerContext* const context_;
   BulkStream* const stream_;

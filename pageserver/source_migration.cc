@@ -51,10 +51,9 @@ absl::StatusOr<std::unique_ptr<SourceMigration>> SourceMigration::Create(
   std::unique_ptr<SourceMigration> migration(
       new SourceMigration(std::move(memory), std::move(dirty_source),
                           std::move(guest), options, clock));
-  absl::StatusOr<std::unique_ptr<PrecopyRounds>> rounds =
-      PrecopyRounds::Create(migration->memory_.get(),
-                            migration->dirty_source_.get(),
-                            &migration->limiter_);
+  absl::StatusOr<std::unique_ptr<PrecopyRounds>> rounds = PrecopyRounds::Create(
+      migration->memory_.get(), migration->dirty_source_.get(),
+      &migration->limiter_);
   if (!rounds.ok()) return rounds.status();
   migration->rounds_ = *std::move(rounds);
   return migration;
@@ -162,8 +161,7 @@ absl::Status SourceMigration::Complete(SessionKey key) {
       return absl::FailedPreconditionError(
           "the guest has not been handed over yet: nothing is complete");
     }
-    SetPhaseLocked(SourcePhase::kCompleted,
-                   "every page is at the destination");
+    SetPhaseLocked(SourcePhase::kCompleted, "every page is at the destination");
     memory = std::move(memory_);
   }
   guest_.ended(/*completed=*/true);
@@ -311,6 +309,10 @@ void SourceMigration::PublishCounts() {
 
 absl::Status SourceMigration::AwaitRoundAck(BulkLane* lane) {
   if (absl::Status s = FromLane(lane->SendRoundEnd(round_)); !s.ok()) return s;
+  return TakeRoundAck(lane);
+}
+
+absl::Status SourceMigration::TakeRoundAck(BulkLane* lane) {
   absl::StatusOr<RoundAck> ack = Expect<RoundAck>(lane, "RoundAck");
   if (!ack.ok()) return FromLane(ack.status());
   if (ack->round != round_) return UnexpectedMessage("the RoundAck of now");
@@ -388,9 +390,9 @@ absl::Status SourceMigration::SendRest(BulkLane* lane) {
   };
   for (int i = 0; !rounds_->remaining().empty() && !cancelled(); ++i) {
     if (i == kRestRoundsMax) {
-      return absl::DataLossError(absl::StrCat(
-          "with the guest stopped, pages arrived damaged ", kRestRoundsMax,
-          " times running: check the network"));
+      return absl::DataLossError(
+          absl::StrCat("with the guest stopped, pages arrived damaged ",
+                       kRestRoundsMax, " times running: check the network"));
     }
     ++round_;
     if (absl::Status s = SendUnsent(lane, cancelled); !s.ok()) return s;
@@ -433,7 +435,23 @@ absl::Status SourceMigration::Commit(BulkLane* lane) {
   snapshot_.remaining = snapshot_.stale;
   committed_.store(true, std::memory_order_release);
   if (guest_.handed_over != nullptr) guest_.handed_over();
-  SetPhaseLocked(SourcePhase::kPostcopy, "the guest belongs to the destination");
+  SetPhaseLocked(SourcePhase::kPostcopy,
+                 "the guest belongs to the destination");
+  return absl::OkStatus();
+}
+
+absl::Status SourceMigration::DiscardEarly(BulkLane* lane) {
+  // The other policies have nothing stale, or nothing that was sent before.
+  if (options_.policy != MigrationPolicy::kPrecopyThenPostcopy) {
+    return absl::OkStatus();
+  }
+  for (int i = 0; i < kEarlyDiscards; ++i) {
+    if (absl::Status s = rounds_->Collect(); !s.ok()) return s;
+    absl::Status status = FromLane(lane->SendStale(rounds_->unsent()));
+    if (status.ok()) status = FromLane(lane->SendEarlyDiscard(round_));
+    if (status.ok()) status = TakeRoundAck(lane);
+    if (!status.ok()) return status;
+  }
   return absl::OkStatus();
 }
 
@@ -441,6 +459,7 @@ absl::Status SourceMigration::SwitchOver(BulkLane* lane) {
   // Everything sent has been acknowledged or taken back: RunRounds has seen to
   // it while the guest ran, so that its pause does not wait for what is on its
   // way.
+  if (absl::Status s = DiscardEarly(lane); !s.ok()) return s;
   {
     std::lock_guard lock(mutex_);
     SetPhaseLocked(SourcePhase::kSwitching, "");
@@ -466,8 +485,8 @@ void SourceMigration::AwaitReturn(uint64_t epoch, const absl::Status& lost) {
                    absl::StrCat("the destination is lost, waiting for it: ",
                                 lost.message()));
   }
-  changed_.wait_for(
-      lock, std::chrono::nanoseconds(options_.reconnect_nanos), decided);
+  changed_.wait_for(lock, std::chrono::nanoseconds(options_.reconnect_nanos),
+                    decided);
   if (attached_epoch_ > epoch || HasEnded(snapshot_.phase)) return;
   if (!ClaimDriverLocked()) return;
   const bool stop = cancel_requested_ || vmm_gone_;
@@ -509,15 +528,15 @@ void SourceMigration::GiveUp(SourcePhase phase, std::string message) {
   if (guest_paused_) {
     if (absl::Status s = guest_.resume(); !s.ok()) {
       phase = SourcePhase::kFailed;
-      absl::StrAppend(&message, "; the guest could not be resumed: ",
-                      s.message());
+      absl::StrAppend(&message,
+                      "; the guest could not be resumed: ", s.message());
     }
     guest_paused_ = false;
   }
   if (tracking_) {
     if (absl::Status s = rounds_->Abort(); !s.ok()) {
-      absl::StrAppend(&message, "; dirty tracking was not stopped cleanly: ",
-                      s.message());
+      absl::StrAppend(
+          &message, "; dirty tracking was not stopped cleanly: ", s.message());
     }
     tracking_ = false;
   }

@@ -59,6 +59,11 @@ struct SourceGuest {
   std::function<void(bool completed)> ended;
 };
 
+// Times that stale pages are discarded at the destination before the guest is
+// stopped. The first takes about 0.5 us for each of them; the second is for
+// what the guest has written during the first.
+inline constexpr int kEarlyDiscards = 2;
+
 // Times that precopy-only sends damaged pages again with the guest stopped.
 inline constexpr int kRestRoundsMax = 8;
 
@@ -167,9 +172,7 @@ class SourceMigration {
   // The VMM's connection ended.
   void VmmGone();
 
-  bool committed() const {
-    return committed_.load(std::memory_order_acquire);
-  }
+  bool committed() const { return committed_.load(std::memory_order_acquire); }
   SourceSnapshot Snapshot() const;
   // Counts changes of phase and message.
   uint64_t version() const;
@@ -200,9 +203,12 @@ class SourceMigration {
   absl::Status RunRound(BulkLane* lane);
   absl::Status SendUnsent(BulkLane* lane, const std::function<bool()>& stop);
   absl::Status AwaitRoundAck(BulkLane* lane);
+  absl::Status TakeRoundAck(BulkLane* lane);
   void WaitBeforeNextRound(int64_t round_started_ns);
   void PublishCounts();
   absl::Status SwitchOver(BulkLane* lane);
+  // Has the destination discard what is dirty already, while the guest runs.
+  absl::Status DiscardEarly(BulkLane* lane);
   absl::Status PauseGuest();
   absl::Status SendRest(BulkLane* lane);
   absl::Status SendStaleAndState(BulkLane* lane);

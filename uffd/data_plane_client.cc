@@ -1,12 +1,12 @@
 #include "uffd/data_plane_client.h"
 
+#include <grpcpp/grpcpp.h>
+
 #include <chrono>
 #include <cstdint>
 #include <mutex>
 #include <utility>
 #include <vector>
-
-#include <grpcpp/grpcpp.h>
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/clock.h"
@@ -67,9 +67,9 @@ absl::Status DecodeRuns(
     }
     if (!IsPageAligned(at) || run.page_count() == 0 ||
         run.page_count() > kRunPagesMax) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "the source sent a run of ", run.page_count(), " pages at ",
-          ToString(at), ", which is none"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("the source sent a run of ", run.page_count(),
+                       " pages at ", ToString(at), ", which is none"));
     }
     runs.push_back({{PageOf(at), PageCount(run.page_count())}, data});
   }
@@ -201,7 +201,8 @@ class GrpcSourceConnection final : public SourceConnection {
     absl::StatusOr<const v1::UrgentResponse*> response = urgent_.Read();
     if (!response.ok()) return response.status();
     uint64_t damaged = 0;
-    absl::Status status = DecodeRuns((*response)->runs(), urgent_runs_, damaged);
+    absl::Status status =
+        DecodeRuns((*response)->runs(), urgent_runs_, damaged);
     if (!status.ok()) return status;
     if (damaged > 0) {
       return absl::DataLossError("the checksum of a faulted page did not fit");
@@ -267,6 +268,8 @@ class GrpcSourceConnection final : public SourceConnection {
         return RoundEnded{response.round_end().round()};
       case v1::BulkResponse::kStale:
         return DecodeStale(response.stale());
+      case v1::BulkResponse::kEarlyDiscard:
+        return EarlyDiscard{response.early_discard().round()};
       case v1::BulkResponse::kDeviceState:
         return DeviceStatePiece{{response.device_state().data().data(),
                                  response.device_state().data().size()}};

@@ -356,6 +356,9 @@ absl::Status DestinationMigration::Handle(SourceConnection* connection,
   if (const auto* piece = std::get_if<StalePiece>(&event)) {
     return TakeStale(*piece);
   }
+  if (const auto* discard = std::get_if<EarlyDiscard>(&event)) {
+    return DiscardEarly(connection, discard->round);
+  }
   if (const auto* state = std::get_if<DeviceStatePiece>(&event)) {
     return TakeDeviceState(state->data);
   }
@@ -387,6 +390,16 @@ absl::Status DestinationMigration::Acknowledge(SourceConnection* connection,
     snapshot_.rounds = round;
   }
   return connection->SendRoundAck(round, std::exchange(damaged_in_round_, 0));
+}
+
+absl::Status DestinationMigration::DiscardEarly(SourceConnection* connection,
+                                                uint32_t round) {
+  absl::StatusOr<PageCount> discarded = vm_->DiscardStale(stale_.view());
+  if (!discarded.ok()) return discarded.status();
+  // The last stale set names all of them once more.
+  stale_.Reset();
+  SetPhase(DestinationPhase::kPrecopy, "");
+  return Acknowledge(connection, round);
 }
 
 absl::Status DestinationMigration::TakeStale(const StalePiece& piece) {

@@ -143,6 +143,7 @@ class DestinationMigration {
   absl::Status Take(const PagesArrived& pages);
   absl::Status Acknowledge(SourceConnection* connection, uint32_t round);
   absl::Status TakeStale(const StalePiece& piece);
+  absl::Status DiscardEarly(SourceConnection* connection, uint32_t round);
   absl::Status TakeDeviceState(absl::string_view data);
   absl::Status GetReady(SourceConnection* connection,
                         const SwitchOverComplete& complete);

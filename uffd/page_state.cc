@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <bit>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -140,6 +141,32 @@ PageCount PageState::MarkReceived(PageRun run, bool is_zero) {
   const PageCount added = received_.SetRun(run);
   missing_.fetch_sub(added.value(), std::memory_order_acq_rel);
   return added;
+}
+
+std::optional<PageRun> PageState::NextReceivedRun(PageBitmapView among,
+                                                  PageIndex from) const {
+  constexpr uint64_t kPerWord = PageBitmapView::kPagesPerWord;
+  const auto both = [&](size_t i) {
+    return among.LoadWord(i) & received_.LoadWord(i);
+  };
+  uint64_t valid = ~uint64_t{0} << (from.value() % kPerWord);
+  for (size_t i = from.value() / kPerWord; i < among.word_count(); ++i) {
+    const uint64_t word = both(i) & valid;
+    valid = ~uint64_t{0};
+    if (word == 0) continue;
+    const int first = std::countr_zero(word);
+    uint64_t count = std::countr_one(word >> first);
+    // On into the next words, as long as it reaches to the end of this one.
+    for (uint64_t end = first + count;
+         end % kPerWord == 0 && i + end / kPerWord < among.word_count();) {
+      const int more = std::countr_one(both(i + end / kPerWord));
+      if (more == 0) break;
+      count += more;
+      end += more;
+    }
+    return PageRun{PageIndex(i * kPerWord + first), PageCount(count)};
+  }
+  return std::nullopt;
 }
 
 PageCount PageState::MarkMissing(PageRun run) {

@@ -110,6 +110,11 @@ class PageState {
       PageIndex from, PageCount max = PageCount(UINT64_MAX)) const {
     return received_.NextSetRun(from, max);
   }
+  // The first run at or after `from` of pages that are received and set in
+  // `among`, which is as large as the state; nullopt if there is none. Looks at
+  // 64 pages at a time where there are none.
+  std::optional<PageRun> NextReceivedRun(PageBitmapView among,
+                                         PageIndex from) const;
 
  private:
   // Counts every page as missing: of a new state, reading the bits to find

@@ -48,7 +48,11 @@ PageRun Rest(PageRun run, PageCount done) {
 }  // namespace
 
 ReceiveResult PrecopyStore::Store(const ReceivedRun& run) {
-  return run.data.empty() ? StoreZero(run.pages) : StoreData(run);
+  ReceiveResult result =
+      run.data.empty() ? StoreZero(run.pages) : StoreData(run);
+  // What a failure has left behind is missing, and no hole.
+  if (!result.status.ok()) emptied_ = false;
+  return result;
 }
 
 ReceiveResult PrecopyStore::StoreData(const ReceivedRun& run) {
@@ -99,17 +103,26 @@ ReceiveResult PrecopyStore::StoreZero(PageRun run) {
 
 ReceiveResult PrecopyStore::Discard(PageBitmapView stale) {
   ReceiveResult result;
-  for (std::optional<PageRun> run = stale.NextSetRun(PageIndex(0));
-       run.has_value(); run = stale.NextSetRun(run->end())) {
-    result.removed += state_.MarkMissing(*run);
-  }
-  // Marked first: a page must never be received and empty.
-  for (std::optional<PageRun> run = state_.NextMissingRun(PageIndex(0));
+  // The guest may be stopped: what was missing before is only skipped.
+  for (std::optional<PageRun> run = state_.NextReceivedRun(stale, PageIndex(0));
        run.has_value() && result.status.ok();
-       run = state_.NextMissingRun(run->end())) {
-    result.status = Punch(*run);
+       run = state_.NextReceivedRun(stale, run->end())) {
+    // Marked first: a page must never be received and empty.
+    result.removed += state_.MarkMissing(*run);
+    if (emptied_) result.status = Punch(*run);
   }
+  if (!emptied_ && result.status.ok()) result.status = EmptyMissing();
+  // After a failure it is not known what is empty.
+  emptied_ = result.status.ok();
   return result;
+}
+
+absl::Status PrecopyStore::EmptyMissing() {
+  for (std::optional<PageRun> run = state_.NextMissingRun(PageIndex(0));
+       run.has_value(); run = state_.NextMissingRun(run->end())) {
+    if (absl::Status s = Punch(*run); !s.ok()) return s;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status PrecopyStore::Punch(PageRun run) {

@@ -38,11 +38,12 @@ class PrecopyStore {
   // or of the right size.
   ReceiveResult Store(const ReceivedRun& run);
 
-  // Makes every page of `stale` missing and punches every page that is not
-  // received out of its file, in runs as long as can be: also those that the
-  // VMM has written to by itself. Costs a look at each bitmap word and a system
-  // call for each run of missing pages. On failure all of `stale` is missing
-  // but some pages are not punched: call it again.
+  // Makes every page of `stale` missing and punches it out of its file. The
+  // first call punches all that is not received, also what the VMM has written
+  // to before it attached; from then on it cannot. Later calls cost a look at
+  // each bitmap word and a system call for each run that was received. On
+  // failure some pages are not punched: call it again, which then punches all
+  // once more.
   // REQUIRES: stale.pages() is the layout's.
   ReceiveResult Discard(PageBitmapView stale);
 
@@ -52,11 +53,14 @@ class PrecopyStore {
   // Stores the first piece of a run; its bytes are the first of `data`.
   ReceiveResult WritePiece(const DestinationRam::Piece& piece,
                            absl::Span<const uint8_t> data);
+  absl::Status EmptyMissing();
   absl::Status Punch(PageRun run);
   absl::Status Error(absl::string_view verb, PageRun run, int error) const;
 
   const DestinationRam& ram_;
   PageState& state_;
+  // Every page that is not received is a hole of its file.
+  bool emptied_ = false;
 };
 
 }  // namespace postcopy

@@ -33,6 +33,10 @@ struct StalePiece {
   PageIndex first;
   absl::Span<const uint8_t> bits;
 };
+// What StalePiece named so far is to be discarded now, behind `round`.
+struct EarlyDiscard {
+  uint32_t round = 0;
+};
 // Part of the device state.
 struct DeviceStatePiece {
   absl::string_view data;
@@ -46,8 +50,9 @@ struct SwitchOverComplete {
 // The guest belongs to the destination.
 struct Committed {};
 
-using BulkEvent = std::variant<PagesArrived, RoundEnded, StalePiece,
-                               DeviceStatePiece, SwitchOverComplete, Committed>;
+using BulkEvent =
+    std::variant<PagesArrived, RoundEnded, StalePiece, EarlyDiscard,
+                 DeviceStatePiece, SwitchOverComplete, Committed>;
 
 // One session: its urgent and its bulk lane, each on a connection of its own.
 //

@@ -276,7 +276,10 @@ absl::Status Migrator::HandleBadEnd(const MigrationView& view) {
     (void)CancelSide(&destination_);
     return why;
   }
-  return IsHandedOver(view) ? why : GiveUp(why);
+  // What was watched may be older than the hand-over; after it, nothing goes on
+  // that has ended badly.
+  if (IsHandedOver(view) || CancelBoth() == Cancelled::kTooLate) return why;
+  return GiveUp(why);
 }
 
 absl::Status Migrator::HandleLoss(const MigrationView& view) {
