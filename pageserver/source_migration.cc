@@ -605,6 +605,17 @@ void SourceMigration::NoteResumed(const GuestResumed& resumed) {
 
 // --- The control plane.
 
+int64_t SourceMigration::PatienceLocked() const {
+  // A guest that is stopped has less of it than one that runs.
+  const int64_t patience =
+      snapshot_.phase == SourcePhase::kSwitching
+          ? options_.switch_stall_nanos
+          : std::max(options_.reconnect_nanos, options_.switch_stall_nanos);
+  // At most kMaxRamBytes of pages: no overflow.
+  return patience + static_cast<int64_t>(snapshot_.remaining.value()) *
+                        kDiscardNanosPerPage;
+}
+
 absl::Status SourceMigration::RequestSwitchOver() {
   std::unique_lock lock(mutex_);
   if (committed()) return absl::OkStatus();
@@ -624,10 +635,6 @@ absl::Status SourceMigration::RequestSwitchOver() {
     // Once it is decided, the stream is no business of this loop.
     if (committed() || HasEnded(snapshot_.phase)) break;
     const uint64_t now_at = progress_.load(std::memory_order_relaxed);
-    // A guest that is stopped has less patience than one that runs.
-    const int64_t patience = snapshot_.phase == SourcePhase::kSwitching
-                                 ? options_.switch_stall_nanos
-                                 : options_.reconnect_nanos;
     // A new session, or the pause, begins with all of it.
     if (now_at != progress || attached_epoch_ != epoch ||
         snapshot_.phase != phase) {
@@ -635,7 +642,7 @@ absl::Status SourceMigration::RequestSwitchOver() {
       epoch = attached_epoch_;
       phase = snapshot_.phase;
       progress_ns = clock_->NowNanos();
-    } else if (clock_->NowNanos() - progress_ns > patience &&
+    } else if (clock_->NowNanos() - progress_ns > PatienceLocked() &&
                lane_ != nullptr) {
       lane_->Abort();
     }

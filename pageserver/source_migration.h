@@ -64,6 +64,9 @@ struct SourceGuest {
 // what the guest has written during the first.
 inline constexpr int kEarlyDiscards = 2;
 
+// More than a destination needs to discard a page.
+inline constexpr int64_t kDiscardNanosPerPage = 5 * kNanosPerMicro;
+
 // Times that precopy-only sends damaged pages again with the guest stopped.
 inline constexpr int kRestRoundsMax = 8;
 
@@ -74,7 +77,8 @@ struct SourceOptions {
   // How long a lost destination may take to come back during precopy.
   int64_t reconnect_nanos = 10 * kNanosPerSecond;
   // How long a switch-over may make no progress with the guest stopped; while
-  // it still runs, reconnect_nanos.
+  // it still runs, reconnect_nanos if that is longer. kDiscardNanosPerPage is
+  // added for each page the destination may have to discard.
   int64_t switch_stall_nanos = 5 * kNanosPerSecond;
   // Least time from the start of one round to the start of the next, so that
   // an idle guest does not cost a CPU while a switch-over is awaited.
@@ -185,6 +189,8 @@ class SourceMigration {
                   SourceOptions options, Clock* clock);
 
   absl::Status CheckEpoch(SessionKey key) const;
+  // How long a switch-over that was asked for may make no progress.
+  int64_t PatienceLocked() const;
   void SetPhaseLocked(SourcePhase phase, std::string message);
   void SetMessage(std::string message);
   bool StopRequested() const;

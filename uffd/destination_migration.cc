@@ -398,12 +398,10 @@ absl::Status DestinationMigration::DiscardEarly(SourceConnection* connection,
   if (!discarded.ok()) return discarded.status();
   // The last stale set names all of them once more.
   stale_.Reset();
-  SetPhase(DestinationPhase::kPrecopy, "");
   return Acknowledge(connection, round);
 }
 
 absl::Status DestinationMigration::TakeStale(const StalePiece& piece) {
-  SetPhase(DestinationPhase::kSwitching, "");
   const PageBitmapView stale = stale_.view();
   const uint64_t first_word =
       piece.first.value() / PageBitmapView::kPagesPerWord;

@@ -800,7 +800,7 @@ TEST_F(DestinationMigrationTest, RefusesStalePagesOutsideTheLayout) {
   const std::vector<uint8_t> word(8, 0xff);
   session->Say([&] { return StalePiece{PageIndex(128), word}; });
   session->AwaitListening();
-  EXPECT_EQ(world_.migration->Snapshot().phase, Phase::kSwitching);
+  EXPECT_EQ(world_.migration->Snapshot().phase, Phase::kPrecopy);
   session->Say([&] { return StalePiece{PageIndex(192), word}; });
   world_.ExpectCancelled("outside the layout");
 }
@@ -1226,9 +1226,32 @@ TEST_F(DestinationMigrationTest, CancelsInPrecopy) {
   session->AwaitEnd();
 }
 
+// Proves that what is discarded early is gone before the switch-over, is
+// acknowledged like a round, and that the last stale set stands for itself.
+TEST_F(DestinationMigrationTest, DiscardsEarlyWhileTheGuestRuns) {
+  const auto session = world_.StartWithSession();
+  world_.Precopy();
+  ASSERT_TRUE(world_.HasContent(3));
+  session->SayStale({3});
+  session->Say([] { return EarlyDiscard{1}; });
+  session->AwaitListening();
+  EXPECT_EQ(session->acks().size(), 2u);
+  EXPECT_FALSE(world_.HasContent(3));
+  EXPECT_TRUE(world_.HasContent(4));
+  EXPECT_EQ(world_.migration->Snapshot().phase, Phase::kPrecopy);
+  EXPECT_EQ(world_.migration->Snapshot().pages.missing, PageCount(1));
+  session->SayStale({3, 4});
+  session->SayState("state");
+  session->SaySwitchOver(2, "state");
+  session->AwaitReady();
+  EXPECT_THAT(session->ready(), ElementsAre(PageCount(1)));
+  EXPECT_FALSE(world_.HasContent(4));
+}
+
 TEST_F(DestinationMigrationTest, CancelsBeforeReady) {
   const auto session = world_.StartWithSession();
   session->SayStale({3});
+  session->SayState("state");
   world_.AwaitPhase(Phase::kSwitching);
   EXPECT_TRUE(world_.migration->Cancel().ok());
   world_.ExpectCancelled("cancelled by request");
@@ -1443,7 +1466,7 @@ TEST_F(DestinationMigrationTest, CountsChanges) {
   world_.migration->WaitForChange(before, 1);
   EXPECT_EQ(world_.migration->version(), before);
   world_.clock.Advance(42);
-  session->SayStale({});
+  session->SayState("state");
   world_.migration->WaitForChange(before, kHour);
   EXPECT_EQ(world_.migration->version(), before + 1);
   EXPECT_EQ(world_.migration->Snapshot().phase, Phase::kSwitching);

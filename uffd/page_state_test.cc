@@ -3,9 +3,11 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <memory>
 #include <thread>
 #include <vector>
 
+#include "dirtytrack/page_bitmap.h"
 #include "gtest/gtest.h"
 
 namespace postcopy {
@@ -147,6 +149,39 @@ TEST(PageStateTest, BytesComeBeforeTheMark) {
     EXPECT_EQ(bytes[page], 1);
   }
   writer.join();
+}
+
+// Against page by page, over word borders and past the end.
+TEST(PageStateTest, NextReceivedRunAmongOthers) {
+  constexpr uint64_t kPages = 300;
+  const std::unique_ptr<PageState> state =
+      *PageState::Create(PageCount(kPages));
+  PageBitmap among = *PageBitmap::Create(PageCount(kPages));
+  for (const PageRun run : {PageRun{PageIndex(3), PageCount(2)},
+                            {PageIndex(60), PageCount(140)},
+                            {PageIndex(256), PageCount(44)}}) {
+    state->MarkReceived(run, /*is_zero=*/false);
+  }
+  for (const PageRun run : {PageRun{PageIndex(0), PageCount(4)},
+                            {PageIndex(64), PageCount(128)},
+                            {PageIndex(195), PageCount(105)}}) {
+    among.view().SetRun(run);
+  }
+  const std::vector<PageRun> expected = {{PageIndex(3), PageCount(1)},
+                                         {PageIndex(64), PageCount(128)},
+                                         {PageIndex(195), PageCount(5)},
+                                         {PageIndex(256), PageCount(44)}};
+  std::vector<PageRun> runs;
+  for (auto run = state->NextReceivedRun(among.view(), PageIndex(0));
+       run.has_value();
+       run = state->NextReceivedRun(among.view(), run->end())) {
+    runs.push_back(*run);
+  }
+  EXPECT_EQ(runs, expected);
+  EXPECT_EQ(state->NextReceivedRun(among.view(), PageIndex(100))->first,
+            PageIndex(100));
+  EXPECT_FALSE(
+      state->NextReceivedRun(among.view(), PageIndex(kPages)).has_value());
 }
 
 }  // namespace
