@@ -135,8 +135,7 @@ grpc::Status DataPlaneService::Bulk(grpc::ServerContext* context,
 }
 
 grpc::Status DataPlaneService::CompleteSession(
-    grpc::ServerContext* /*context*/,
-    const v1::CompleteSessionRequest* request,
+    grpc::ServerContext* /*context*/, const v1::CompleteSessionRequest* request,
     v1::CompleteSessionResponse* /*response*/) {
   const SessionKey key = KeyOf(request->session());
   absl::StatusOr<std::shared_ptr<SourceMigration>> migration =

@@ -32,10 +32,9 @@ class DataPlaneService final : public v1::DataPlaneService::Service {
       grpc::ServerContext* context,
       grpc::ServerReaderWriter<v1::UrgentResponse, v1::UrgentRequest>* stream)
       override;
-  grpc::Status Bulk(
-      grpc::ServerContext* context,
-      grpc::ServerReaderWriter<v1::BulkResponse, v1::BulkRequest>* stream)
-      override;
+  grpc::Status Bulk(grpc::ServerContext* context,
+                    grpc::ServerReaderWriter<v1::BulkResponse, v1::BulkRequest>*
+                        stream) override;
   grpc::Status CompleteSession(grpc::ServerContext* context,
                                const v1::CompleteSessionRequest* request,
                                v1::CompleteSessionResponse* response) override;

@@ -13,7 +13,6 @@
 #include "dirtytrack/types.h"
 #include "pageserver/guest_memory.h"
 
-
 namespace postcopy {
 
 // Pages with data in one batch: 256 KiB, small enough that a lane that must

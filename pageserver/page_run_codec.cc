@@ -23,8 +23,8 @@ void EncodeRuns(PageBatch& batch,
 absl::StatusOr<PageIndex> DecodePage(uint64_t ram_offset_bytes) {
   const RamOffset offset(ram_offset_bytes);
   if (!IsPageAligned(offset)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        ToString(offset), " is not a multiple of ", kPageSize));
+    return absl::InvalidArgumentError(
+        absl::StrCat(ToString(offset), " is not a multiple of ", kPageSize));
   }
   return PageOf(offset);
 }

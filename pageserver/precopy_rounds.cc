@@ -15,9 +15,8 @@ absl::StatusOr<std::unique_ptr<PrecopyRounds>> PrecopyRounds::Create(
   absl::StatusOr<PageBitmap> unacked = PageBitmap::Create(pages);
   if (!unacked.ok()) return unacked.status();
   unsent->view().SetRun({PageIndex(0), pages});
-  return std::unique_ptr<PrecopyRounds>(
-      new PrecopyRounds(memory, dirty_source, limiter, *std::move(unsent),
-                        *std::move(unacked)));
+  return std::unique_ptr<PrecopyRounds>(new PrecopyRounds(
+      memory, dirty_source, limiter, *std::move(unsent), *std::move(unacked)));
 }
 
 PrecopyRounds::PrecopyRounds(const GuestMemory* memory,

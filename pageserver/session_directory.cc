@@ -32,9 +32,9 @@ absl::StatusOr<std::shared_ptr<SourceMigration>> SessionDirectory::Find(
   std::lock_guard lock(mutex_);
   const auto it = entries_.find(std::string(migration_id));
   if (it == entries_.end()) {
-    return absl::NotFoundError(
-        absl::StrCat("the source knows no migration \"", migration_id,
-                     "\": create it there first"));
+    return absl::NotFoundError(absl::StrCat("the source knows no migration \"",
+                                            migration_id,
+                                            "\": create it there first"));
   }
   if (it->second.vm_name != vm_name) {
     return absl::FailedPreconditionError(absl::StrCat(

@@ -9,7 +9,11 @@
 
 namespace postcopy {
 
-enum class MigrationPolicy { kPrecopyThenPostcopy, kPostcopyOnly, kPrecopyOnly };
+enum class MigrationPolicy {
+  kPrecopyThenPostcopy,
+  kPostcopyOnly,
+  kPrecopyOnly
+};
 
 // Rounds after which a switch-over is recommended if nothing else was said.
 inline constexpr uint32_t kRoundsDefault = 30;

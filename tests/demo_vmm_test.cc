@@ -1,5 +1,7 @@
 // What a VMM does when its daemon vanishes in the middle of a hand-over.
 
+#include "cmd/demovm/demo_vmm.h"
+
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
@@ -8,7 +10,6 @@
 #include <string>
 #include <utility>
 
-#include "cmd/demovm/demo_vmm.h"
 #include "cmd/demovm/guest_ram.h"
 #include "cmd/demovm/machine.h"
 #include "cmd/vmm_channel/vmm_listener.h"
@@ -24,19 +25,18 @@ class DemoVmmTest : public ::testing::Test {
     char path[] = "/tmp/postcopy-test-XXXXXX";
     directory_ = ::mkdtemp(path);
     const std::string socket = directory_ + "/source.sock";
-    auto listener = VmmListener::Create(
-        {.socket_path = socket, .role = VmmRole::kSource});
+    auto listener =
+        VmmListener::Create({.socket_path = socket, .role = VmmRole::kSource});
     ASSERT_TRUE(listener.ok()) << listener.status();
     listener_ = *std::move(listener);
     auto ram = demovm::GuestRam::Create(ByteCount(16 << 20));
     ASSERT_TRUE(ram.ok()) << ram.status();
-    auto machine =
-        demovm::CreateProcessMachine({.vcpus = 1}, *std::move(ram));
+    auto machine = demovm::CreateProcessMachine({.vcpus = 1}, *std::move(ram));
     ASSERT_TRUE(machine.ok()) << machine.status();
     machine_ = machine->get();
     ASSERT_TRUE(machine_->Start().ok());
-    auto vmm = demovm::DemoVmm::Attach(
-        *std::move(machine), {.name = kVm, .socket_path = socket});
+    auto vmm = demovm::DemoVmm::Attach(*std::move(machine),
+                                       {.name = kVm, .socket_path = socket});
     ASSERT_TRUE(vmm.ok()) << vmm.status();
     vmm_ = *std::move(vmm);
   }

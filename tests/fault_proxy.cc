@@ -63,10 +63,10 @@ absl::StatusOr<std::unique_ptr<FaultProxy>> FaultProxy::Create(
       ::getsockname(listener.get(), generic, &length) != 0) {
     return absl::InternalError(strerror(errno));
   }
-  return std::unique_ptr<FaultProxy>(new FaultProxy(
-      std::move(listener), UniqueFd(::eventfd(0, EFD_CLOEXEC)),
-      absl::StrCat("127.0.0.1:", ntohs(address.sin_port)),
-      static_cast<uint16_t>(port)));
+  return std::unique_ptr<FaultProxy>(
+      new FaultProxy(std::move(listener), UniqueFd(::eventfd(0, EFD_CLOEXEC)),
+                     absl::StrCat("127.0.0.1:", ntohs(address.sin_port)),
+                     static_cast<uint16_t>(port)));
 }
 
 FaultProxy::FaultProxy(UniqueFd listener, UniqueFd wake, std::string address,

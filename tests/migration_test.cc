@@ -61,8 +61,7 @@ class MigrationTest : public Test {
     ASSERT_OK(hosts_->AwaitDestination(kVm, MigrationHasEnded));
     EXPECT_EQ(hosts_->AtDestination(kVm).state(), v1::MIGRATION_STATE_COMPLETED)
         << hosts_->AtDestination(kVm).ShortDebugString();
-    ASSERT_OK(
-        hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_COMPLETED)));
+    ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_COMPLETED)));
     // Nothing of the source is needed any more.
     hosts_->EndSourceDaemon();
     hosts_->KillSourceVmm();
@@ -81,8 +80,7 @@ TEST_P(PolicyTest, RunningGuestArrivesWhole) {
   ASSERT_OK(hosts_->CreateBoth(kVm, GetParam()));
   ASSERT_OK(hosts_->AwaitSource(
       kVm, [](const v1::Migration& m) { return m.advice().recommended(); }));
-  ASSERT_OK(
-      hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_PRECOPY)));
+  ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_PRECOPY)));
   ASSERT_OK(hosts_->SwitchOver(kVm));
   // Asking again changes nothing.
   ASSERT_OK(hosts_->SwitchOver(kVm));
@@ -106,29 +104,29 @@ TEST_P(PolicyTest, RunningGuestArrivesWhole) {
   ExpectArrived();
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Policies, PolicyTest,
-    Values(v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
-           v1::MIGRATION_POLICY_POSTCOPY_ONLY,
-           v1::MIGRATION_POLICY_PRECOPY_ONLY),
-    [](const auto& info) { return v1::MigrationPolicy_Name(info.param); });
+INSTANTIATE_TEST_SUITE_P(Policies, PolicyTest,
+                         Values(v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
+                                v1::MIGRATION_POLICY_POSTCOPY_ONLY,
+                                v1::MIGRATION_POLICY_PRECOPY_ONLY),
+                         [](const auto& info) {
+                           return v1::MigrationPolicy_Name(info.param);
+                         });
 
 // The destination daemon dies during precopy: the guest goes on at the source,
 // and a later migration to another daemon finds every page.
 TEST_F(MigrationTest, DestinationGoneDuringPrecopyHarmsNothing) {
   Begin({.reconnect_timeout = absl::Milliseconds(200)});
-  ASSERT_OK(hosts_->CreateBoth(
-      kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY, kSlowBulk));
-  ASSERT_OK(hosts_->AwaitSource(kVm, [](const v1::Migration& m) {
-    return m.pages().precopied() > 100;
-  }));
+  ASSERT_OK(hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
+                               kSlowBulk));
+  ASSERT_OK(hosts_->AwaitSource(
+      kVm, [](const v1::Migration& m) { return m.pages().precopied() > 100; }));
   hosts_->EndDestinationDaemon();
   hosts_->KillDestinationVmm();
   ASSERT_OK(hosts_->AwaitSource(kVm, MigrationHasEnded));
   const v1::Migration given_up = hosts_->AtSource(kVm);
   EXPECT_EQ(given_up.state(), v1::MIGRATION_STATE_CANCELLED);
-  EXPECT_TRUE(Contains(given_up.status_message(),
-                       "the guest goes on at the source"))
+  EXPECT_TRUE(
+      Contains(given_up.status_message(), "the guest goes on at the source"))
       << given_up.status_message();
 
   ASSERT_OK(hosts_->StartDestinationDaemon());
@@ -139,23 +137,21 @@ TEST_F(MigrationTest, DestinationGoneDuringPrecopyHarmsNothing) {
   ASSERT_OK(hosts_->CreateAtSource(source).status());
   source.set_source_address(hosts_->network().address());
   ASSERT_OK(hosts_->CreateAtDestination(source).status());
-  ASSERT_OK(hosts_->AwaitSource("again", [](const v1::Migration& m) {
-    return m.rounds() >= 2;
-  }));
+  ASSERT_OK(hosts_->AwaitSource(
+      "again", [](const v1::Migration& m) { return m.rounds() >= 2; }));
   ASSERT_OK(hosts_->SwitchOver("again"));
-  ASSERT_OK(hosts_->AwaitDestination(
-      "again", InState(v1::MIGRATION_STATE_COMPLETED)));
+  ASSERT_OK(hosts_->AwaitDestination("again",
+                                     InState(v1::MIGRATION_STATE_COMPLETED)));
   ExpectCorrect(hosts_->FinishDestination());
 }
 
 // A connection that breaks during precopy and comes back costs a round at most.
 TEST_F(MigrationTest, CutDuringPrecopyRecovers) {
   Begin();
-  ASSERT_OK(hosts_->CreateBoth(
-      kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY, kSlowBulk));
-  ASSERT_OK(hosts_->AwaitSource(kVm, [](const v1::Migration& m) {
-    return m.pages().precopied() > 100;
-  }));
+  ASSERT_OK(hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
+                               kSlowBulk));
+  ASSERT_OK(hosts_->AwaitSource(
+      kVm, [](const v1::Migration& m) { return m.pages().precopied() > 100; }));
   hosts_->network().Cut();
   ASSERT_OK(hosts_->AwaitSource(
       kVm, [](const v1::Migration& m) { return m.recoveries() > 0; }));
@@ -169,17 +165,15 @@ TEST_F(MigrationTest, CutDuringPrecopyRecovers) {
 // back by itself, and asks only for what is missing.
 TEST_F(MigrationTest, CutDuringPostcopyPausesAndRecovers) {
   Begin();
-  ASSERT_OK(hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_POSTCOPY_ONLY,
-                               kSlowBulk));
+  ASSERT_OK(
+      hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_POSTCOPY_ONLY, kSlowBulk));
   ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_PRECOPY)));
   ASSERT_OK(hosts_->SwitchOver(kVm));
-  ASSERT_OK(hosts_->AwaitDestination(kVm, [](const v1::Migration& m) {
-    return m.pages().background() > 0;
-  }));
+  ASSERT_OK(hosts_->AwaitDestination(
+      kVm, [](const v1::Migration& m) { return m.pages().background() > 0; }));
   hosts_->network().SetRefuse(true);
   hosts_->network().Cut();
-  ASSERT_OK(
-      hosts_->AwaitDestination(kVm, InState(v1::MIGRATION_STATE_PAUSED)));
+  ASSERT_OK(hosts_->AwaitDestination(kVm, InState(v1::MIGRATION_STATE_PAUSED)));
   EXPECT_EQ(hosts_->CancelAtSource(kVm).code(),
             absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(hosts_->CancelAtDestination(kVm).code(),
@@ -194,8 +188,8 @@ TEST_F(MigrationTest, CutDuringPostcopyPausesAndRecovers) {
 TEST_F(MigrationTest, DamagedBytesReachNoGuest) {
   Begin();
   hosts_->network().Damage(3);
-  ASSERT_OK(hosts_->CreateBoth(kVm,
-                               v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY));
+  ASSERT_OK(
+      hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY));
   ASSERT_OK(hosts_->AwaitSource(kVm, [](const v1::Migration& m) {
     // A flip that hit the framing has broken the connection instead.
     return m.pages().damaged_runs() + m.recoveries() > 0 && m.rounds() >= 3;
@@ -208,24 +202,22 @@ TEST_F(MigrationTest, DamagedBytesReachNoGuest) {
 // Cancelled before the switch-over, the guest goes on as if nothing had been.
 TEST_F(MigrationTest, CancelDuringPrecopy) {
   Begin();
-  ASSERT_OK(hosts_->CreateBoth(
-      kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY, kSlowBulk));
-  ASSERT_OK(hosts_->AwaitSource(kVm, [](const v1::Migration& m) {
-    return m.pages().precopied() > 100;
-  }));
+  ASSERT_OK(hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
+                               kSlowBulk));
+  ASSERT_OK(hosts_->AwaitSource(
+      kVm, [](const v1::Migration& m) { return m.pages().precopied() > 100; }));
   ASSERT_OK(hosts_->CancelAtSource(kVm));
   ASSERT_OK(hosts_->CancelAtSource(kVm));
   EXPECT_EQ(hosts_->AtSource(kVm).state(), v1::MIGRATION_STATE_CANCELLED);
   ASSERT_OK(hosts_->AwaitDestination(kVm, MigrationHasEnded));
-  EXPECT_EQ(hosts_->AtDestination(kVm).state(),
-            v1::MIGRATION_STATE_CANCELLED);
+  EXPECT_EQ(hosts_->AtDestination(kVm).state(), v1::MIGRATION_STATE_CANCELLED);
   ExpectCorrect(hosts_->FinishSource());
 }
 
 TEST_F(MigrationTest, SourceVmmDiesDuringPrecopy) {
   Begin();
-  ASSERT_OK(hosts_->CreateBoth(
-      kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY, kSlowBulk));
+  ASSERT_OK(hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
+                               kSlowBulk));
   ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_PRECOPY)));
   hosts_->KillSourceVmm();
   ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_FAILED)));
@@ -236,12 +228,11 @@ TEST_F(MigrationTest, SourceVmmDiesDuringPrecopy) {
 
 TEST_F(MigrationTest, DestinationVmmDiesDuringPrecopy) {
   Begin({.reconnect_timeout = absl::Milliseconds(200)});
-  ASSERT_OK(hosts_->CreateBoth(
-      kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY, kSlowBulk));
+  ASSERT_OK(hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
+                               kSlowBulk));
   ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_PRECOPY)));
   hosts_->KillDestinationVmm();
-  ASSERT_OK(
-      hosts_->AwaitDestination(kVm, InState(v1::MIGRATION_STATE_FAILED)));
+  ASSERT_OK(hosts_->AwaitDestination(kVm, InState(v1::MIGRATION_STATE_FAILED)));
   ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_CANCELLED)));
   ExpectCorrect(hosts_->FinishSource());
 }
@@ -268,7 +259,8 @@ TEST_F(MigrationTest, UnknownVm) {
 TEST_F(MigrationTest, WrongSide) {
   Begin();
   ExpectRefused(hosts_->CreateAtSource(hosts_->DestinationRequest(kVm)),
-                absl::StatusCode::kInvalidArgument, "this daemon is the source");
+                absl::StatusCode::kInvalidArgument,
+                "this daemon is the source");
   ExpectRefused(hosts_->CreateAtDestination(hosts_->SourceRequest(kVm)),
                 absl::StatusCode::kInvalidArgument,
                 "this daemon is the destination");
@@ -292,7 +284,8 @@ TEST_F(MigrationTest, RequestsAreIdempotentAndVmsAreMigratedOnce) {
                 absl::StatusCode::kAlreadyExists, "different request");
   request.set_request_id("other");
   ExpectRefused(hosts_->CreateAtSource(request),
-                absl::StatusCode::kAlreadyExists, "choose another migration_id");
+                absl::StatusCode::kAlreadyExists,
+                "choose another migration_id");
   request.set_migration_id("other");
   ExpectRefused(hosts_->CreateAtSource(request),
                 absl::StatusCode::kAlreadyExists, "is being migrated already");
@@ -326,11 +319,10 @@ TEST_F(MigrationTest, LayoutsThatDiffer) {
   hosts_ = *std::move(hosts);
   ASSERT_OK(hosts_->AttachSource(kVm));
   ASSERT_OK(hosts_->AttachDestination(kVm, ByteCount(64 << 20)));
-  ASSERT_OK(hosts_->CreateBoth(
-      kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY));
+  ASSERT_OK(
+      hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY));
   ASSERT_OK(hosts_->AwaitDestination(kVm, MigrationHasEnded));
-  EXPECT_EQ(hosts_->AtDestination(kVm).state(),
-            v1::MIGRATION_STATE_CANCELLED);
+  EXPECT_EQ(hosts_->AtDestination(kVm).state(), v1::MIGRATION_STATE_CANCELLED);
   EXPECT_TRUE(Contains(hosts_->AtDestination(kVm).status_message(),
                        "32MiB at the source and 64MiB at the destination"))
       << hosts_->AtDestination(kVm).status_message();
@@ -359,10 +351,10 @@ TEST_F(MigrationTest, HandedOverVmIsNotMigratedAgain) {
 TEST(DaemonTest, PortTaken) {
   auto hosts = TwoHosts::Create({});
   ASSERT_OK(hosts.status());
-  const auto second = SourceDaemon::Create(
-      {.control_address = (*hosts)->control_address(),
-       .data_address = "127.0.0.1:0",
-       .vmm_socket = "/tmp/postcopy-test-second.sock"});
+  const auto second =
+      SourceDaemon::Create({.control_address = (*hosts)->control_address(),
+                            .data_address = "127.0.0.1:0",
+                            .vmm_socket = "/tmp/postcopy-test-second.sock"});
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(Contains(second.status().ToString(), "is the port taken"))
       << second.status().ToString();

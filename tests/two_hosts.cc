@@ -22,7 +22,8 @@ absl::Status FromGrpc(const grpc::Status& status) {
                       status.error_message());
 }
 
-std::unique_ptr<v1::MigrationService::Stub> StubFor(const std::string& address) {
+std::unique_ptr<v1::MigrationService::Stub> StubFor(
+    const std::string& address) {
   return v1::MigrationService::NewStub(
       grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
 }
@@ -44,8 +45,8 @@ absl::Status Await(v1::MigrationService::Stub& stub, const std::string& id,
   }
   const grpc::Status end = stream->Finish();
   return absl::DeadlineExceededError(
-      absl::StrCat("did not come: ", end.error_message(), "; last seen: ",
-                   response.migration().ShortDebugString()));
+      absl::StrCat("did not come: ", end.error_message(),
+                   "; last seen: ", response.migration().ShortDebugString()));
 }
 
 absl::StatusOr<v1::Migration> CreateOn(

@@ -30,9 +30,9 @@ absl::Status CheckRequestId(const std::string& request_id) {
 absl::StatusOr<int64_t> ProgressNanos(uint32_t millis) {
   if (millis == 0) millis = kProgressMillisDefault;
   if (millis < kProgressMillisMin || millis > kProgressMillisMax) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "progress_interval_ms must be ", kProgressMillisMin, " to ",
-        kProgressMillisMax, ", not ", millis));
+    return absl::InvalidArgumentError(
+        absl::StrCat("progress_interval_ms must be ", kProgressMillisMin,
+                     " to ", kProgressMillisMax, ", not ", millis));
   }
   return millis * kNanosPerMilli;
 }
@@ -57,8 +57,7 @@ grpc::Status Do(MigrationTable& table, const Request& request,
 }  // namespace
 
 grpc::Status MigrationService::CreateMigration(
-    grpc::ServerContext* /*context*/,
-    const v1::CreateMigrationRequest* request,
+    grpc::ServerContext* /*context*/, const v1::CreateMigrationRequest* request,
     v1::CreateMigrationResponse* response) {
   absl::StatusOr<v1::Migration> migration = table_->Create(*request);
   if (!migration.ok()) return ToGrpc(migration.status());
@@ -125,8 +124,7 @@ grpc::Status MigrationService::SwitchOver(grpc::ServerContext* /*context*/,
 }
 
 grpc::Status MigrationService::CancelMigration(
-    grpc::ServerContext* /*context*/,
-    const v1::CancelMigrationRequest* request,
+    grpc::ServerContext* /*context*/, const v1::CancelMigrationRequest* request,
     v1::CancelMigrationResponse* response) {
   return Do(*table_, *request, response,
             [](MigrationSide& side) { return side.Cancel(); });

@@ -14,17 +14,15 @@ namespace {
 
 absl::Status CheckName(absl::string_view field, const std::string& name) {
   if (IsValidName(name)) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(field, " must be 1 to ", kMaxNameBytes,
-                   " characters of [A-Za-z0-9._-]"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      field, " must be 1 to ", kMaxNameBytes, " characters of [A-Za-z0-9._-]"));
 }
 
 absl::Status CheckRequest(const v1::CreateMigrationRequest& request) {
-  for (const auto& [field, name] :
-       {std::pair<const char*, const std::string&>("request_id",
-                                                   request.request_id()),
-        {"migration_id", request.migration_id()},
-        {"vm_name", request.vm_name()}}) {
+  for (const auto& [field, name] : {std::pair<const char*, const std::string&>(
+                                        "request_id", request.request_id()),
+                                    {"migration_id", request.migration_id()},
+                                    {"vm_name", request.vm_name()}}) {
     if (absl::Status s = CheckName(field, name); !s.ok()) return s;
   }
   if (!v1::MigrationPolicy_IsValid(request.policy())) {
@@ -52,8 +50,7 @@ v1::Migration ChosenBy(const v1::CreateMigrationRequest& request) {
   chosen.set_policy(request.policy() == v1::MIGRATION_POLICY_UNSPECIFIED
                         ? v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY
                         : request.policy());
-  chosen.set_bulk_limit_bytes_per_second(
-      request.bulk_limit_bytes_per_second());
+  chosen.set_bulk_limit_bytes_per_second(request.bulk_limit_bytes_per_second());
   *chosen.mutable_create_time() =
       google::protobuf::util::TimeUtil::GetCurrentTime();
   return chosen;
@@ -102,9 +99,9 @@ absl::Status MigrationTable::CheckFreeLocked(
 absl::Status MigrationTable::MakeRoomLocked(
     std::shared_ptr<MigrationSide>& evicted) {
   if (entries_.size() < migrations_max_) return absl::OkStatus();
-  const auto oldest = std::find_if(
-      entries_.begin(), entries_.end(),
-      [](const Entry& entry) { return entry.side->ended(); });
+  const auto oldest =
+      std::find_if(entries_.begin(), entries_.end(),
+                   [](const Entry& entry) { return entry.side->ended(); });
   if (oldest == entries_.end()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("this daemon has ", migrations_max_,

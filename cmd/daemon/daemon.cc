@@ -39,8 +39,7 @@ void WaitForEnd() {
 }
 
 absl::Status TellReady(
-    int fd,
-    const std::vector<std::pair<std::string, std::string>>& fields) {
+    int fd, const std::vector<std::pair<std::string, std::string>>& fields) {
   if (fd < 0) return absl::OkStatus();
   std::string line = "{";
   for (const auto& [name, value] : fields) {

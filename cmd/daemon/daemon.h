@@ -24,8 +24,7 @@ void WaitForEnd();
 // whoever started the daemon reads, and closes it. Does nothing if `fd` is
 // negative. FAILED_PRECONDITION if it cannot be written.
 absl::Status TellReady(
-    int fd,
-    const std::vector<std::pair<std::string, std::string>>& fields);
+    int fd, const std::vector<std::pair<std::string, std::string>>& fields);
 
 // Splits "0,1000" into user ids. INVALID_ARGUMENT names what is none.
 absl::StatusOr<std::vector<unsigned>> ParseUids(absl::string_view text);

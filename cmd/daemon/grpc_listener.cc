@@ -61,8 +61,8 @@ absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Create(
                      ": is the port taken by another process, or the address "
                      "not one of this host?"));
   }
-  return std::unique_ptr<GrpcListener>(new GrpcListener(
-      std::move(server), WithPort(options.address, port)));
+  return std::unique_ptr<GrpcListener>(
+      new GrpcListener(std::move(server), WithPort(options.address, port)));
 }
 
 void GrpcListener::Shutdown() {

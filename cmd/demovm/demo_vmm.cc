@@ -21,8 +21,7 @@ GuestToAttach Describe(const GuestRam& ram, const DemoVmm::Options& options) {
          .length = block.region.length,
          .memory_fd = block.memfd.get(),
          .fd_offset = block.fd_offset,
-         .host_address =
-             HostAddress(reinterpret_cast<uintptr_t>(block.host))});
+         .host_address = HostAddress(reinterpret_cast<uintptr_t>(block.host))});
   }
   return guest;
 }
@@ -205,8 +204,7 @@ void DemoVmm::MigrationEnded(bool completed) {
   std::lock_guard lock(mutex_);
   // Told to a source: what is left here is not the guest any more.
   if (completed && dirty_writer_.has_value()) guest_ = Guest::kHandedOver;
-  Log(completed ? "the migration is complete"
-                : "the migration was given up");
+  Log(completed ? "the migration is complete" : "the migration was given up");
 }
 
 }  // namespace postcopy::demovm

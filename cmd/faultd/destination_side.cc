@@ -83,9 +83,7 @@ class DestinationSide final : public MigrationSide {
     migration.set_recoveries(now.recoveries);
   }
 
-  bool ended() const override {
-    return HasEnded(migration_->Snapshot().phase);
-  }
+  bool ended() const override { return HasEnded(migration_->Snapshot().phase); }
   absl::Status SwitchOver() override {
     return absl::FailedPreconditionError(
         "this daemon is the destination: ask the source to switch over");

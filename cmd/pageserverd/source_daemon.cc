@@ -32,10 +32,10 @@ absl::StatusOr<std::unique_ptr<SourceDaemon>> SourceDaemon::Create(
   if (!vmms.ok()) return vmms.status();
   daemon->vmms_ = *std::move(vmms);
 
-  auto data = GrpcListener::Create(
-      {.address = options.data_address,
-       .request_bytes_max = kDataPlaneRequestBytesMax},
-      {&daemon->data_service_});
+  auto data =
+      GrpcListener::Create({.address = options.data_address,
+                            .request_bytes_max = kDataPlaneRequestBytesMax},
+                           {&daemon->data_service_});
   if (!data.ok()) return data.status();
   daemon->data_ = *std::move(data);
   auto control = GrpcListener::Create({.address = options.control_address},

@@ -82,12 +82,8 @@ class SourceSide final : public MigrationSide {
     migration.set_recoveries(now.recoveries);
   }
 
-  bool ended() const override {
-    return HasEnded(migration_->Snapshot().phase);
-  }
-  absl::Status SwitchOver() override {
-    return migration_->RequestSwitchOver();
-  }
+  bool ended() const override { return HasEnded(migration_->Snapshot().phase); }
+  absl::Status SwitchOver() override { return migration_->RequestSwitchOver(); }
   absl::Status Cancel() override { return migration_->Cancel(); }
   void VmmGone() override { migration_->VmmGone(); }
   void Stop() override {
@@ -137,7 +133,8 @@ absl::StatusOr<std::shared_ptr<SourceMigration>> SourceSides::NewMigration(
   options.bulk_limit_per_second =
       ByteCount(request.bulk_limit_bytes_per_second());
   return SourceMigration::Create(*std::move(memory), *std::move(dirty_source),
-                                 GuestOf(WeakVmm(vmm)), options, Clock::Monotonic());
+                                 GuestOf(WeakVmm(vmm)), options,
+                                 Clock::Monotonic());
 }
 
 absl::StatusOr<std::shared_ptr<MigrationSide>> SourceSides::Create(

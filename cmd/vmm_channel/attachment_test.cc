@@ -10,8 +10,8 @@
 #include <random>
 
 #include "cmd/vmm_channel/test_support.h"
-#include "uffd/kernel_uffd.h"
 #include "postcopy/v1/vmm_channel.pb.h"
+#include "uffd/kernel_uffd.h"
 
 namespace postcopy {
 namespace {
