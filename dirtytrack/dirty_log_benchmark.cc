@@ -58,7 +58,8 @@ BENCHMARK(SwitchClean)->Arg(1)->Arg(1024);
 
 void SwitchAll(benchmark::State& state) {
   std::vector<DirtyLogSlot> slots;
-  for (uint16_t i = 0; i < state.range(0); ++i) {
+  const auto count = static_cast<uint16_t>(state.range(0));
+  for (uint16_t i = 0; i < count; ++i) {
     slots.push_back({{0, i}, PageCount(kPagesPerGiB)});
   }
   DirtyLogSet log = *DirtyLogSet::Create(slots);

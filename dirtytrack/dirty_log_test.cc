@@ -52,7 +52,7 @@ std::vector<DirtyLogSlot> ThreeSlots() {
       {kHigh, PageCount(1000)}, {kSmm, PageCount(64)}, {kLow, PageCount(70)}};
 }
 
-DirtyLogSet MakeLog(std::vector<DirtyLogSlot> slots,
+DirtyLogSet MakeLog(const std::vector<DirtyLogSlot>& slots,
                     Clock* clock = Clock::Monotonic()) {
   absl::StatusOr<DirtyLogSet> log = DirtyLogSet::Create(slots, clock);
   EXPECT_TRUE(log.ok()) << log.status();
@@ -490,7 +490,7 @@ class OpenTest : public testing::Test {
     return UniqueFd(::fcntl(made_.fd(), F_DUPFD_CLOEXEC, 0));
   }
   absl::StatusOr<DirtyLogSet> Open(
-      std::vector<DirtyLogSlot> expected = ThreeSlots()) {
+      const std::vector<DirtyLogSlot>& expected = ThreeSlots()) {
     return DirtyLogSet::Open(Fd(), expected, &clock_);
   }
   void ExpectRefused(absl::string_view message) {
@@ -725,8 +725,9 @@ TEST_F(OpenTest, SurvivesRandomDamage) {
   const auto damage = [&] {
     uint64_t at = random() % size;
     // Mostly where something is.
-    if (random() % 4)
+    if (random() % 4) {
       at = random() % 2 ? random() % 48 : size - 1 - random() % 192;
+    }
     memory_.data()[at] ^= 1 << random() % 8;
   };
   int opened = 0;

@@ -194,8 +194,9 @@ TEST(PageBitmapTest, AgreesWithASet) {
       const uint64_t end = first + random() % (pages - first + 1);
       uint64_t changed = 0;
       if (random() % 2) {
-        for (uint64_t p = first; p < end; ++p)
+        for (uint64_t p = first; p < end; ++p) {
           changed += expected.insert(p).second;
+        }
         ASSERT_EQ(view.SetRun(Pages(first, end)), PageCount(changed));
       } else {
         for (uint64_t p = first; p < end; ++p) changed += expected.erase(p);
@@ -259,6 +260,7 @@ TEST(PageBitmapTest, Moves) {
   PageBitmap a = MakeBitmap(10);
   const PageBitmapView view = a.view();
   PageBitmap b = std::move(a);
+  // What is left of it is promised. NOLINTNEXTLINE(*use-after-move,*.Move)
   EXPECT_EQ(a.pages(), PageCount(0));
   view.TestAndSet(PageIndex(1));
   EXPECT_TRUE(b.view().Test(PageIndex(1)));

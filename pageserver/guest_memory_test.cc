@@ -42,7 +42,7 @@ void ExpectPages(const GuestMemory& memory, PageRun run,
 }
 
 std::unique_ptr<GuestMemory> Open(const RamLayout& layout,
-                                  std::vector<RegionFile> files) {
+                                  const std::vector<RegionFile>& files) {
   absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
       GuestMemory::Create(layout, files);
   EXPECT_TRUE(memory.ok()) << memory.status();

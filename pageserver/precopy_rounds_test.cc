@@ -113,8 +113,9 @@ class PrecopyRoundsTest : public testing::Test {
 };
 
 TEST_F(PrecopyRoundsTest, AtFirstEveryPageIsSentOnce) {
-  for (uint64_t page = 0; page < kPages; page += 3)
+  for (uint64_t page = 0; page < kPages; page += 3) {
     guest_.Write(page, 1 + page);
+  }
   EXPECT_EQ(rounds_->remaining(), PageCount(kPages));
   ASSERT_TRUE(rounds_->Start().ok());
   ASSERT_TRUE(Send().ok());

@@ -15,20 +15,20 @@ namespace {
 class FakeSide final : public MigrationSide {
  public:
   void Describe(v1::Migration& migration) const override {
-    migration.set_state(ended_ ? v1::MIGRATION_STATE_COMPLETED
-                               : v1::MIGRATION_STATE_PRECOPY);
+    migration.set_state(has_ended ? v1::MIGRATION_STATE_COMPLETED
+                                  : v1::MIGRATION_STATE_PRECOPY);
   }
-  bool ended() const override { return ended_; }
+  bool ended() const override { return has_ended; }
   absl::Status SwitchOver() override { return absl::OkStatus(); }
   absl::Status Cancel() override { return absl::OkStatus(); }
-  void VmmGone() override { ++vmm_gone_; }
-  void Stop() override { ++stops_; }
+  void VmmGone() override { ++gone_count; }
+  void Stop() override { ++stop_count; }
   uint64_t version() const override { return 0; }
   void WaitForChange(uint64_t /*seen*/, int64_t /*nanos*/) const override {}
 
-  bool ended_ = false;
-  int vmm_gone_ = 0;
-  int stops_ = 0;
+  bool has_ended = false;
+  int gone_count = 0;
+  int stop_count = 0;
 };
 
 class MigrationTableTest : public ::testing::Test {
@@ -104,8 +104,8 @@ TEST_F(MigrationTableTest, LimitAndOnePast) {
             "until one has ended");
   EXPECT_TRUE(forgotten_.empty());
 
-  sides_["1"]->ended_ = true;
-  sides_["2"]->ended_ = true;
+  sides_["1"]->has_ended = true;
+  sides_["2"]->has_ended = true;
   ASSERT_TRUE(Create("past").ok());
   EXPECT_EQ(forgotten_, std::vector<std::string>{"1"});
   EXPECT_FALSE(table_.Find("1").ok());
@@ -118,7 +118,7 @@ TEST_F(MigrationTableTest, OneMigrationOfAVmAtATime) {
   ASSERT_TRUE(table_.Create(Request("a", "vm")).ok());
   EXPECT_EQ(table_.Create(Request("b", "vm")).status().code(),
             absl::StatusCode::kAlreadyExists);
-  sides_["a"]->ended_ = true;
+  sides_["a"]->has_ended = true;
   EXPECT_TRUE(table_.Create(Request("b", "vm")).ok());
 }
 
@@ -126,14 +126,15 @@ TEST_F(MigrationTableTest, VmmGoneReachesItsOwnMigration) {
   ASSERT_TRUE(Create("a").ok());
   ASSERT_TRUE(Create("b").ok());
   table_.VmmGone("vm-a");
-  EXPECT_EQ(sides_["a"]->vmm_gone_, 1);
-  EXPECT_EQ(sides_["b"]->vmm_gone_, 0);
+  EXPECT_EQ(sides_["a"]->gone_count, 1);
+  EXPECT_EQ(sides_["b"]->gone_count, 0);
   table_.StopAll();
-  EXPECT_EQ(sides_["b"]->stops_, 1);
+  EXPECT_EQ(sides_["b"]->stop_count, 1);
 }
 
 TEST_F(MigrationTableTest, UnknownPolicy) {
   v1::CreateMigrationRequest request = Request("a", "vm");
+  // What a newer orchestrator may send. NOLINTNEXTLINE(*EnumCastOutOfRange)
   request.set_policy(static_cast<v1::MigrationPolicy>(99));
   EXPECT_EQ(table_.Create(request).status().message(), "policy 99 is unknown");
 }

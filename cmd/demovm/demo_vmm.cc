@@ -39,9 +39,9 @@ absl::StatusOr<std::unique_ptr<DemoVmm>> DemoVmm::Attach(
     std::unique_ptr<Machine> machine, const Options& options) {
   std::unique_ptr<DemoVmm> vmm(new DemoVmm(std::move(machine)));
   GuestToAttach guest = Describe(vmm->machine_->ram(), options);
-  const absl::Status prepared = options.role == VmmRole::kSource
-                                    ? vmm->AttachSource(guest)
-                                    : vmm->AttachDestination(guest);
+  absl::Status prepared = options.role == VmmRole::kSource
+                              ? vmm->AttachSource(guest)
+                              : vmm->AttachDestination(guest);
   if (!prepared.ok()) return prepared;
   absl::StatusOr<std::unique_ptr<VmmClient>> client =
       VmmClient::Attach(options.socket_path, guest, kAttachTimeout);

@@ -297,7 +297,9 @@ const Refusal kAnyRole[] = {
      kInvalid, "Attach.descriptors[0] is 0, which is no kind"},
     {"KindUnknown",
      [](Case& c) {
-       c.attach.set_descriptors(0, static_cast<v1::DescriptorKind>(99));
+       // A number that no version knows may well come over the wire.
+       c.attach.set_descriptors(0, static_cast<v1::DescriptorKind>(
+                                       99));  // NOLINT(*EnumCastOutOfRange)
      },
      kInvalid, "Attach.descriptors[0] is 99, which is no kind"},
     {"NoSuchDescriptor", [](Case& c) { c.region(0).set_descriptor_index(7); },
@@ -423,9 +425,9 @@ TEST_P(DestinationTest, IsRefused) {
   EXPECT_EQ(OpenFds(), before);
 }
 
-template <uint64_t features>
+template <uint64_t kFeatures>
 int WithFeatures() {
-  return UserfaultfdWith(features).Release();
+  return UserfaultfdWith(kFeatures).Release();
 }
 
 const Refusal kDestination[] = {

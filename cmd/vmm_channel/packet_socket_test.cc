@@ -30,7 +30,7 @@ class PacketSocketTest : public testing::Test {
   absl::StatusOr<Packet> Receive(absl::Duration timeout = kLong) {
     return daemon_.Receive(Deadline::After(timeout));
   }
-  absl::Status Send(absl::string_view bytes, std::vector<int> fds = {}) {
+  absl::Status Send(absl::string_view bytes, const std::vector<int>& fds = {}) {
     return vmm_.Send(bytes, fds, Deadline::After(kLong));
   }
   // Sends without this project's limits.

@@ -50,7 +50,8 @@ class VmmClientTest : public testing::Test {
     }
     return message;
   }
-  void Send(const v1::DaemonMessage& message, std::vector<int> fds = {}) {
+  void Send(const v1::DaemonMessage& message,
+            const std::vector<int>& fds = {}) {
     EXPECT_TRUE(daemon_.Send(message, fds, Deadline::After(kLong)).ok());
   }
   void AnswerAttach(uint32_t code, const std::string& text) {
@@ -72,7 +73,7 @@ class VmmClientTest : public testing::Test {
     return attached.ok() ? *std::move(attached) : nullptr;
   }
   // Sends `command` and returns the answer.
-  v1::CommandResult Ask(v1::Command command, std::vector<int> fds = {}) {
+  v1::CommandResult Ask(v1::Command command, const std::vector<int>& fds = {}) {
     v1::DaemonMessage message;
     *message.mutable_command() = std::move(command);
     message.mutable_command()->set_command_id(++id_);

@@ -63,7 +63,8 @@ class VmmConnectionTest : public testing::Test {
     return message.command();
   }
 
-  void Reply(const v1::CommandResult& result, std::vector<int> fds = {}) {
+  void Reply(const v1::CommandResult& result,
+             const std::vector<int>& fds = {}) {
     v1::VmmMessage message;
     *message.mutable_result() = result;
     EXPECT_TRUE(vmm_.Send(message, fds, Deadline::After(kLong)).ok());

@@ -356,8 +356,9 @@ void VmmListener::Impl::Run() {
 
 Deadline VmmListener::Impl::NextDeadline() const {
   Deadline next = resting_.value_or(Deadline::Infinite());
-  if (!pending_.empty())
+  if (!pending_.empty()) {
     next = std::min(next, pending_.begin()->second.deadline);
+  }
   return next;
 }
 
