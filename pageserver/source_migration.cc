@@ -15,6 +15,10 @@ namespace {
 // switch-over is noticed.
 constexpr std::chrono::milliseconds kWatchInterval(50);
 
+// How long a stream that has been aborted may take to end. It may be in the
+// middle of a command to the VMM.
+constexpr std::chrono::seconds kDetachTimeout(20);
+
 uint64_t RandomSessionId() {
   std::random_device device;
   uint64_t id = 0;
@@ -179,9 +183,8 @@ bool SourceMigration::ClaimDriverLocked() {
 absl::Status SourceMigration::AttachLane(SessionKey key, BulkLane* lane) {
   std::unique_lock lock(mutex_);
   // The stream of the epoch before has been aborted and is on its way out.
-  const bool free = changed_.wait_for(
-      lock, std::chrono::nanoseconds(options_.reconnect_nanos),
-      [this] { return !driver_active_; });
+  const bool free = changed_.wait_for(lock, kDetachTimeout,
+                                      [this] { return !driver_active_; });
   if (!free) {
     return absl::UnavailableError(
         "the stream of the session before has not ended: try again");
