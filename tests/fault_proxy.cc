@@ -58,7 +58,7 @@ absl::StatusOr<std::unique_ptr<FaultProxy>> FaultProxy::Create(
   sockaddr_in address = Loopback(0);
   socklen_t length = sizeof(address);
   auto* generic = reinterpret_cast<sockaddr*>(&address);
-  if (::bind(listener.get(), generic, length) != 0 ||
+  if (!listener.valid() || ::bind(listener.get(), generic, length) != 0 ||
       ::listen(listener.get(), 16) != 0 ||
       ::getsockname(listener.get(), generic, &length) != 0) {
     return absl::InternalError(strerror(errno));
@@ -95,7 +95,8 @@ void FaultProxy::Accept() {
   if (!client.valid() || refuse_.load()) return;
   UniqueFd server(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in address = Loopback(upstream_port_);
-  if (::connect(server.get(), reinterpret_cast<sockaddr*>(&address),
+  if (!server.valid() ||
+      ::connect(server.get(), reinterpret_cast<sockaddr*>(&address),
                 sizeof(address)) != 0) {
     return;
   }

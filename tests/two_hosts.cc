@@ -54,7 +54,7 @@ absl::StatusOr<v1::Migration> CreateOn(
     const v1::CreateMigrationRequest& request) {
   grpc::ClientContext context;
   v1::CreateMigrationResponse response;
-  const absl::Status status =
+  absl::Status status =
       FromGrpc(stub.CreateMigration(&context, request, &response));
   if (!status.ok()) return status;
   return response.migration();
