@@ -355,7 +355,7 @@ class GrpcSourceDialer final : public SourceDialer {
     request_.set_epoch(epoch);
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
-    const absl::Status status =
+    absl::Status status =
         FromGrpc(v1::DataPlaneService::NewStub(channel)->OpenSession(
             &context, request_, response));
     if (status.ok()) return status;
@@ -372,7 +372,7 @@ class GrpcSourceDialer final : public SourceDialer {
 std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
                                                   std::string migration_id,
                                                   std::string vm_name,
-                                                  RamLayout layout) {
+                                                  const RamLayout& layout) {
   return std::make_unique<GrpcSourceDialer>(
       std::move(address), std::move(migration_id), std::move(vm_name), layout);
 }

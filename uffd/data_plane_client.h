@@ -22,7 +22,7 @@ inline constexpr int kDataPlaneResponseBytesMax = 2 << 20;
 std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
                                                   std::string migration_id,
                                                   std::string vm_name,
-                                                  RamLayout layout);
+                                                  const RamLayout& layout);
 
 }  // namespace postcopy
 
