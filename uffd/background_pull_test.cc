@@ -26,7 +26,7 @@ class BackgroundPullTest : public testing::Test {
     state_ = *PageState::Create(PageCount(pages));
     pull_ = std::make_unique<BackgroundPull>(
         state_.get(), &order_, &clock_, bytes_per_second,
-        [this](absl::Status status) { end_.set_value(status); });
+        [this](const absl::Status& status) { end_.set_value(status); });
     pull_->Start();
   }
   void Receive(PageRun run) {

@@ -462,9 +462,9 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
     committed_ = true;
     SetPhaseLocked(DestinationPhase::kPostcopy, "the VMM loads device state");
   }
-  absl::Status status =
-      vm_->StartServing(connection, options_.bulk_limit_per_second.value(),
-                        [this](absl::Status end) { OnServingEnded(end); });
+  absl::Status status = vm_->StartServing(
+      connection, options_.bulk_limit_per_second.value(),
+      [this](const absl::Status& end) { OnServingEnded(end); });
   if (!status.ok()) {
     Fail(absl::StrCat("faults cannot be served: ", status.message()));
     return status;
