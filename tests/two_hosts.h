@@ -81,6 +81,8 @@ class TwoHosts {
   const std::string& control_address() const {
     return source_->control_address();
   }
+  // Of this object alone, for sockets; removed with it.
+  const std::string& directory() const { return directory_; }
 
  private:
   using Stub = v1::MigrationService::Stub;

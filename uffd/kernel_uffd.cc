@@ -185,7 +185,13 @@ UffdResult KernelUffd::Register(HostAddress address, ByteCount length) {
 
 UffdResult KernelUffd::Unregister(HostAddress address, ByteCount length) {
   uffdio_range range = RangeOf(address, length);
-  return ResultOf(::ioctl(fd_.get(), UFFDIO_UNREGISTER, &range), length);
+  const UffdResult result =
+      ResultOf(::ioctl(fd_.get(), UFFDIO_UNREGISTER, &range), length);
+  // The kernel wakes waiters before it takes the mapping's own lock: a fault
+  // that holds that lock meanwhile begins to wait when all have been woken.
+  // Now none can begin any more.
+  Wake(address, length);
+  return result;
 }
 
 UffdResult KernelUffd::Copy(HostAddress address, const uint8_t* source,

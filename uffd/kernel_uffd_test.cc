@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdio>
@@ -129,6 +130,34 @@ TEST_F(KernelUffdTest, UnregisterEndsIt) {
   EXPECT_TRUE(uffd_->Unregister(at(0), Pages(kPages)).ok());
   EXPECT_EQ(memory_.data()[0], 0);
   EXPECT_EQ(uffd_->Copy(at(1), source_.data(), Pages(1), true).error, ENOENT);
+}
+
+// UFFDIO_UNREGISTER alone leaves a thread waiting for ever in about one round
+// of a hundred (Linux 6.18): one that faults while it runs.
+TEST_F(KernelUffdTest, UnregisterLeavesNoThreadWaiting) {
+  constexpr int kRounds = 1000;
+  std::atomic<int> begun{0};
+  std::atomic<int> done{0};
+  std::thread guest([&] {
+    for (int round = 1; round <= kRounds; ++round) {
+      while (begun.load() < round) std::this_thread::yield();
+      EXPECT_EQ(memory_.data()[0], 0);
+      done.store(round);
+    }
+  });
+  for (int round = 1; round <= kRounds; ++round) {
+    ASSERT_EQ(::fallocate(memfd_.get(),
+                          FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                          kPages * kPageSize),
+              0);
+    ASSERT_TRUE(uffd_->Register(at(0), Pages(kPages)).ok());
+    begun.store(round);
+    // The fault comes at another moment of the call each time.
+    for (int i = 0; i < round * 7 % 3000; ++i) done.load();
+    ASSERT_TRUE(uffd_->Unregister(at(0), Pages(kPages)).ok());
+    while (done.load() < round) std::this_thread::yield();
+  }
+  guest.join();
 }
 
 TEST_F(KernelUffdTest, RegistersOnlyWhatIsMapped) {

@@ -46,7 +46,8 @@ class UffdOps {
   virtual UffdResult Register(HostAddress address, ByteCount length) = 0;
 
   // Ends that; every thread that waits there goes on and finds missing pages
-  // to be zeros. ENOMEM: the process is gone.
+  // to be zeros, also one whose fault began meanwhile. ENOMEM: the process is
+  // gone.
   virtual UffdResult Unregister(HostAddress address, ByteCount length) = 0;
 
   // Inserts copies of the pages at `source` (any alignment) where no page is
