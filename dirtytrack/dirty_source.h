@@ -11,8 +11,12 @@
 namespace postcopy {
 
 // Which pages of one VM were written, told at intervals. The promise: every
-// write after Start is reported by a Collect that begins after the write. A
+// write after Start is reported by a Collect that begins after the write,
+// unless the page had been reported already and no Clear has named it since. A
 // page may be reported more often than it was written, never less.
+//
+// So whoever reads pages goes Collect, then for each part of RAM Clear, read.
+// The other way round, a write between reading and clearing is lost.
 //
 // Calls come from one thread at a time; the guest and whoever marks pages run
 // concurrently. Bitmaps handed in cover the VM's whole RAM, indexed by RAM
@@ -31,6 +35,21 @@ class DirtySource {
   // already been moved into `into` stay there, the rest stays in the source.
   // UNAVAILABLE is worth a retry. FAILED_PRECONDITION if not started.
   virtual absl::StatusOr<PageCount> Collect(PageBitmapView into) = 0;
+
+  // Makes sure that writes from here on to the pages of `run` that are set in
+  // `pages` are reported, and forgets, if it can, that these pages are dirty:
+  // the caller is about to read them. Pages of `run` that are not set stay as
+  // dirty as they are. The pages need not be ones that this source reported:
+  // who learnt of a page elsewhere (vhost, device DMA) saves itself a second
+  // report. A call for few pages at a time keeps the guest's stalls short.
+  //
+  // Sources that Collect one report for each write (no two steps: KVM's log
+  // without manual protection, the shared log) have nothing to do here.
+  //
+  // On failure some pages may be cleared, which is safe as long as the caller
+  // still counts them as unsent. FAILED_PRECONDITION if not started.
+  // REQUIRES: run lies in `pages` and in the VM's RAM.
+  virtual absl::Status Clear(PageBitmapView pages, PageRun run) = 0;
 
   // Puts back what was collected and not sent: the next Collect reports every
   // set bit of `unsent`, which is unchanged. On failure some may have been put

@@ -133,6 +133,10 @@ absl::StatusOr<PageCount> SharedLogSource::Collect(PageBitmapView into) {
   return *left + *set;
 }
 
+absl::Status SharedLogSource::Clear(PageBitmapView pages, PageRun) {
+  return CheckUse(pages);
+}
+
 absl::Status SharedLogSource::Restore(PageBitmapView unsent) {
   if (absl::Status s = CheckUse(unsent); !s.ok()) return s;
   for (const Cover& cover : covers_) {

@@ -43,6 +43,9 @@ class SharedLogSource final : public DirtySource {
   // DirtyLogSet::SwitchAll; INVALID_ARGUMENT if `into` is smaller than RAM.
   absl::StatusOr<PageCount> Collect(PageBitmapView into) override;
 
+  // Nothing to do: every mark is reported.
+  absl::Status Clear(PageBitmapView pages, PageRun run) override;
+
   // Marks each page in one of the slots that show it.
   absl::Status Restore(PageBitmapView unsent) override;
 

@@ -24,8 +24,8 @@ PageBitmap MakeBitmap(PageCount pages) {
 
 }  // namespace
 
-SimulatedDirtySource::SimulatedDirtySource(PageCount pages)
-    : dirty_(MakeBitmap(pages)) {}
+SimulatedDirtySource::SimulatedDirtySource(PageCount pages, Tracking tracking)
+    : tracking_(tracking), dirty_(MakeBitmap(pages)) {}
 
 void SimulatedDirtySource::MarkRun(PageRun run) {
   std::lock_guard lock(mutex_);
@@ -38,9 +38,19 @@ PageCount SimulatedDirtySource::Pending() {
   return dirty_.view().Count();
 }
 
+bool SimulatedDirtySource::IsPending(PageIndex page) {
+  std::lock_guard lock(mutex_);
+  return dirty_.view().Test(page);
+}
+
 void SimulatedDirtySource::FailNextStart(absl::Status error) {
   std::lock_guard lock(mutex_);
   next_start_ = std::move(error);
+}
+
+void SimulatedDirtySource::FailNextClear(absl::Status error) {
+  std::lock_guard lock(mutex_);
+  next_clear_ = std::move(error);
 }
 
 void SimulatedDirtySource::FailNextRestore(absl::Status error) {
@@ -77,16 +87,19 @@ absl::Status SimulatedDirtySource::Start() {
     return absl::FailedPreconditionError("dirty tracking is already started");
   }
   started_ = true;
+  if (tracking_ == Tracking::kTwoSteps) {
+    dirty_.view().SetRun({PageIndex(0), dirty_.pages()});
+  }
   return absl::OkStatus();
 }
 
-PageCount SimulatedDirtySource::Move(PageBitmapView into, PageCount max) {
+PageCount SimulatedDirtySource::Report(PageBitmapView into, PageCount max) {
   PageCount set;
   for (PageIndex page; !max.empty();) {
     const auto run = dirty_.view().NextSetRun(page, max);
     if (!run.has_value()) break;
     set += into.SetRun(*run);
-    dirty_.view().ClearRun(*run);
+    if (tracking_ == Tracking::kOneStep) dirty_.view().ClearRun(*run);
     max -= run->count;
     page = run->end();
   }
@@ -98,10 +111,21 @@ absl::StatusOr<PageCount> SimulatedDirtySource::Collect(PageBitmapView into) {
   ++collects_;
   if (!started_) return NotStarted();
   if (absl::Status s = Take(&next_collect_); !s.ok()) {
-    Move(into, moved_before_failure_);
+    Report(into, moved_before_failure_);
     return s;
   }
-  return Move(into, dirty_.pages());
+  return Report(into, dirty_.pages());
+}
+
+absl::Status SimulatedDirtySource::Clear(PageBitmapView pages, PageRun run) {
+  std::lock_guard lock(mutex_);
+  if (!started_) return NotStarted();
+  if (absl::Status s = Take(&next_clear_); !s.ok()) return s;
+  if (tracking_ == Tracking::kOneStep) return absl::OkStatus();
+  for (PageIndex page = run.first; page < run.end(); page += PageCount(1)) {
+    if (pages.Test(page)) dirty_.view().TestAndClear(page);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status SimulatedDirtySource::Restore(PageBitmapView unsent) {

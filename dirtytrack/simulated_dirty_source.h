@@ -16,19 +16,29 @@ namespace postcopy {
 // Reports the pages that the test marks. Every method is thread-safe.
 class SimulatedDirtySource final : public DirtySource {
  public:
+  enum class Tracking {
+    kOneStep,  // Collect takes: a page is reported once for each write
+    // As KVM with manual protection, initially set: at Start all pages are
+    // dirty, Collect looks, only Clear takes.
+    kTwoSteps,
+  };
+
   // A VM with `pages` pages.
-  explicit SimulatedDirtySource(PageCount pages);
+  explicit SimulatedDirtySource(PageCount pages,
+                                Tracking tracking = Tracking::kOneStep);
 
   // The guest writes. Before Start and after Stop nothing is recorded.
   // REQUIRES: inside the VM's pages.
   void Mark(PageIndex page) { MarkRun({page, PageCount(1)}); }
   void MarkRun(PageRun run);
 
-  // Pages marked and not yet collected.
+  // The pages that the next Collect would report.
   PageCount Pending();
+  bool IsPending(PageIndex page);
 
   // The next call of each returns `error` once, and does nothing else.
   void FailNextStart(absl::Status error);
+  void FailNextClear(absl::Status error);
   void FailNextRestore(absl::Status error);
   void FailNextStop(absl::Status error);
   // The next Collect moves the first `moved` dirty pages, then fails.
@@ -40,13 +50,15 @@ class SimulatedDirtySource final : public DirtySource {
 
   absl::Status Start() override;
   absl::StatusOr<PageCount> Collect(PageBitmapView into) override;
+  absl::Status Clear(PageBitmapView pages, PageRun run) override;
   absl::Status Restore(PageBitmapView unsent) override;
   absl::Status Stop() override;
 
  private:
-  // Moves the first `max` dirty pages into `into`.
-  PageCount Move(PageBitmapView into, PageCount max);
+  // Reports the first `max` dirty pages, and takes them if a Collect takes.
+  PageCount Report(PageBitmapView into, PageCount max);
 
+  const Tracking tracking_;
   std::mutex mutex_;
   PageBitmap dirty_;
   bool started_ = false;
@@ -54,6 +66,7 @@ class SimulatedDirtySource final : public DirtySource {
   PageCount moved_before_failure_;
   absl::Status next_start_;
   absl::Status next_collect_;
+  absl::Status next_clear_;
   absl::Status next_restore_;
   absl::Status next_stop_;
 };

@@ -46,6 +46,24 @@ TEST_F(SimulatedDirtySourceTest, FailedCollectLosesNothing) {
   EXPECT_EQ(*source_.Collect(into_.view()), PageCount(3));
 }
 
+TEST_F(SimulatedDirtySourceTest, TwoStepsReportUntilCleared) {
+  SimulatedDirtySource source(kPages,
+                              SimulatedDirtySource::Tracking::kTwoSteps);
+  ASSERT_TRUE(source.Start().ok());
+  EXPECT_EQ(*source.Collect(into_.view()), kPages);
+  EXPECT_EQ(source.Pending(), kPages);
+  into_.Reset();
+  into_.view().SetRun({PageIndex(10), PageCount(20)});
+  ASSERT_TRUE(source.Clear(into_.view(), {PageIndex(15), PageCount(50)}).ok());
+  EXPECT_EQ(source.Pending(), PageCount(85));
+  source.Mark(PageIndex(20));
+  EXPECT_EQ(source.Pending(), PageCount(86));
+  into_.Reset();
+  EXPECT_EQ(*source.Collect(into_.view()), PageCount(86));
+  EXPECT_TRUE(into_.view().Test(PageIndex(20)));
+  EXPECT_FALSE(into_.view().Test(PageIndex(21)));
+}
+
 TEST_F(SimulatedDirtySourceTest, EachFailureHappensOnce) {
   const absl::Status error = absl::InternalError("injected");
   source_.FailNextStart(error);
@@ -53,6 +71,10 @@ TEST_F(SimulatedDirtySourceTest, EachFailureHappensOnce) {
   EXPECT_FALSE(source_.started());
   ASSERT_TRUE(source_.Start().ok());
   EXPECT_TRUE(source_.started());
+  const PageRun all{PageIndex(0), kPages};
+  source_.FailNextClear(error);
+  EXPECT_EQ(source_.Clear(into_.view(), all), error);
+  EXPECT_TRUE(source_.Clear(into_.view(), all).ok());
   source_.FailNextRestore(error);
   EXPECT_EQ(source_.Restore(into_.view()), error);
   EXPECT_TRUE(source_.Restore(into_.view()).ok());
@@ -64,6 +86,7 @@ TEST_F(SimulatedDirtySourceTest, EachFailureHappensOnce) {
 TEST_F(SimulatedDirtySourceTest, NeedsStart) {
   constexpr auto kFailed = absl::StatusCode::kFailedPrecondition;
   EXPECT_EQ(source_.Collect(into_.view()).status().code(), kFailed);
+  EXPECT_EQ(source_.Clear(into_.view(), {}).code(), kFailed);
   EXPECT_EQ(source_.Restore(into_.view()).code(), kFailed);
   EXPECT_TRUE(source_.Stop().ok());
   ASSERT_TRUE(source_.Start().ok());

@@ -67,11 +67,25 @@ absl::StatusOr<PageCount> PrecopyRounds::AddSome(PageRun run) {
   return pages.count;
 }
 
+absl::Status PrecopyRounds::ClearFrom(PageIndex from) {
+  // Without tracking there is nothing to clear, and nothing is read for good.
+  if (!started_ || from < cleared_) return absl::OkStatus();
+  const PageCount left = unsent_.pages() - PageCount(from.value());
+  const PageRun chunk{from, std::min(left, kClearPages)};
+  if (absl::Status s = dirty_source_->Clear(unsent_.view(), chunk); !s.ok()) {
+    return s;
+  }
+  cleared_ = chunk.end();
+  return absl::OkStatus();
+}
+
 absl::StatusOr<PageIndex> PrecopyRounds::FillBatch(PageIndex from) {
   batch_.Clear();
   while (!batch_.full()) {
-    const std::optional<PageRun> run = unsent_.view().NextSetRun(from);
+    std::optional<PageRun> run = unsent_.view().NextSetRun(from);
     if (!run.has_value()) return PageIndex(unsent_.pages().value());
+    if (absl::Status s = ClearFrom(run->first); !s.ok()) return s;
+    if (started_) run->count = std::min(run->count, cleared_ - run->first);
     absl::StatusOr<PageCount> added = AddSome(*run);
     if (!added.ok()) return added.status();
     from = run->first + *added;
@@ -92,6 +106,7 @@ absl::Status PrecopyRounds::SendBatch(const Send& send) {
 absl::Status PrecopyRounds::SendUnsent(
     const Send& send, const std::function<bool()>& interrupted) {
   PageIndex at(0);
+  cleared_ = at;
   const PageIndex end(unsent_.pages().value());
   while (at < end && !interrupted()) {
     absl::StatusOr<PageIndex> next = FillBatch(at);

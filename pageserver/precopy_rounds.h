@@ -16,12 +16,18 @@
 
 namespace postcopy {
 
+// How many pages at most the dirty source clears in one call. More makes calls
+// fewer; less keeps the guest's stalls short, and pages are cleared closer to
+// being read, so that fewer are sent again.
+inline constexpr PageCount kClearPages{4096};
+
 // Keeps two bits for each page of a VM:
 //
 //   unsent   the destination's copy is missing or old, and not on its way
 //   unacked  sent since the last Acknowledge, so it may be lost yet
 //
-// A page leaves `unsent` only when its bytes are about to be read, and enters
+// A page leaves `unsent` only when its bytes are about to be read, after the
+// dirty source has cleared it (kClearPages at a time), and enters
 // it again when the guest writes it (Collect) or when the lane that carried it
 // breaks (TakeBack). So at any time the pages the destination may lack are
 // unsent, unacked, or still in the dirty source: none is forgotten.
@@ -76,6 +82,8 @@ class PrecopyRounds {
 
   // Fills batch_ with unsent pages at or after `from`; returns where to go on.
   absl::StatusOr<PageIndex> FillBatch(PageIndex from);
+  // Clears the chunk that begins at `from`, if this pass has not yet.
+  absl::Status ClearFrom(PageIndex from);
   // Adds the beginning of `run` to batch_; returns how much of it.
   absl::StatusOr<PageCount> AddSome(PageRun run);
   void MarkSent(PageRun run);
@@ -87,6 +95,8 @@ class PrecopyRounds {
   PageBitmap unsent_;
   PageBitmap unacked_;
   PageBatch batch_;
+  // The unsent pages before this one are cleared; of the pass of SendUnsent.
+  PageIndex cleared_;
   // Set bits of unsent_.
   PageCount remaining_;
   PageCount data_pages_;

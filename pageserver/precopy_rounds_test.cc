@@ -341,11 +341,11 @@ class Model {
  public:
   static constexpr uint64_t kPages = 517;
 
-  explicit Model(uint32_t seed)
+  Model(uint32_t seed, SimulatedDirtySource::Tracking tracking)
       : random_(seed),
         guest_({200, 317}),
         memory_(guest_.OpenMemory()),
-        dirty_(PageCount(kPages)),
+        dirty_(PageCount(kPages), tracking),
         limiter_(&clock_, ByteCount(0)),
         current_(kPages, 0) {
     absl::StatusOr<std::unique_ptr<PrecopyRounds>> rounds =
@@ -390,13 +390,12 @@ class Model {
   // None is forgotten: a page that the destination lacks is known to be so.
   bool InvariantHolds() {
     if (rounds_->remaining() != rounds_->unsent().Count()) return false;
-    if (PageCount(pending_.size()) != dirty_.Pending()) return false;
     for (uint64_t page = 0; page < kPages; ++page) {
       const auto stored = stored_.find(page);
       const bool lacking =
           stored == stored_.end() || stored->second != current_[page];
       if (lacking && !rounds_->unsent().Test(PageIndex(page)) &&
-          !in_flight_.contains(page) && !pending_.contains(page)) {
+          !in_flight_.contains(page) && !dirty_.IsPending(PageIndex(page))) {
         absl::StrAppend(&steps_, "forgotten: page ", page, "\n");
         return false;
       }
@@ -428,7 +427,6 @@ class Model {
     for (uint64_t page = first; page < first + count; ++page) {
       guest_.Write(page, value);
       current_[page] = value;
-      if (dirty_.started()) pending_.insert(page);
     }
     dirty_.MarkRun(PagesAt(first, count));
   }
@@ -436,7 +434,6 @@ class Model {
   void Collect() {
     absl::StrAppend(&steps_, "Collect()\n");
     EXPECT_TRUE(rounds_->Collect().ok());
-    pending_.clear();
   }
 
   void FailedCollect() {
@@ -445,9 +442,6 @@ class Model {
     dirty_.FailNextCollect(absl::UnavailableError("injected"),
                            PageCount(moved));
     EXPECT_FALSE(rounds_->Collect().ok());
-    for (uint64_t i = 0; i < moved && !pending_.empty(); ++i) {
-      pending_.erase(pending_.begin());
-    }
   }
 
   void Send(std::optional<uint64_t> fail_at, std::optional<uint64_t> stop_at) {
@@ -507,8 +501,6 @@ class Model {
   // What the guest last wrote to each page.
   std::vector<uint64_t> current_;
   uint64_t version_ = 0;
-  // Written and not collected.
-  std::set<uint64_t> pending_;
   // Sent and neither acknowledged nor taken back.
   std::map<uint64_t, uint64_t> in_flight_;
   // What the destination has for sure.
@@ -516,9 +508,12 @@ class Model {
   std::string steps_;
 };
 
-TEST(PrecopyRoundsModelTest, NoPageIsForgotten) {
+using PrecopyRoundsModelTest =
+    testing::TestWithParam<SimulatedDirtySource::Tracking>;
+
+TEST_P(PrecopyRoundsModelTest, NoPageIsForgotten) {
   for (uint32_t seed = 1; seed <= 60; ++seed) {
-    Model model(seed);
+    Model model(seed, GetParam());
     for (int step = 0; step < 60; ++step) {
       model.Step();
       ASSERT_TRUE(model.InvariantHolds()) << "seed " << seed << ":\n"
@@ -529,6 +524,82 @@ TEST(PrecopyRoundsModelTest, NoPageIsForgotten) {
         << "seed " << seed << ":\n"
         << model.steps();
   }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Tracking, PrecopyRoundsModelTest,
+    testing::Values(SimulatedDirtySource::Tracking::kOneStep,
+                    SimulatedDirtySource::Tracking::kTwoSteps));
+
+// --- Sources that want pages to be cleared before they are read.
+
+constexpr uint64_t kThreeChunks = 2 * kClearPages.value() + 500;
+
+class ClearingTest : public testing::Test {
+ protected:
+  ClearingTest()
+      : guest_({kThreeChunks}),
+        memory_(guest_.OpenMemory()),
+        dirty_(PageCount(kThreeChunks),
+               SimulatedDirtySource::Tracking::kTwoSteps),
+        limiter_(&clock_, ByteCount(0)),
+        rounds_(*PrecopyRounds::Create(memory_.get(), &dirty_, &limiter_)) {
+    EXPECT_TRUE(rounds_->Start().ok());
+  }
+
+  absl::Status Send(const PrecopyRounds::Send& send) {
+    return rounds_->SendUnsent(send, [] { return false; });
+  }
+
+  TestGuest guest_;
+  const std::unique_ptr<GuestMemory> memory_;
+  SimulatedDirtySource dirty_;
+  SimulatedClock clock_;
+  RateLimiter limiter_;
+  const std::unique_ptr<PrecopyRounds> rounds_;
+};
+
+// A chunk is cleared when the first of its pages is about to be read, and what
+// the guest writes from then on is dirty again, sent or not.
+TEST_F(ClearingTest, ChunksAreClearedJustBeforeTheyAreRead) {
+  for (uint64_t page = 0; page < kThreeChunks; ++page) guest_.Write(page, 1);
+  EXPECT_EQ(dirty_.Pending(), PageCount(kThreeChunks));
+  std::vector<uint64_t> pending;
+  ASSERT_TRUE(Send([&](PageBatch&) {
+                if (pending.empty() ||
+                    dirty_.Pending().value() != pending.back()) {
+                  pending.push_back(dirty_.Pending().value());
+                }
+                return absl::OkStatus();
+              }).ok());
+  EXPECT_EQ(pending, (std::vector<uint64_t>{kThreeChunks - 4096,
+                                            kThreeChunks - 2 * 4096, 0}));
+  ASSERT_TRUE(rounds_->Collect().ok());
+  EXPECT_EQ(rounds_->remaining(), PageCount(0));
+}
+
+TEST_F(ClearingTest, OnlyUnsentPagesAreCleared) {
+  ASSERT_TRUE(Send([](PageBatch&) { return absl::OkStatus(); }).ok());
+  dirty_.Mark(PageIndex(7));
+  ASSERT_TRUE(rounds_->Collect().ok());
+  dirty_.Mark(PageIndex(8));  // in the same chunk, and not known of
+  ASSERT_TRUE(Send([](PageBatch&) { return absl::OkStatus(); }).ok());
+  EXPECT_FALSE(dirty_.IsPending(PageIndex(7)));
+  EXPECT_TRUE(dirty_.IsPending(PageIndex(8)));
+}
+
+TEST_F(ClearingTest, WhatCannotBeClearedIsNotRead) {
+  dirty_.FailNextClear(absl::UnavailableError("injected"));
+  int batches = 0;
+  const PrecopyRounds::Send send = [&](PageBatch&) {
+    ++batches;
+    return absl::OkStatus();
+  };
+  EXPECT_EQ(Send(send), absl::UnavailableError("injected"));
+  EXPECT_EQ(batches, 0);
+  EXPECT_EQ(rounds_->remaining(), PageCount(kThreeChunks));
+  ASSERT_TRUE(Send(send).ok());
+  EXPECT_EQ(rounds_->remaining(), PageCount(0));
 }
 
 }  // namespace

@@ -57,6 +57,9 @@ class RecordingSource final : public DirtySource {
   absl::StatusOr<PageCount> Collect(PageBitmapView into) override {
     return state_->simulated.Collect(into);
   }
+  absl::Status Clear(PageBitmapView pages, PageRun run) override {
+    return state_->simulated.Clear(pages, run);
+  }
   absl::Status Restore(PageBitmapView unsent) override {
     for (uint64_t page = 0; page < unsent.pages().value(); ++page) {
       if (unsent.Test(PageIndex(page))) state_->restored.insert(page);

@@ -351,10 +351,10 @@ TEST_F(MigrationTest, HandedOverVmIsNotMigratedAgain) {
 TEST(DaemonTest, PortTaken) {
   auto hosts = TwoHosts::Create({});
   ASSERT_OK(hosts.status());
-  const auto second =
-      SourceDaemon::Create({.control_address = (*hosts)->control_address(),
-                            .data_address = "127.0.0.1:0",
-                            .vmm_socket = (*hosts)->directory() + "/second.sock"});
+  const auto second = SourceDaemon::Create(
+      {.control_address = (*hosts)->control_address(),
+       .data_address = "127.0.0.1:0",
+       .vmm_socket = (*hosts)->directory() + "/second.sock"});
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(Contains(second.status().ToString(), "is the port taken"))
       << second.status().ToString();

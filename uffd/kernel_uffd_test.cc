@@ -146,10 +146,10 @@ TEST_F(KernelUffdTest, UnregisterLeavesNoThreadWaiting) {
     }
   });
   for (int round = 1; round <= kRounds; ++round) {
-    ASSERT_EQ(::fallocate(memfd_.get(),
-                          FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
-                          kPages * kPageSize),
-              0);
+    ASSERT_EQ(
+        ::fallocate(memfd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                    kPages * kPageSize),
+        0);
     ASSERT_TRUE(uffd_->Register(at(0), Pages(kPages)).ok());
     begun.store(round);
     // The fault comes at another moment of the call each time.

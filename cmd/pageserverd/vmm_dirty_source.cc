@@ -41,6 +41,10 @@ absl::StatusOr<PageCount> VmmDirtySource::Collect(PageBitmapView into) {
   return log_->Collect(into);
 }
 
+absl::Status VmmDirtySource::Clear(PageBitmapView pages, PageRun run) {
+  return log_->Clear(pages, run);
+}
+
 absl::Status VmmDirtySource::Restore(PageBitmapView unsent) {
   return log_->Restore(unsent);
 }

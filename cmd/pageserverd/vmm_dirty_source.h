@@ -25,6 +25,7 @@ class VmmDirtySource final : public DirtySource {
 
   absl::Status Start() override;
   absl::StatusOr<PageCount> Collect(PageBitmapView into) override;
+  absl::Status Clear(PageBitmapView pages, PageRun run) override;
   absl::Status Restore(PageBitmapView unsent) override;
   absl::Status Stop() override;
 
