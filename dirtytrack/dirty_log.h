@@ -14,6 +14,7 @@
 //     to a reader that failed half-way, and a switch costs the same for 1 TiB.
 //   - A switch can fail: the RFC's kernel waits for its own readers
 //     (synchronize_srcu), this one for processes it does not trust.
+//   - GetDirtyLog may be mixed with switches; the RFC advises against it.
 #ifndef DIRTYTRACK_DIRTY_LOG_H_
 #define DIRTYTRACK_DIRTY_LOG_H_
 
@@ -22,14 +23,15 @@
 #include <cstdint>
 #include <memory>
 #include <ostream>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "dirtytrack/clock.h"
-#include "dirtytrack/dirty_log_layout.h"
-#include "dirtytrack/memfd.h"
+#include "dirtytrack/dirty_log_memory.h"
+#include "dirtytrack/dirty_log_writer.h"
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
@@ -40,100 +42,41 @@ namespace postcopy {
 // few microseconds of code; more means that the writer is stopped or hostile.
 inline constexpr int64_t kGracePeriodMaxNanos = kNanosPerSecond;
 
+// What this implementation can do, as KVM_CHECK_EXTENSION would say of
+// KVM_CAP_USER_DIRTY_LOG in the RFC: 1 is exported bitmaps and switching them;
+// 2 adds bitmaps that the caller has allocated.
+inline constexpr int kDirtyLogGeneration = 2;
+
 enum class SwitchResult {
   kSwitched,  // the retired bitmap is the log up to this call
   kClean,     // nothing was dirty: no switch, no wait
 };
 std::ostream& operator<<(std::ostream& out, SwitchResult result);
 
-// A slot's dirty log: bit p is page p of the slot.
-struct DirtyLogSlot {
-  SlotId id;
-  PageCount pages;
-
-  friend bool operator==(const DirtyLogSlot&, const DirtyLogSlot&) = default;
-};
-
-namespace dirty_log_internal {
-
-struct SlotMemory {
-  DirtyLogSlot slot;
-  dirty_log_layout::SlotRecord* record;
+// Where the two bitmaps of a slot are (the RFC's KVM_GET_USER_DIRTY_LOG_ADDR).
+struct UserDirtyLog {
+  // The set's memfd and the offsets of the bitmaps in it, or
+  // dirty_log_layout::kInCallersMemory.
+  int fd;
+  std::array<uint64_t, 2> offsets;
+  // The same in this process.
   std::array<PageBitmapView, 2> bitmaps;
-};
-
-// The mapping and where things are in it: computed from what the caller
-// expects, never from what the memory says. Immutable.
-struct Memory {
-  SharedMapping mapping;
-  dirty_log_layout::WriterRecord* writers;  // [kMaxDirtyLogWriters]
-  std::vector<SlotMemory> slots;            // ascending by id
-
-  // The index in `slots`, or slots.size().
-  size_t Find(SlotId id) const;
-};
-
-}  // namespace dirty_log_internal
-
-// Marks pages. Lock-free: no call blocks, allocates or makes a system call.
-// One thread at a time; every marking thread takes its own (DirtyLogSet::
-// NewWriter). Keeps the memory mapped, so it may outlive its set.
-//
-// The bytes of a page that were written before a call are visible to whoever
-// finds the page's bit after the call, also if the bit was set already.
-//
-// A slot that does not exist or a page beyond its end marks nothing and
-// returns false: KVM's own log may name a slot the reader was not told of,
-// and it is for the caller to decide what that means.
-class DirtyLogWriter {
- public:
-  DirtyLogWriter(DirtyLogWriter&& other) noexcept = default;
-  DirtyLogWriter& operator=(DirtyLogWriter&& other) noexcept;
-  // Gives the writer's record back.
-  ~DirtyLogWriter() { Release(); }
-
-  // Marks `page` of the slot.
-  bool Mark(SlotId slot, PageIndex page);
-
-  // Marks the pages of `run`, in the slot.
-  bool MarkRun(SlotId slot, PageRun run);
-
-  // Marks the pages whose bits are set in `words`, a part of a bitmap in KVM's
-  // layout; words[0] is word `first_word` of the slot. Bits beyond the slot's
-  // last page in its last word are ignored.
-  bool MergeWords(SlotId slot, size_t first_word,
-                  absl::Span<const uint64_t> words);
-
- private:
-  friend class DirtyLogSet;
-  friend class DirtyLogWriterPeer;  // tests: stand still inside a section
-
-  using Memory = dirty_log_internal::Memory;
-  using SlotMemory = dirty_log_internal::SlotMemory;
-
-  DirtyLogWriter(std::shared_ptr<const Memory> memory,
-                 dirty_log_layout::WriterRecord* record);
-  void Release();
-
-  void Enter();
-  void Leave();
-  // The slot's memory, or null.
-  const SlotMemory* Find(SlotId id);
-  // Sets `bits` of word i. REQUIRES: inside a section.
-  static void Set(const SlotMemory& slot, size_t i, uint64_t bits);
-
-  // Null after a move.
-  std::shared_ptr<const Memory> memory_;
-  dirty_log_layout::WriterRecord* record_;
-  uint64_t sequence_ = 0;  // what record_->sequence holds
-  size_t last_slot_ = 0;   // callers mark the same slot again and again
+  // Which of them is being marked now. As in the RFC, remembering it is up to
+  // the caller: it changes whenever a switch says kSwitched.
+  uint32_t active;
 };
 
 // The dirty logs of all slots of one VM, in one memfd.
 //
 // Many processes may have a set open and write; ONE of them reads, by calling
-// Switch, SwitchAll, Settle, Retired and Drain, from one thread at a time.
-// NewWriter and the accessors are thread-safe, also against the reader.
+// what is not const, and Retired, from one thread at a time. NewWriter and the
+// accessors are thread-safe, also against the reader.
+//
+// A slot is marked while it is logging, which it is from the beginning and
+// between StartLogging and StopLogging. Where it is not, Switch, GetDirtyLog,
+// GetUserDirtyLog, Retired and Drain are FAILED_PRECONDITION (the RFC's
+// ENOENT), and SwitchAll passes it by. An id that is no slot's is NOT_FOUND
+// (EINVAL).
 //
 // A slot as the reader sees it:
 //
@@ -168,6 +111,15 @@ class DirtyLogSet {
   static absl::StatusOr<DirtyLogSet> Create(
       absl::Span<const DirtyLogSlot> slots, Clock* clock = Clock::Monotonic());
 
+  // The same, with `bitmaps` for some of the slots in memory of the caller:
+  // other processes can neither open such a set nor mark its pages.
+  // INVALID_ARGUMENT also for a slot that is not in `slots` or named twice, and
+  // for a missing bitmap.
+  static absl::StatusOr<DirtyLogSet> CreateOver(
+      absl::Span<const DirtyLogSlot> slots,
+      absl::Span<const CallerBitmaps> bitmaps,
+      Clock* clock = Clock::Monotonic());
+
   // Maps the log that another process made for `expected` (in any order).
   // FAILED_PRECONDITION, naming the first thing that is wrong, if the
   // descriptor is not a memfd in ordinary pages that carries F_SEAL_SHRINK, or
@@ -186,9 +138,35 @@ class DirtyLogSet {
   absl::Span<const DirtyLogSlot> slots() const { return slots_; }
 
   // Takes one of the kMaxDirtyLogWriters writer records; RESOURCE_EXHAUSTED if
-  // all are taken. A process that dies keeps its records; nobody can tell from
-  // outside (pids of another namespace mean nothing here).
-  absl::StatusOr<DirtyLogWriter> NewWriter() const;
+  // all are taken.
+  absl::StatusOr<DirtyLogWriter> NewWriter(
+      WriterEntry entry = WriterEntry::kLightIfPossible) const;
+
+  // Takes the records back of writers whose process has ended without giving
+  // them back (liveness_locks.h says how that is seen; without /proc it is
+  // not). Returns how many such there have been in the life of this object,
+  // also those that a switch met. Each may have written pages and not marked
+  // them: a reader that finds the number grown has to take every page for
+  // dirty. A system call for each writer.
+  uint64_t ReapDeadWriters();
+
+  // True while a writer record is taken, in whatever process.
+  bool HasWriters() const;
+
+  // Tells writers to look for the log that has been made in this one's place
+  // (DirtyLogWriter::superseded). They may go on here until they have; so the
+  // log is done with when HasWriters() is false and all is drained.
+  void Supersede();
+
+  // Starts logging of writes to the slot: marks that begin after the call
+  // count. Its bitmaps are clean. OK if it is logging. UNAVAILABLE as Switch,
+  // if a StopLogging has not come to its end; then nothing is logged.
+  absl::Status StartLogging(SlotId slot);
+
+  // Stops it, and forgets what was marked; costs a walk of the bitmaps if any
+  // was. OK if it is not logging. UNAVAILABLE as Switch: no new section marks
+  // pages, but the bitmaps could not be emptied; call again.
+  absl::Status StopLogging(SlotId slot);
 
   // Exchanges the bitmaps of `slot` if its active one is dirty, and waits until
   // no writer can be setting a bit in the retired one. After kSwitched every
@@ -198,7 +176,11 @@ class DirtyLogSet {
   // After kClean the retired bitmap is what it was. Errors:
   //   NOT_FOUND    no such slot
   //   UNAVAILABLE  a writer, named with its pid, did not leave its section for
-  //                kGracePeriodMaxNanos; the slot is PENDING; call again
+  //                kGracePeriodMaxNanos; the slot is PENDING; call again. One
+  //                whose process has ended is not waited for: ReapDeadWriters
+  //   FAILED_PRECONDITION  the slot is not logging; or this process may not
+  //   call
+  //                membarrier(2), and the slot is PENDING
   absl::StatusOr<SwitchResult> Switch(SlotId slot);
 
   // Switches every slot that is dirty, with one grace period for all of them;
@@ -208,6 +190,21 @@ class DirtyLogSet {
   // Ends PENDING for all slots, exchanging nothing. OK at once if none is;
   // UNAVAILABLE as Switch.
   absl::Status Settle();
+
+  // The compatible call, which copies (KVM_GET_DIRTY_LOG): makes `words` the
+  // set of pages that were marked and that no GetDirtyLog and no Drain has
+  // taken yet, and takes them; in KVM's layout. O(size of the slot).
+  //
+  // It may be mixed with Switch in any order, and no page is lost: it takes
+  // first what the retired bitmap still holds, then switches, and what it
+  // leaves retired is clean. So a view from Retired is empty after it, and
+  // `active` of GetUserDirtyLog may have changed: prefer one of the two.
+  //
+  // INVALID_ARGUMENT unless words.size() is that of the slot's bitmap. Other
+  // errors as Switch; then nothing has been taken, and `words` is unspecified.
+  absl::Status GetDirtyLog(SlotId slot, absl::Span<uint64_t> words);
+
+  absl::StatusOr<UserDirtyLog> GetUserDirtyLog(SlotId slot) const;
 
   // The retired bitmap, to read with zero copies and to take bits from; valid
   // until the next switch of the slot. A bit that is left set is not lost: it
@@ -232,6 +229,7 @@ class DirtyLogSet {
   struct ReaderState {
     uint32_t active = 0;
     bool pending = false;
+    bool logging = true;
   };
 
   DirtyLogSet(UniqueFd fd, std::shared_ptr<const Memory> memory, bool settled,
@@ -239,13 +237,21 @@ class DirtyLogSet {
 
   // The index of `slot` in memory_->slots, or NOT_FOUND.
   absl::StatusOr<size_t> Find(SlotId slot) const;
+  absl::StatusOr<size_t> FindLogging(SlotId slot) const;
   absl::StatusOr<size_t> FindSettled(SlotId slot) const;
   // Exchanges the bitmaps of slot i and makes it pending, if it is dirty and
   // not pending already. True if it is pending now.
   bool Flip(size_t i);
   // The grace period: OK once every section that was open has been left.
-  absl::Status AwaitWriters() const;
+  absl::Status AwaitWriters();
+  bool AnyLightWriter() const;
+  bool ReapIfDead(size_t i);
   absl::Status SettleAdopted();
+  // Clears both bitmaps of slot i, once nobody marks them.
+  // REQUIRES: the slot is not logging.
+  absl::Status Empty(size_t i);
+  // Marks what was taken from slot i again.
+  void GiveBack(size_t i, PageBitmapView taken);
 
   UniqueFd fd_;
   std::shared_ptr<const Memory> memory_;
@@ -254,6 +260,7 @@ class DirtyLogSet {
 
   std::vector<ReaderState> reader_;  // parallel to memory_->slots
   bool settled_;                     // false: opened and not settled since
+  uint64_t writers_lost_ = 0;
 };
 
 }  // namespace postcopy

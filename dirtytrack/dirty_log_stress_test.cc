@@ -140,7 +140,7 @@ class DirtyLogStressTest : public testing::Test {
   }
 
   void WriterMain(const DirtyLogSet& log, int seed) {
-    DirtyLogWriter writer = *log.NewWriter();
+    DirtyLogWriter writer = *log.NewWriter(entry_);
     std::mt19937_64 random(seed);
     for (int i = 0; i < kMarksPerWriter; ++i) WriteAndMark(writer, random);
     guest_->writers_left.fetch_sub(1, std::memory_order_release);
@@ -243,12 +243,18 @@ class DirtyLogStressTest : public testing::Test {
     ExpectEveryVersionNoted();
   }
 
+  WriterEntry entry_ = WriterEntry::kLightIfPossible;
   Guest* guest_;
   std::vector<uint64_t> noted_;  // parallel to guest_->version
   std::atomic<int> unavailable_ = 0;
 };
 
 TEST_F(DirtyLogStressTest, WritersInThreads) { RunThreads(); }
+
+TEST_F(DirtyLogStressTest, WritersThatEnterByALockedInstruction) {
+  entry_ = WriterEntry::kLocked;
+  RunThreads();
+}
 
 TEST_F(DirtyLogStressTest, WritersThatDawdleInTheirSections) {
   RunDawdlers(Clock::Monotonic(), std::this_thread::yield, [] {});

@@ -28,7 +28,7 @@ class DirtyLogWriterPeer {
   static void Leave(DirtyLogWriter& writer) { writer.Leave(); }
   // What Mark does between the two.
   static void MarkInside(DirtyLogWriter& writer, SlotId slot, uint64_t page) {
-    writer.Set(*writer.Find(slot), page / 64, uint64_t{1} << (page % 64));
+    writer.MarkOne(*writer.Find(slot), PageIndex(page));
   }
 };
 
@@ -560,8 +560,8 @@ TEST_F(OpenTest, RefusesAWrongHeader) {
       {[](Header* h) { h->magic ^= 1; },
        "the memory passed as dirty log is not one: it does not begin with "
        "\"DIRTYLOG\""},
-      {[](Header* h) { h->version = 2; },
-       "the memory passed as dirty log has version 2, expected 1; who made it "
+      {[](Header* h) { h->version = 1; },
+       "the memory passed as dirty log has version 1, expected 2; who made it "
        "has to use the same layout and slots"},
       {[](Header* h) { h->writer_count = 65; }, "writer count 65, expected 64"},
       {[](Header* h) { h->slot_count = 4; }, "slot count 4, expected 3"},
