@@ -126,8 +126,8 @@ TEST(VerdictTest, AnIncompleteOneIsNone) {
   for (const char* json :
        {"", "[]", "{", "{}", R"({"checked":true})",
         // A count that is a string.
-        R"({"checked":true,"steps":"9","pages_checked":7,"corrupt_pages":1,)"
-        R"("guest_corrupt_pages":2,"first_corruption":"x"})"}) {
+        (R"({"checked":true,"steps":"9","pages_checked":7,"corrupt_pages":1,)"
+         R"("guest_corrupt_pages":2,"first_corruption":"x"})")}) {
     EXPECT_EQ(ParseVerdict(json).status().code(), absl::StatusCode::kDataLoss)
         << json;
   }

@@ -137,8 +137,9 @@ void ProcessMachine::CollectSlot(
       words[i] = dirty_.view().TakeWord(base + first + i);
       any |= words[i];
     }
-    if (any != 0)
+    if (any != 0) {
       report(slot.id, first, absl::MakeConstSpan(words.data(), now));
+    }
   }
 }
 

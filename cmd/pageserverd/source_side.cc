@@ -117,7 +117,7 @@ SourceGuest GuestOf(const WeakVmm& vmm) {
 
 absl::StatusOr<std::shared_ptr<SourceMigration>> SourceSides::NewMigration(
     const v1::CreateMigrationRequest& request,
-    std::shared_ptr<VmmConnection> vmm) {
+    const std::shared_ptr<VmmConnection>& vmm) {
   const Attachment& attachment = vmm->attachment();
   std::vector<RegionFile> files;
   for (size_t i = 0; i < attachment.memory.size(); ++i) {

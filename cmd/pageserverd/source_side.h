@@ -39,7 +39,7 @@ class SourceSides {
  private:
   absl::StatusOr<std::shared_ptr<SourceMigration>> NewMigration(
       const v1::CreateMigrationRequest& request,
-      std::shared_ptr<VmmConnection> vmm);
+      const std::shared_ptr<VmmConnection>& vmm);
 
   const FindVm find_vm_;
   SessionDirectory* const directory_;

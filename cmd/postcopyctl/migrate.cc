@@ -38,7 +38,7 @@ bool MayHaveArrived(const absl::Status& status) {
 // SwitchOver takes as long as the hand-over does, so it has its own thread.
 class SwitchOverCall {
  public:
-  SwitchOverCall(DaemonClient* source, std::string request_id,
+  SwitchOverCall(DaemonClient* source, const std::string& request_id,
                  const MigrateOptions& options, MigrationBoard* board)
       : thread_([=, this, id = options.migration_id,
                  timeout = options.switch_over_timeout] {

@@ -16,6 +16,12 @@
 namespace postcopy {
 namespace {
 
+// A number that no version knows may well come over the wire.
+template <typename Enum>
+Enum Unknown(int number) {
+  return static_cast<Enum>(number);  // NOLINT(*EnumCastOutOfRange)
+}
+
 using absl::StatusCode;
 
 constexpr uint64_t kMiB = 1 << 20;
@@ -210,7 +216,7 @@ const Refusal kAnyRole[] = {
      kInvalid, "is not a name: use 1 to 128 bytes"},
     {"NoRole", [](Case& c) { c.attach.clear_role(); }, kInvalid,
      "Attach.role must be ROLE_"},
-    {"OddRole", [](Case& c) { c.attach.set_role(static_cast<v1::Role>(77)); },
+    {"OddRole", [](Case& c) { c.attach.set_role(Unknown<v1::Role>(77)); },
      kInvalid, "Attach.role must be ROLE_"},
     {"NoRegion", [](Case& c) { c.attach.clear_regions(); }, kInvalid,
      "1 to 64 regions"},
@@ -297,9 +303,7 @@ const Refusal kAnyRole[] = {
      kInvalid, "Attach.descriptors[0] is 0, which is no kind"},
     {"KindUnknown",
      [](Case& c) {
-       // A number that no version knows may well come over the wire.
-       c.attach.set_descriptors(0, static_cast<v1::DescriptorKind>(
-                                       99));  // NOLINT(*EnumCastOutOfRange)
+       c.attach.set_descriptors(0, Unknown<v1::DescriptorKind>(99));
      },
      kInvalid, "Attach.descriptors[0] is 99, which is no kind"},
     {"NoSuchDescriptor", [](Case& c) { c.region(0).set_descriptor_index(7); },
