@@ -10,7 +10,8 @@
 //
 //   Test, LoadWord, Count*, Any, Next*Run    acquire
 //   TestAndSet, SetRun, OrWord, MergeFrom    acq_rel (one RMW per word)
-//   TestAndClear, ClearRun, TakeWord         acq_rel (one RMW per word)
+//   TestAndClear, ClearRun, TakeWord,
+//   ClearWord                                acq_rel (one RMW per word)
 //   MoveFrom                                 acq_rel on both bitmaps
 //
 // SetRun, OrWord and MergeFrom leave out the RMW where no bit would change;
@@ -130,6 +131,8 @@ class PageBitmapView {
   uint64_t LoadWord(size_t i) const;
   // The set bits of word i, all of which are cleared.
   uint64_t TakeWord(size_t i) const;
+  // Clears `bits` in word i; returns those of them that were set.
+  uint64_t ClearWord(size_t i, uint64_t bits) const;
   // Sets `bits` in word i; returns those of them that were clear. Bits past
   // the last page are ignored.
   uint64_t OrWord(size_t i, uint64_t bits) const;
@@ -227,6 +230,12 @@ inline uint64_t PageBitmapView::TakeWord(size_t i) const {
   // A clean word is not worth a cache line in exclusive state.
   if (words_[i].load(std::memory_order_acquire) == 0) return 0;
   return words_[i].exchange(0, std::memory_order_acq_rel) & valid;
+}
+
+inline uint64_t PageBitmapView::ClearWord(size_t i, uint64_t bits) const {
+  bits &= LoadWord(i);
+  if (bits == 0) return 0;
+  return bits & words_[i].fetch_and(~bits, std::memory_order_acq_rel);
 }
 
 inline uint64_t PageBitmapView::OrWord(size_t i, uint64_t bits) const {

@@ -93,6 +93,7 @@ TEST(PageBitmapDeathTest, NoPageBeyondTheLast) {
   EXPECT_DEATH(view.CountRun(Pages(69, 71)), "check failed");
   EXPECT_DEATH(view.TakeWord(2), "check failed");
   EXPECT_DEATH(view.OrWord(2, 1), "check failed");
+  EXPECT_DEATH(view.ClearWord(2, 1), "check failed");
   EXPECT_DEATH(view.LoadWord(2), "check failed");
   EXPECT_DEATH(view.MergeFrom(view, PageIndex(1)), "check failed");
   EXPECT_DEATH(view.NextSetRun(PageIndex(0), PageCount(0)), "check failed");
@@ -119,6 +120,10 @@ TEST(PageBitmapTest, Words) {
   EXPECT_EQ(view.OrWord(0, 0b1010), 0b1010u);
   EXPECT_EQ(view.OrWord(0, 0b1110), 0b0100u);
   EXPECT_EQ(view.OrWord(0, 0b1110), 0u);
+  EXPECT_EQ(view.ClearWord(0, 0b10110), 0b0110u);
+  EXPECT_EQ(view.ClearWord(0, 0b0110), 0u);
+  EXPECT_EQ(view.LoadWord(0), 0b1000u);
+  EXPECT_EQ(view.OrWord(0, 0b0110), 0b0110u);
   EXPECT_EQ(view.LoadWord(0), 0b1110u);
   EXPECT_EQ(view.TakeWord(0), 0b1110u);
   EXPECT_EQ(view.TakeWord(0), 0u);
