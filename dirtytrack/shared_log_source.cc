@@ -30,25 +30,57 @@ absl::Status CheckSameSlots(std::vector<Slot> slots, const DirtyLogSet& log) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<PageCount> DrainAll(const std::vector<Slot>& slots,
+                                   DirtyLogSet& set, PageBitmapView into) {
+  PageCount moved;
+  for (const Slot& slot : slots) {
+    absl::StatusOr<PageCount> of_slot =
+        set.Drain(slot.id, into, PageOf(slot.start));
+    if (!of_slot.ok()) return of_slot;
+    moved += *of_slot;
+  }
+  return moved;
+}
+
+// Sets the pages of those of `slots` that `others` has not just so.
+void SetPagesOfOthers(const std::vector<Slot>& slots,
+                      const std::vector<Slot>& others, PageBitmapView into) {
+  for (const Slot& slot : slots) {
+    if (std::find(others.begin(), others.end(), slot) == others.end()) {
+      into.SetRun(slot.pages());
+    }
+  }
+}
+
 }  // namespace
 
-absl::StatusOr<std::vector<SharedLogSource::Cover>> SharedLogSource::CoverAll(
-    const RamLayout& layout, const std::vector<Slot>& slots) {
+std::vector<SharedLogSource::Cover> SharedLogSource::CoversOf(
+    const std::vector<Slot>& slots) {
   std::vector<Slot> by_start = slots;
   std::sort(by_start.begin(), by_start.end(),
             [](const Slot& a, const Slot& b) { return a.start < b.start; });
   std::vector<Cover> covers;
-  PageIndex end;  // RAM below is covered
+  PageIndex end;  // RAM below is covered, or shown by none
   for (const Slot& slot : by_start) {
     const PageRun shown = slot.pages();
-    if (shown.first > end) break;  // a gap
     if (shown.end() <= end) continue;
-    covers.push_back({{end, shown.end() - end},
+    const PageIndex first = std::max(end, shown.first);
+    covers.push_back({{first, shown.end() - first},
                       slot.id,
-                      PageIndex((end - shown.first).value())});
+                      PageIndex((first - shown.first).value())});
     end = shown.end();
   }
-  if (end.value() == layout.pages().value()) return covers;
+  return covers;
+}
+
+absl::Status SharedLogSource::CheckAllShown(const RamLayout& layout,
+                                            const std::vector<Cover>& covers) {
+  PageIndex end;
+  for (const Cover& cover : covers) {
+    if (cover.ram.first > end) break;
+    end = cover.ram.end();
+  }
+  if (end.value() == layout.pages().value()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       "no slot shows the page at ", ToString(OffsetOf(end)),
       ", so writes to it cannot be tracked; describe the slots of all of the "
@@ -60,26 +92,50 @@ absl::StatusOr<std::unique_ptr<SharedLogSource>> SharedLogSource::Create(
     const RamLayout& layout, std::vector<Slot> slots, DirtyLogSet log,
     Sync sync) {
   if (absl::Status s = CheckSlots(layout, slots); !s.ok()) return s;
-  absl::StatusOr<std::vector<Cover>> covers = CoverAll(layout, slots);
-  if (!covers.ok()) return covers.status();
+  std::vector<Cover> covers = CoversOf(slots);
+  if (absl::Status s = CheckAllShown(layout, covers); !s.ok()) return s;
   if (absl::Status s = CheckSameSlots(slots, log); !s.ok()) return s;
   absl::StatusOr<DirtyLogWriter> writer = log.NewWriter();
   if (!writer.ok()) return writer.status();
+  absl::StatusOr<PageBitmap> pending = PageBitmap::Create(layout.pages());
+  if (!pending.ok()) return pending.status();
   // Not make_unique: the constructor is private.
-  return std::unique_ptr<SharedLogSource>(
-      new SharedLogSource(layout.pages(), std::move(slots), *std::move(covers),
-                          std::move(log), *std::move(writer), std::move(sync)));
+  return std::unique_ptr<SharedLogSource>(new SharedLogSource(
+      layout, *std::move(pending), {std::move(slots), std::move(log)},
+      std::move(covers), *std::move(writer), std::move(sync)));
 }
 
-SharedLogSource::SharedLogSource(PageCount pages, std::vector<Slot> slots,
-                                 std::vector<Cover> covers, DirtyLogSet log,
+SharedLogSource::SharedLogSource(RamLayout layout, PageBitmap pending, Log log,
+                                 std::vector<Cover> covers,
                                  DirtyLogWriter writer, Sync sync)
-    : pages_(pages),
-      slots_(std::move(slots)),
-      covers_(std::move(covers)),
+    : layout_(std::move(layout)),
       sync_(std::move(sync)),
+      pending_(std::move(pending)),
       log_(std::move(log)),
+      covers_(std::move(covers)),
       writer_(std::move(writer)) {}
+
+absl::Status SharedLogSource::Replace(std::vector<Slot> slots,
+                                      DirtyLogSet log) {
+  if (absl::Status s = CheckSlots(layout_, slots); !s.ok()) return s;
+  if (absl::Status s = CheckSameSlots(slots, log); !s.ok()) return s;
+  if (superseded_.size() >= kMaxSupersededLogs) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the VM's slots have changed ", kMaxSupersededLogs,
+        " times and writers still hold all the dirty logs of before; have "
+        "them open the new log and close the old one"));
+  }
+  absl::StatusOr<DirtyLogWriter> writer = log.NewWriter();
+  if (!writer.ok()) return writer.status();
+  SetPagesOfOthers(slots, log_.slots, pending_.view());
+  SetPagesOfOthers(log_.slots, slots, pending_.view());
+  log_.set.Supersede();
+  superseded_.push_back(std::move(log_));
+  covers_ = CoversOf(slots);
+  writer_ = *std::move(writer);  // the old one leaves its log
+  log_ = {std::move(slots), std::move(log)};
+  return absl::OkStatus();
+}
 
 absl::Status SharedLogSource::Start() {
   if (started_) {
@@ -98,39 +154,52 @@ absl::Status SharedLogSource::CheckUse(PageBitmapView bitmap) const {
   if (!started_) {
     return absl::FailedPreconditionError("dirty tracking is not started");
   }
-  if (bitmap.pages() < pages_) {
+  if (bitmap.pages() < layout_.pages()) {
     return absl::InvalidArgumentError(
         absl::StrCat("a bitmap of ", ToString(bitmap.pages()),
-                     " is too small for a VM of ", ToString(pages_)));
+                     " is too small for a VM of ", ToString(layout_.pages())));
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<PageCount> SharedLogSource::DrainAll(PageBitmapView into) {
+absl::StatusOr<PageCount> SharedLogSource::CollectFrom(
+    Log& log, PageBitmapView into) const {
   PageCount set;
-  for (const Slot& slot : slots_) {
-    absl::StatusOr<PageCount> moved =
-        log_.Drain(slot.id, into, PageOf(slot.start));
-    if (!moved.ok()) return moved.status();
-    set += *moved;
+  // Before the bitmaps: all that a dead writer wrote is to be read after this.
+  const uint64_t lost = log.set.ReapDeadWriters();
+  if (lost != log.writers_lost) {
+    set += into.SetRun({PageIndex(0), layout_.pages()});
+    log.writers_lost = lost;
   }
-  return set;
+  // First what a switch that failed, or a reader before this one, has left:
+  // a switch would put it back into the active bitmap, for the next Collect,
+  // and this one may be the last.
+  if (absl::Status s = log.set.Settle(); !s.ok()) return s;
+  absl::StatusOr<PageCount> moved = DrainAll(log.slots, log.set, into);
+  if (!moved.ok()) return moved;
+  set += *moved;
+  absl::StatusOr<SwitchResult> result = log.set.SwitchAll();
+  if (!result.ok()) return result.status();
+  moved = DrainAll(log.slots, log.set, into);
+  if (!moved.ok()) return moved;
+  return set + *moved;
 }
 
 absl::StatusOr<PageCount> SharedLogSource::Collect(PageBitmapView into) {
   if (absl::Status s = CheckUse(into); !s.ok()) return s;
   if (absl::Status s = sync_(); !s.ok()) return s;
-  // First what a switch that failed, or a reader before this one, has left:
-  // a switch would put it back into the active bitmap, for the next Collect,
-  // and this one may be the last.
-  if (absl::Status s = log_.Settle(); !s.ok()) return s;
-  absl::StatusOr<PageCount> left = DrainAll(into);
-  if (!left.ok()) return left;
-  absl::StatusOr<SwitchResult> result = log_.SwitchAll();
-  if (!result.ok()) return result.status();
-  absl::StatusOr<PageCount> set = DrainAll(into);
-  if (!set.ok()) return set;
-  return *left + *set;
+  PageCount set = into.MoveFrom(pending_.view());
+  for (auto log = superseded_.begin(); log != superseded_.end();) {
+    // Asked first: who has left by now has marked all it will ever mark.
+    const bool done = !log->set.HasWriters();
+    absl::StatusOr<PageCount> of_log = CollectFrom(*log, into);
+    if (!of_log.ok()) return of_log;
+    set += *of_log;
+    log = done ? superseded_.erase(log) : log + 1;
+  }
+  absl::StatusOr<PageCount> of_log = CollectFrom(log_, into);
+  if (!of_log.ok()) return of_log;
+  return set + *of_log;
 }
 
 absl::Status SharedLogSource::Clear(PageBitmapView pages, PageRun) {
@@ -139,20 +208,37 @@ absl::Status SharedLogSource::Clear(PageBitmapView pages, PageRun) {
 
 absl::Status SharedLogSource::Restore(PageBitmapView unsent) {
   if (absl::Status s = CheckUse(unsent); !s.ok()) return s;
+  PageIndex shown;  // all before is restored
   for (const Cover& cover : covers_) {
-    PageIndex page = cover.ram.first;
-    while (auto run = unsent.NextSetRun(page)) {
-      if (run->first >= cover.ram.end()) break;
-      const PageIndex end = std::min(run->end(), cover.ram.end());
-      const PageIndex first =
-          cover.first_in_slot + (run->first - cover.ram.first);
-      const bool marked =
-          writer_.MarkRun(cover.slot, {first, end - run->first});
-      POSTCOPY_CHECK(marked);  // Create has seen that covers lie in slots
-      page = end;
-    }
+    RestoreHere(unsent, {shown, cover.ram.first - shown});
+    RestoreInLog(unsent, cover);
+    shown = cover.ram.end();
   }
+  RestoreHere(unsent, {shown, layout_.pages() - PageCount(shown.value())});
   return absl::OkStatus();
+}
+
+void SharedLogSource::RestoreInLog(PageBitmapView unsent, const Cover& cover) {
+  PageIndex page = cover.ram.first;
+  while (auto run = unsent.NextSetRun(page)) {
+    if (run->first >= cover.ram.end()) break;
+    const PageIndex end = std::min(run->end(), cover.ram.end());
+    const PageIndex first =
+        cover.first_in_slot + (run->first - cover.ram.first);
+    const bool marked = writer_.MarkRun(cover.slot, {first, end - run->first});
+    POSTCOPY_CHECK(marked);  // Create has seen that covers lie in slots
+    page = end;
+  }
+}
+
+void SharedLogSource::RestoreHere(PageBitmapView unsent, PageRun ram) {
+  PageIndex page = ram.first;
+  while (auto run = unsent.NextSetRun(page)) {
+    if (run->first >= ram.end()) break;
+    const PageIndex end = std::min(run->end(), ram.end());
+    pending_.view().SetRun({run->first, end - run->first});
+    page = end;
+  }
 }
 
 }  // namespace postcopy

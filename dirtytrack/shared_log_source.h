@@ -2,6 +2,8 @@
 #ifndef DIRTYTRACK_SHARED_LOG_SOURCE_H_
 #define DIRTYTRACK_SHARED_LOG_SOURCE_H_
 
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -16,10 +18,16 @@
 
 namespace postcopy {
 
+// Logs of slots as they were before that may still have writers.
+inline constexpr size_t kMaxSupersededLogs = 4;
+
 // Reads a DirtyLogSet as its one reader. Whoever marks (the VMM, a thread that
 // harvests KVM's log, a vhost-user back-end) marks all the time; Start and
 // Stop only say whether anybody listens, so pages marked before Start are
 // reported too.
+//
+// A writer whose process ends without giving its record back may have written
+// pages that it did not mark. Then every page is reported once.
 class SharedLogSource final : public DirtySource {
  public:
   // Asks whoever marks to bring the log up to date; returns when it is, or
@@ -36,6 +44,19 @@ class SharedLogSource final : public DirtySource {
       const RamLayout& layout, std::vector<Slot> slots, DirtyLogSet log,
       Sync sync);
 
+  // The VM's slots have changed (slot_table.h): from here on `log`, made for
+  // `slots`, is read as well as the log there was, which is superseded and read
+  // until its last writer has left. Pages of slots that are not in both, alike,
+  // are reported once. RAM that no slot shows any more cannot be written by a
+  // guest, so unlike in Create there may be such.
+  //
+  // Errors as Create, and RESOURCE_EXHAUSTED if there are kMaxSupersededLogs
+  // whose writers have not left; then nothing has changed.
+  absl::Status Replace(std::vector<Slot> slots, DirtyLogSet log);
+
+  // Logs that are being read.
+  size_t log_count() const { return superseded_.size() + 1; }
+
   absl::Status Start() override;
 
   // Sync, then one switch of all slots. A page that several slots show is
@@ -46,7 +67,8 @@ class SharedLogSource final : public DirtySource {
   // Nothing to do: every mark is reported.
   absl::Status Clear(PageBitmapView pages, PageRun run) override;
 
-  // Marks each page in one of the slots that show it.
+  // Marks each page in one of the slots that show it, so that it is not
+  // forgotten with this object.
   absl::Status Restore(PageBitmapView unsent) override;
 
   absl::Status Stop() override;
@@ -58,23 +80,35 @@ class SharedLogSource final : public DirtySource {
     SlotId slot;
     PageIndex first_in_slot;
   };
+  // A log and what its slots show.
+  struct Log {
+    std::vector<Slot> slots;
+    DirtyLogSet set;
+    uint64_t writers_lost = 0;
+  };
 
-  SharedLogSource(PageCount pages, std::vector<Slot> slots,
-                  std::vector<Cover> covers, DirtyLogSet log,
-                  DirtyLogWriter writer, Sync sync);
+  SharedLogSource(RamLayout layout, PageBitmap pending, Log log,
+                  std::vector<Cover> covers, DirtyLogWriter writer, Sync sync);
 
-  // Covers for all of `layout`, ascending and without a gap, or the error.
-  static absl::StatusOr<std::vector<Cover>> CoverAll(
-      const RamLayout& layout, const std::vector<Slot>& slots);
-  absl::StatusOr<PageCount> DrainAll(PageBitmapView into);
+  // Covers for what of `layout` is shown, ascending.
+  static std::vector<Cover> CoversOf(const std::vector<Slot>& slots);
+  // OK if the covers leave no gap.
+  static absl::Status CheckAllShown(const RamLayout& layout,
+                                    const std::vector<Cover>& covers);
+  absl::StatusOr<PageCount> CollectFrom(Log& log, PageBitmapView into) const;
   absl::Status CheckUse(PageBitmapView bitmap) const;
+  void RestoreInLog(PageBitmapView unsent, const Cover& cover);
+  // For RAM that no slot of log_ shows.
+  void RestoreHere(PageBitmapView unsent, PageRun ram);
 
-  const PageCount pages_;
-  const std::vector<Slot> slots_;
-  const std::vector<Cover> covers_;
+  const RamLayout layout_;
   const Sync sync_;
-  DirtyLogSet log_;
-  DirtyLogWriter writer_;
+  // To be reported by the next Collect, apart from what the logs say.
+  const PageBitmap pending_;
+  std::vector<Log> superseded_;  // oldest first
+  Log log_;
+  std::vector<Cover> covers_;  // of log_
+  DirtyLogWriter writer_;      // of log_
   bool started_ = false;
 };
 

@@ -1,10 +1,14 @@
 #include "dirtytrack/shared_log_source.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <memory>
 #include <set>
 #include <vector>
 
 #include "dirtytrack/simulated_clock.h"
+#include "dirtytrack/slot_table.h"
 #include "gtest/gtest.h"
 
 namespace postcopy {
@@ -41,14 +45,6 @@ std::vector<Slot> Slots() {
           MakeSlot(kSmm, 50, 50)};
 }
 
-std::vector<DirtyLogSlot> LogSlots(const std::vector<Slot>& slots) {
-  std::vector<DirtyLogSlot> result;
-  for (const Slot& slot : slots) {
-    result.push_back({slot.id, slot.pages().count});
-  }
-  return result;
-}
-
 Set PagesOf(PageBitmapView bitmap) {
   Set pages;
   PageIndex at;
@@ -62,7 +58,7 @@ Set PagesOf(PageBitmapView bitmap) {
 class SharedLogSourceTest : public testing::Test {
  protected:
   SharedLogSourceTest() {
-    DirtyLogSet log = *DirtyLogSet::Create(LogSlots(Slots()), &clock_);
+    DirtyLogSet log = *DirtyLogSet::Create(LogSlotsOf(Slots()), &clock_);
     vmm_ = std::make_unique<DirtyLogWriter>(*log.NewWriter());
     absl::StatusOr<std::unique_ptr<SharedLogSource>> source =
         SharedLogSource::Create(Layout(), Slots(), std::move(log), [this] {
@@ -111,7 +107,7 @@ TEST_F(SharedLogSourceTest, CountsAPageThatTwoSlotsShowOnce) {
 }
 
 TEST_F(SharedLogSourceTest, SyncComesBeforeTheSwitch) {
-  DirtyLogSet log = *DirtyLogSet::Create(LogSlots(Slots()));
+  DirtyLogSet log = *DirtyLogSet::Create(LogSlotsOf(Slots()));
   DirtyLogWriter harvester = *log.NewWriter();
   auto source =
       *SharedLogSource::Create(Layout(), Slots(), std::move(log), [&harvester] {
@@ -146,14 +142,14 @@ TEST_F(SharedLogSourceTest, ACollectAfterAStuckOneReportsEverything) {
 }
 
 TEST_F(SharedLogSourceTest, ANewReaderReportsWhatTheLastOneLeft) {
-  DirtyLogSet old = *DirtyLogSet::Create(LogSlots(Slots()));
+  DirtyLogSet old = *DirtyLogSet::Create(LogSlotsOf(Slots()));
   DirtyLogWriter vmm = *old.NewWriter();
   vmm.Mark(kLow, PageIndex(1));
   ASSERT_TRUE(old.SwitchAll().ok());  // and then it dies
   vmm.Mark(kLow, PageIndex(2));
   auto source = *SharedLogSource::Create(
       Layout(), Slots(),
-      *DirtyLogSet::Open(UniqueFd(::dup(old.fd())), LogSlots(Slots())),
+      *DirtyLogSet::Open(UniqueFd(::dup(old.fd())), LogSlotsOf(Slots())),
       [] { return absl::OkStatus(); });
   ASSERT_TRUE(source->Start().ok());
   EXPECT_EQ(*source->Collect(into_.view()), PageCount(2));
@@ -210,7 +206,7 @@ TEST_F(SharedLogSourceTest, BitmapsCoverAllOfRam) {
 // Creates a source for `slots` with a log for `log_slots`.
 absl::Status Refusal(std::vector<Slot> slots,
                      const std::vector<Slot>& log_slots) {
-  DirtyLogSet log = *DirtyLogSet::Create(LogSlots(log_slots));
+  DirtyLogSet log = *DirtyLogSet::Create(LogSlotsOf(log_slots));
   const absl::Status status =
       SharedLogSource::Create(Layout(), std::move(slots), std::move(log), [] {
         return absl::OkStatus();
@@ -257,7 +253,7 @@ TEST(SharedLogSourceCreateTest, LogIsForTheseSlots) {
 }
 
 TEST(SharedLogSourceCreateTest, NeedsAWriterOfItsOwn) {
-  DirtyLogSet log = *DirtyLogSet::Create(LogSlots(Slots()));
+  DirtyLogSet log = *DirtyLogSet::Create(LogSlotsOf(Slots()));
   std::vector<DirtyLogWriter> writers;
   for (size_t i = 0; i < kMaxDirtyLogWriters; ++i) {
     writers.push_back(*log.NewWriter());
@@ -267,6 +263,123 @@ TEST(SharedLogSourceCreateTest, NeedsAWriterOfItsOwn) {
                 .status()
                 .code(),
             StatusCode::kResourceExhausted);
+}
+
+// --- Slots that change.
+
+class ReplaceTest : public SharedLogSourceTest {
+ protected:
+  // The VM has `slots` from here on, and a writer of their log.
+  DirtyLogWriter Replace(const std::vector<Slot>& slots) {
+    DirtyLogSet log = *DirtyLogSet::Create(LogSlotsOf(slots), &clock_);
+    DirtyLogWriter writer = *log.NewWriter();
+    const absl::Status status = source_->Replace(slots, std::move(log));
+    EXPECT_TRUE(status.ok()) << status;
+    return writer;
+  }
+};
+
+TEST_F(ReplaceTest, MarksInBothLogsCountUntilTheOldOnesWriterLeaves) {
+  vmm_->Mark(kLow, PageIndex(1));
+  // The high slot is elsewhere in guest-physical memory, the same RAM.
+  std::vector<Slot> slots = Slots();
+  slots[0].guest_physical_address += uint64_t{1} << 30;
+  DirtyLogWriter now = Replace(slots);
+  EXPECT_TRUE(vmm_->superseded());
+  vmm_->Mark(kLow, PageIndex(2));
+  now.Mark(kLow, PageIndex(3));
+  const Set first = Collected();
+  EXPECT_EQ(first.size(), 3u + 130u) << "all of the slot that moved, once";
+  EXPECT_TRUE(first.contains(1) && first.contains(2) && first.contains(3));
+  EXPECT_EQ(source_->log_count(), 2u);
+
+  vmm_->Mark(kHigh, PageIndex(0));  // it has not noticed yet
+  now.Mark(kHigh, PageIndex(1));
+  EXPECT_EQ(Collected(), (Set{70, 71}));
+  vmm_->Mark(kSmm, PageIndex(0));
+  vmm_.reset();
+  EXPECT_EQ(Collected(), Set{50});
+  EXPECT_EQ(source_->log_count(), 1u);
+  now.Mark(kLow, PageIndex(4));
+  EXPECT_EQ(Collected(), Set{4});
+}
+
+TEST_F(ReplaceTest, SlotsThatStayAreNotReportedAgain) {
+  DirtyLogWriter now = Replace(Slots());
+  EXPECT_EQ(Collected(), Set());
+}
+
+TEST_F(ReplaceTest, AddedRemovedAndResizedSlotsAreReportedOnce) {
+  // Without the alias; the high slot ends ten pages earlier.
+  DirtyLogWriter now =
+      Replace({MakeSlot(kLow, 0, 70), MakeSlot(kHigh, 70, 120)});
+  Set expected;
+  for (uint64_t page = 50; page < 200; ++page) expected.insert(page);
+  EXPECT_EQ(Collected(), expected);
+  EXPECT_EQ(Collected(), Set());
+}
+
+// What is not shown cannot be marked, and is not forgotten.
+TEST_F(ReplaceTest, PagesThatNoSlotShowsCanBeRestored) {
+  DirtyLogWriter now =
+      Replace({MakeSlot(kLow, 10, 60), MakeSlot(kHigh, 80, 110)});
+  Collected();
+  const Set pages = {0, 9, 10, 69, 70, 79, 80, 189, 190, 199};
+  const PageBitmap unsent = *PageBitmap::Create(kPages);
+  for (uint64_t page : pages) unsent.view().TestAndSet(PageIndex(page));
+  ASSERT_TRUE(source_->Restore(unsent.view()).ok());
+  EXPECT_EQ(Collected(), pages);
+}
+
+TEST_F(ReplaceTest, AsManyOldLogsAsTheLimitAndNotOneMore) {
+  std::vector<DirtyLogWriter> writers;
+  for (size_t i = 0; i < kMaxSupersededLogs; ++i) {
+    writers.push_back(Replace(Slots()));
+  }
+  EXPECT_EQ(source_->log_count(), kMaxSupersededLogs + 1);
+  const absl::Status status = source_->Replace(
+      Slots(), *DirtyLogSet::Create(LogSlotsOf(Slots()), &clock_));
+  EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
+  EXPECT_FALSE(writers.back().superseded()) << "nothing has changed";
+  vmm_.reset();
+  Collected();
+  writers.push_back(Replace(Slots()));
+}
+
+TEST_F(ReplaceTest, RefusesWhatDoesNotFit) {
+  EXPECT_EQ(source_
+                ->Replace({MakeSlot(kLow, 0, 201)},
+                          *DirtyLogSet::Create({{{kLow, PageCount(201)}}}))
+                .code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(source_->Replace(Slots(), *DirtyLogSet::Create({{{kLow, kPages}}}))
+                .code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_FALSE(vmm_->superseded());
+}
+
+// --- A writer that is killed.
+
+TEST_F(SharedLogSourceTest, AfterAWritersDeathEveryPageIsReportedOnce) {
+  DirtyLogSet log = *DirtyLogSet::Create(LogSlotsOf(Slots()));
+  const int fd = log.fd();
+  auto source = *SharedLogSource::Create(Layout(), Slots(), std::move(log),
+                                         [] { return absl::OkStatus(); });
+  ASSERT_TRUE(source->Start().ok());
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    auto own = DirtyLogSet::Open(UniqueFd(::dup(fd)), LogSlotsOf(Slots()));
+    if (!own.ok()) ::_exit(1);
+    DirtyLogWriter writer = *own->NewWriter();
+    DirtyLogWriterPeer::Enter(writer);
+    // It writes a page, and dies before it has marked it.
+    ::_exit(0);
+  }
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  EXPECT_EQ(*source->Collect(into_.view()), kPages);
+  into_.Reset();
+  EXPECT_EQ(*source->Collect(into_.view()), PageCount(0));
 }
 
 }  // namespace

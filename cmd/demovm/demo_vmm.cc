@@ -6,6 +6,7 @@
 
 #include "absl/time/time.h"
 #include "dirtytrack/check.h"
+#include "dirtytrack/slot_table.h"
 #include "uffd/kernel_uffd.h"
 
 namespace postcopy::demovm {
@@ -59,11 +60,8 @@ absl::StatusOr<std::unique_ptr<DemoVmm>> DemoVmm::Attach(
 
 absl::Status DemoVmm::AttachSource(GuestToAttach& guest) {
   guest.slots = machine_->ram().slots();
-  std::vector<DirtyLogSlot> slots;
-  for (const Slot& slot : guest.slots) {
-    slots.push_back({slot.id, slot.pages().count});
-  }
-  absl::StatusOr<DirtyLogSet> log = DirtyLogSet::Create(slots);
+  absl::StatusOr<DirtyLogSet> log =
+      DirtyLogSet::Create(LogSlotsOf(guest.slots));
   if (!log.ok()) return log.status();
   absl::StatusOr<DirtyLogWriter> writer = log->NewWriter();
   if (!writer.ok()) return writer.status();

@@ -3,9 +3,9 @@
 #include <fcntl.h>
 
 #include <utility>
-#include <vector>
 
 #include "dirtytrack/dirty_log.h"
+#include "dirtytrack/slot_table.h"
 #include "dirtytrack/unique_fd.h"
 
 namespace postcopy {
@@ -13,12 +13,9 @@ namespace postcopy {
 absl::StatusOr<std::unique_ptr<VmmDirtySource>> VmmDirtySource::Create(
     const std::shared_ptr<VmmConnection>& vmm) {
   const Attachment& attachment = vmm->attachment();
-  std::vector<DirtyLogSlot> expected;
-  for (const Slot& slot : attachment.slots) {
-    expected.push_back({slot.id, slot.pages().count});
-  }
   UniqueFd fd(::fcntl(attachment.dirty_log.get(), F_DUPFD_CLOEXEC, 0));
-  absl::StatusOr<DirtyLogSet> log = DirtyLogSet::Open(std::move(fd), expected);
+  absl::StatusOr<DirtyLogSet> log =
+      DirtyLogSet::Open(std::move(fd), LogSlotsOf(attachment.slots));
   if (!log.ok()) return log.status();
   const WeakVmm weak(vmm);
   absl::StatusOr<std::unique_ptr<SharedLogSource>> source =
