@@ -1,20 +1,28 @@
 // What the dirty log costs its writers and its reader.
 //
-//   SwitchDirty/GiB      exchange of a dirty slot's bitmaps, 64 idle writers
+//   SwitchAlone/GiB      exchange of a dirty slot's bitmaps, no writer
+//   SwitchDirty/GiB      the same with 64 idle writers
+//   SwitchMarked/GiB     the same with 4 threads that mark all the time: the
+//                        grace period, on as many CPUs as there are
 //   SwitchClean/GiB      finding that nothing is dirty
 //   SwitchAll/slots      one switch of that many dirty slots
 //   LockedInstruction    the floor of marking: entering a section takes one
 //   MarkDirty            a page whose bit is set already
+//   MarkDirtyLocked      the same by a writer that cannot enter lightly
+//   MarkOwnWords         several threads, none in another's words
 //   MarkCleanInOrder     pages one after the other, all clean
 //   MarkCleanAtRandom    pages in random order in 64 GiB, nearly all clean
 //   MergeWords/percent   a harvested bitmap, time per word of 64 pages
 //   Drain/percent        all of a 64 GiB slot with that part dirty
 //   DrainClean           the same with nothing dirty
+//   Harvest/percent      all runs of set bits of a 64 GiB slot, walked in place
+//   HarvestClean/GiB     switch and walk of a clean slot
 
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "benchmark/benchmark.h"
@@ -31,22 +39,62 @@ DirtyLogSet MakeLog(PageCount pages) {
   return *DirtyLogSet::Create({{{kSlot, pages}}});
 }
 
-void SwitchDirty(benchmark::State& state) {
-  DirtyLogSet log = MakeLog(PageCount(state.range(0) * kPagesPerGiB));
-  std::vector<DirtyLogWriter> writers;
-  for (size_t i = 0; i < kMaxDirtyLogWriters; ++i) {
-    writers.push_back(*log.NewWriter());
-  }
-  // Nothing is drained, so both bitmaps stay dirty.
+// Nothing is drained, so both bitmaps stay dirty.
+void MakeBothDirty(DirtyLogSet& log) {
+  DirtyLogWriter writer = *log.NewWriter();
   for (int i = 0; i < 2; ++i) {
-    writers[0].Mark(kSlot, PageIndex(0));
+    writer.Mark(kSlot, PageIndex(0));
     log.Switch(kSlot).IgnoreError();
   }
+}
+
+void TimeSwitches(benchmark::State& state, DirtyLogSet& log) {
   for (auto _ : state) {
     if (*log.Switch(kSlot) != SwitchResult::kSwitched) std::abort();
   }
 }
+
+void SwitchAlone(benchmark::State& state) {
+  DirtyLogSet log = MakeLog(PageCount(state.range(0) * kPagesPerGiB));
+  MakeBothDirty(log);
+  TimeSwitches(state, log);
+}
+BENCHMARK(SwitchAlone)->Arg(1)->Arg(64)->Arg(1024);
+
+void SwitchDirty(benchmark::State& state) {
+  DirtyLogSet log = MakeLog(PageCount(state.range(0) * kPagesPerGiB));
+  MakeBothDirty(log);
+  std::vector<DirtyLogWriter> writers;
+  for (size_t i = 0; i < kMaxDirtyLogWriters; ++i) {
+    writers.push_back(*log.NewWriter());
+  }
+  TimeSwitches(state, log);
+}
 BENCHMARK(SwitchDirty)->Arg(1)->Arg(64)->Arg(1024);
+
+void SwitchMarked(benchmark::State& state) {
+  const uint64_t pages = state.range(0) * kPagesPerGiB;
+  DirtyLogSet log = MakeLog(PageCount(pages));
+  // So that no writer waits for memory inside its section.
+  for (int i = 0; i < 2; ++i) {
+    log.NewWriter()->MarkRun(kSlot, {PageIndex(0), PageCount(pages)});
+    log.Switch(kSlot).IgnoreError();
+  }
+  std::atomic<bool> stop = false;
+  std::vector<std::thread> threads;
+  for (uint64_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      DirtyLogWriter writer = *log.NewWriter();
+      for (uint64_t page = t * 4096; !stop; page = (page + 12289) % pages) {
+        writer.Mark(kSlot, PageIndex(page));
+      }
+    });
+  }
+  TimeSwitches(state, log);
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+}
+BENCHMARK(SwitchMarked)->Arg(1)->Arg(64)->Arg(1024)->UseRealTime();
 
 void SwitchClean(benchmark::State& state) {
   DirtyLogSet log = MakeLog(PageCount(state.range(0) * kPagesPerGiB));
@@ -89,6 +137,25 @@ void MarkDirty(benchmark::State& state) {
   for (auto _ : state) writer.Mark(kSlot, PageIndex(12345));
 }
 BENCHMARK(MarkDirty);
+
+void MarkDirtyLocked(benchmark::State& state) {
+  const DirtyLogSet log = MakeLog(k64GiB);
+  DirtyLogWriter writer = *log.NewWriter(WriterEntry::kLocked);
+  for (auto _ : state) writer.Mark(kSlot, PageIndex(12345));
+}
+BENCHMARK(MarkDirtyLocked);
+
+void MarkOwnWords(benchmark::State& state) {
+  static const DirtyLogSet* const log = new DirtyLogSet(MakeLog(k64GiB));
+  DirtyLogWriter writer = *log->NewWriter();
+  const uint64_t first = uint64_t{1} << 20 << state.thread_index();
+  uint64_t page = 0;
+  for (auto _ : state) {
+    writer.Mark(kSlot, PageIndex(first + page));
+    page = (page + 64) % (64 * 1024);
+  }
+}
+BENCHMARK(MarkOwnWords)->Threads(1)->Threads(2)->Threads(4)->UseRealTime();
 
 void Clean(DirtyLogSet& log) {
   const PageBitmap into = *PageBitmap::Create(k64GiB);
@@ -202,6 +269,37 @@ void DrainClean(benchmark::State& state) {
   }
 }
 BENCHMARK(DrainClean);
+
+// What a reader does that looks in place: finds every run.
+uint64_t Walk(PageBitmapView bitmap) {
+  uint64_t runs = 0;
+  PageIndex at;
+  while (auto run = bitmap.NextSetRun(at)) {
+    ++runs;
+    at = run->end();
+  }
+  return runs;
+}
+
+void Harvest(benchmark::State& state) {
+  DirtyLogSet log = MakeLog(k64GiB);
+  DirtyLogWriter writer = *log.NewWriter();
+  writer.MergeWords(kSlot, 0, RandomWords(k64GiB, state.range(0)));
+  log.Switch(kSlot).IgnoreError();
+  uint64_t runs = 0;
+  for (auto _ : state) runs = Walk(*log.Retired(kSlot));
+  state.counters["runs"] = static_cast<double>(runs);
+}
+BENCHMARK(Harvest)->Arg(1)->Arg(100)->Unit(benchmark::kMicrosecond);
+
+void HarvestClean(benchmark::State& state) {
+  DirtyLogSet log = MakeLog(PageCount(state.range(0) * kPagesPerGiB));
+  for (auto _ : state) {
+    if (*log.Switch(kSlot) == SwitchResult::kSwitched)
+      Walk(*log.Retired(kSlot));
+  }
+}
+BENCHMARK(HarvestClean)->Arg(1)->Arg(64)->Arg(1024);
 
 }  // namespace
 }  // namespace postcopy
