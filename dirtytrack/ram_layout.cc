@@ -213,4 +213,28 @@ absl::Status CheckSlots(const RamLayout& layout, absl::Span<const Slot> slots) {
   return CheckSlotOverlap({slots.begin(), slots.end()});
 }
 
+absl::StatusOr<std::vector<SlotCover>> CoverRam(const RamLayout& layout,
+                                                absl::Span<const Slot> slots) {
+  std::vector<Slot> by_start(slots.begin(), slots.end());
+  std::sort(by_start.begin(), by_start.end(),
+            [](const Slot& a, const Slot& b) { return a.start < b.start; });
+  std::vector<SlotCover> covers;
+  PageIndex end;  // RAM below is covered
+  for (const Slot& slot : by_start) {
+    const PageRun shown = slot.pages();
+    if (shown.first > end) break;  // a gap
+    if (shown.end() <= end) continue;
+    covers.push_back({{end, shown.end() - end},
+                      slot.id,
+                      PageIndex((end - shown.first).value())});
+    end = shown.end();
+  }
+  if (end.value() == layout.pages().value()) return covers;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "no slot shows the page at ", ToString(OffsetOf(end)),
+      ", so writes to it cannot be tracked; describe the slots of all of the "
+      "VM's RAM of ",
+      ToString(layout.bytes())));
+}
+
 }  // namespace postcopy

@@ -32,35 +32,11 @@ absl::Status CheckSameSlots(std::vector<Slot> slots, const DirtyLogSet& log) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<SharedLogSource::Cover>> SharedLogSource::CoverAll(
-    const RamLayout& layout, const std::vector<Slot>& slots) {
-  std::vector<Slot> by_start = slots;
-  std::sort(by_start.begin(), by_start.end(),
-            [](const Slot& a, const Slot& b) { return a.start < b.start; });
-  std::vector<Cover> covers;
-  PageIndex end;  // RAM below is covered
-  for (const Slot& slot : by_start) {
-    const PageRun shown = slot.pages();
-    if (shown.first > end) break;  // a gap
-    if (shown.end() <= end) continue;
-    covers.push_back({{end, shown.end() - end},
-                      slot.id,
-                      PageIndex((end - shown.first).value())});
-    end = shown.end();
-  }
-  if (end.value() == layout.pages().value()) return covers;
-  return absl::InvalidArgumentError(absl::StrCat(
-      "no slot shows the page at ", ToString(OffsetOf(end)),
-      ", so writes to it cannot be tracked; describe the slots of all of the "
-      "VM's RAM of ",
-      ToString(layout.bytes())));
-}
-
 absl::StatusOr<std::unique_ptr<SharedLogSource>> SharedLogSource::Create(
     const RamLayout& layout, std::vector<Slot> slots, DirtyLogSet log,
     Sync sync) {
   if (absl::Status s = CheckSlots(layout, slots); !s.ok()) return s;
-  absl::StatusOr<std::vector<Cover>> covers = CoverAll(layout, slots);
+  absl::StatusOr<std::vector<SlotCover>> covers = CoverRam(layout, slots);
   if (!covers.ok()) return covers.status();
   if (absl::Status s = CheckSameSlots(slots, log); !s.ok()) return s;
   absl::StatusOr<DirtyLogWriter> writer = log.NewWriter();
@@ -72,7 +48,7 @@ absl::StatusOr<std::unique_ptr<SharedLogSource>> SharedLogSource::Create(
 }
 
 SharedLogSource::SharedLogSource(PageCount pages, std::vector<Slot> slots,
-                                 std::vector<Cover> covers, DirtyLogSet log,
+                                 std::vector<SlotCover> covers, DirtyLogSet log,
                                  DirtyLogWriter writer, Sync sync)
     : pages_(pages),
       slots_(std::move(slots)),
@@ -139,7 +115,7 @@ absl::Status SharedLogSource::Clear(PageBitmapView pages, PageRun) {
 
 absl::Status SharedLogSource::Restore(PageBitmapView unsent) {
   if (absl::Status s = CheckUse(unsent); !s.ok()) return s;
-  for (const Cover& cover : covers_) {
+  for (const SlotCover& cover : covers_) {
     PageIndex page = cover.ram.first;
     while (auto run = unsent.NextSetRun(page)) {
       if (run->first >= cover.ram.end()) break;

@@ -52,26 +52,16 @@ class SharedLogSource final : public DirtySource {
   absl::Status Stop() override;
 
  private:
-  // RAM pages and the slot in which Restore marks them.
-  struct Cover {
-    PageRun ram;
-    SlotId slot;
-    PageIndex first_in_slot;
-  };
-
   SharedLogSource(PageCount pages, std::vector<Slot> slots,
-                  std::vector<Cover> covers, DirtyLogSet log,
+                  std::vector<SlotCover> covers, DirtyLogSet log,
                   DirtyLogWriter writer, Sync sync);
 
-  // Covers for all of `layout`, ascending and without a gap, or the error.
-  static absl::StatusOr<std::vector<Cover>> CoverAll(
-      const RamLayout& layout, const std::vector<Slot>& slots);
   absl::StatusOr<PageCount> DrainAll(PageBitmapView into);
   absl::Status CheckUse(PageBitmapView bitmap) const;
 
   const PageCount pages_;
   const std::vector<Slot> slots_;
-  const std::vector<Cover> covers_;
+  const std::vector<SlotCover> covers_;  // where Restore marks
   const Sync sync_;
   DirtyLogSet log_;
   DirtyLogWriter writer_;
