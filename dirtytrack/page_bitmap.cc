@@ -39,6 +39,18 @@ PageCount PageBitmapView::ClearRun(PageRun run) const {
   return PageCount(cleared);
 }
 
+void PageBitmapView::ClearRunWhere(PageBitmapView other, PageRun run) const {
+  POSTCOPY_CHECK(run.end().value() <= pages_.value());
+  POSTCOPY_CHECK(run.end().value() <= other.pages().value());
+  ForEachWord(run, [&](size_t i, uint64_t mask) {
+    const uint64_t bits = LoadWord(i) & mask;
+    if (bits == 0) return;
+    const uint64_t cleared = bits & other.LoadWord(i);
+    if (cleared == 0) return;
+    words_[i].fetch_and(~cleared, std::memory_order_acq_rel);
+  });
+}
+
 PageCount PageBitmapView::CountRun(PageRun run) const {
   POSTCOPY_CHECK(run.end().value() <= pages_.value());
   uint64_t count = 0;

@@ -10,11 +10,11 @@
 //
 //   Test, LoadWord, Count*, Any, Next*Run    acquire
 //   TestAndSet, SetRun, OrWord, MergeFrom    acq_rel (one RMW per word)
-//   TestAndClear, ClearRun, TakeWord,
+//   TestAndClear, ClearRun*, TakeWord,
 //   ClearWord                                acq_rel (one RMW per word)
 //   MoveFrom                                 acq_rel on both bitmaps
 //
-// SetRun, OrWord and MergeFrom leave out the RMW where no bit would change;
+// SetRun, OrWord, MergeFrom, ClearRunWhere leave out the RMW if no bit changes;
 // there they only acquire. A thread that relies on its own release (it wrote
 // bytes to a page that may be set already) uses TestAndSet, which never does.
 //
@@ -100,6 +100,9 @@ class PageBitmapView {
   PageCount SetRun(PageRun run) const;
   // Clears every bit of `run`; returns how many were set.
   PageCount ClearRun(PageRun run) const;
+  // Clears every bit of `run` that is set in `other`.
+  // REQUIRES: run.end() <= other.pages().
+  void ClearRunWhere(PageBitmapView other, PageRun run) const;
   // How many bits of `run` are set.
   PageCount CountRun(PageRun run) const;
 

@@ -345,5 +345,25 @@ TEST(PageBitmapConcurrencyTest, MoveLosesNothing) {
   EXPECT_EQ(into.view().CountRun(Pages(5, kPages + 5)), PageCount(kPages));
 }
 
+TEST(PageBitmapTest, ClearRunWhere) {
+  PageBitmap bitmap = *PageBitmap::Create(PageCount(300));
+  PageBitmap other = *PageBitmap::Create(PageCount(310));
+  const PageBitmapView view = bitmap.view();
+  view.SetRun(Pages(10, 200));
+  other.view().SetRun(Pages(60, 70));
+  other.view().SetRun(Pages(128, 310));
+  view.ClearRunWhere(other.view(), Pages(65, 150));
+  EXPECT_EQ(view.NextSetRun(PageIndex(0)), Pages(10, 65));
+  EXPECT_EQ(view.NextSetRun(PageIndex(65)), Pages(70, 128));
+  EXPECT_EQ(view.NextSetRun(PageIndex(128)), Pages(150, 200));
+  EXPECT_EQ(other.view().Count(), PageCount(192));
+  view.ClearRunWhere(other.view(), Pages(0, 0));
+  EXPECT_EQ(view.Count(), PageCount(163));
+  EXPECT_DEATH(view.ClearRunWhere(other.view(), Pages(290, 301)),
+               "check failed");
+  EXPECT_DEATH(other.view().ClearRunWhere(view, Pages(290, 301)),
+               "check failed");
+}
+
 }  // namespace
 }  // namespace postcopy

@@ -213,4 +213,38 @@ absl::Status CheckSlots(const RamLayout& layout, absl::Span<const Slot> slots) {
   return CheckSlotOverlap({slots.begin(), slots.end()});
 }
 
+std::vector<SlotCover> CoversOf(absl::Span<const Slot> slots) {
+  std::vector<Slot> by_start(slots.begin(), slots.end());
+  std::sort(by_start.begin(), by_start.end(),
+            [](const Slot& a, const Slot& b) { return a.start < b.start; });
+  std::vector<SlotCover> covers;
+  PageIndex end;  // RAM below is covered, or shown by none
+  for (const Slot& slot : by_start) {
+    const PageRun shown = slot.pages();
+    if (shown.end() <= end) continue;
+    const PageIndex first = std::max(end, shown.first);
+    covers.push_back({{first, shown.end() - first},
+                      slot.id,
+                      PageIndex((first - shown.first).value())});
+    end = shown.end();
+  }
+  return covers;
+}
+
+absl::StatusOr<std::vector<SlotCover>> CoverRam(const RamLayout& layout,
+                                                absl::Span<const Slot> slots) {
+  std::vector<SlotCover> covers = CoversOf(slots);
+  PageIndex end;
+  for (const SlotCover& cover : covers) {
+    if (cover.ram.first > end) break;
+    end = cover.ram.end();
+  }
+  if (end.value() == layout.pages().value()) return covers;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "no slot shows the page at ", ToString(OffsetOf(end)),
+      ", so writes to it cannot be tracked; describe the slots of all of the "
+      "VM's RAM of ",
+      ToString(layout.bytes())));
+}
+
 }  // namespace postcopy

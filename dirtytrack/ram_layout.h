@@ -88,6 +88,22 @@ class RamLayout {
 // may be shown by several slots.
 absl::Status CheckSlots(const RamLayout& layout, absl::Span<const Slot> slots);
 
+// RAM pages, and a slot that shows them from its page `first_in_slot` on.
+struct SlotCover {
+  PageRun ram;
+  SlotId slot;
+  PageIndex first_in_slot;
+};
+
+// One slot for each page that any slot shows: covers ascending and apart.
+std::vector<SlotCover> CoversOf(absl::Span<const Slot> slots);
+
+// One slot for each page of `layout`: covers ascending and without a gap.
+// INVALID_ARGUMENT, naming the first page that no slot shows: writes to it
+// could not be tracked. REQUIRES: CheckSlots(layout, slots) is OK.
+absl::StatusOr<std::vector<SlotCover>> CoverRam(const RamLayout& layout,
+                                                absl::Span<const Slot> slots);
+
 // True if `name` has 1..kMaxNameBytes bytes of [A-Za-z0-9._-]: what VMs and
 // regions may be called.
 bool IsValidName(absl::string_view name);

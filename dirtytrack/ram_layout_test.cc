@@ -273,5 +273,35 @@ TEST(CheckSlotsTest, GuestPhysicalAddressesDoNotOverlap) {
       "0xfffffffffff00000");
 }
 
+TEST(CoverRamTest, CoversEachPageOnce) {
+  const RamLayout layout = ThreeRegions();
+  const uint64_t end = layout.bytes().value();
+  const absl::StatusOr<std::vector<SlotCover>> covers =
+      CoverRam(layout, {MakeSlot(2, 1024 * kMiB, kMiB, end - kMiB),
+                        MakeSlot(1, 0, 0, 2 * kMiB),
+                        MakeSlot(3, 8192 * kMiB, kMiB, kMiB)});
+  ASSERT_TRUE(covers.ok()) << covers.status();
+  ASSERT_EQ(covers->size(), 2u);
+  EXPECT_EQ((*covers)[0].slot, (SlotId{0, 1}));
+  EXPECT_EQ((*covers)[0].ram, (PageRun{PageIndex(0), PageCount(512)}));
+  EXPECT_EQ((*covers)[0].first_in_slot, PageIndex(0));
+  EXPECT_EQ((*covers)[1].slot, (SlotId{0, 2}));
+  EXPECT_EQ((*covers)[1].ram.first, PageIndex(512));
+  EXPECT_EQ((*covers)[1].ram.end().value(), layout.pages().value());
+  EXPECT_EQ((*covers)[1].first_in_slot, PageIndex(256));
+}
+
+TEST(CoverRamTest, NamesThePageThatNoSlotShows) {
+  const absl::Status status =
+      CoverRam(ThreeRegions(), {MakeSlot(0, 0, 0, kMiB),
+                                MakeSlot(1, 1024 * kMiB, 2 * kMiB, kMiB)})
+          .status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("no slot shows the page at RAM offset "
+                                  "0x100000,"),
+            absl::string_view::npos)
+      << status;
+}
+
 }  // namespace
 }  // namespace postcopy

@@ -54,46 +54,12 @@ void SetPagesOfOthers(const std::vector<Slot>& slots,
 
 }  // namespace
 
-std::vector<SharedLogSource::Cover> SharedLogSource::CoversOf(
-    const std::vector<Slot>& slots) {
-  std::vector<Slot> by_start = slots;
-  std::sort(by_start.begin(), by_start.end(),
-            [](const Slot& a, const Slot& b) { return a.start < b.start; });
-  std::vector<Cover> covers;
-  PageIndex end;  // RAM below is covered, or shown by none
-  for (const Slot& slot : by_start) {
-    const PageRun shown = slot.pages();
-    if (shown.end() <= end) continue;
-    const PageIndex first = std::max(end, shown.first);
-    covers.push_back({{first, shown.end() - first},
-                      slot.id,
-                      PageIndex((first - shown.first).value())});
-    end = shown.end();
-  }
-  return covers;
-}
-
-absl::Status SharedLogSource::CheckAllShown(const RamLayout& layout,
-                                            const std::vector<Cover>& covers) {
-  PageIndex end;
-  for (const Cover& cover : covers) {
-    if (cover.ram.first > end) break;
-    end = cover.ram.end();
-  }
-  if (end.value() == layout.pages().value()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "no slot shows the page at ", ToString(OffsetOf(end)),
-      ", so writes to it cannot be tracked; describe the slots of all of the "
-      "VM's RAM of ",
-      ToString(layout.bytes())));
-}
-
 absl::StatusOr<std::unique_ptr<SharedLogSource>> SharedLogSource::Create(
     const RamLayout& layout, std::vector<Slot> slots, DirtyLogSet log,
     Sync sync) {
   if (absl::Status s = CheckSlots(layout, slots); !s.ok()) return s;
-  std::vector<Cover> covers = CoversOf(slots);
-  if (absl::Status s = CheckAllShown(layout, covers); !s.ok()) return s;
+  absl::StatusOr<std::vector<SlotCover>> covers = CoverRam(layout, slots);
+  if (!covers.ok()) return covers.status();
   if (absl::Status s = CheckSameSlots(slots, log); !s.ok()) return s;
   absl::StatusOr<DirtyLogWriter> writer = log.NewWriter();
   if (!writer.ok()) return writer.status();
@@ -102,11 +68,11 @@ absl::StatusOr<std::unique_ptr<SharedLogSource>> SharedLogSource::Create(
   // Not make_unique: the constructor is private.
   return std::unique_ptr<SharedLogSource>(new SharedLogSource(
       layout, *std::move(pending), {std::move(slots), std::move(log)},
-      std::move(covers), *std::move(writer), std::move(sync)));
+      *std::move(covers), *std::move(writer), std::move(sync)));
 }
 
 SharedLogSource::SharedLogSource(RamLayout layout, PageBitmap pending, Log log,
-                                 std::vector<Cover> covers,
+                                 std::vector<SlotCover> covers,
                                  DirtyLogWriter writer, Sync sync)
     : layout_(std::move(layout)),
       sync_(std::move(sync)),
@@ -209,7 +175,7 @@ absl::Status SharedLogSource::Clear(PageBitmapView pages, PageRun) {
 absl::Status SharedLogSource::Restore(PageBitmapView unsent) {
   if (absl::Status s = CheckUse(unsent); !s.ok()) return s;
   PageIndex shown;  // all before is restored
-  for (const Cover& cover : covers_) {
+  for (const SlotCover& cover : covers_) {
     RestoreHere(unsent, {shown, cover.ram.first - shown});
     RestoreInLog(unsent, cover);
     shown = cover.ram.end();
@@ -218,7 +184,8 @@ absl::Status SharedLogSource::Restore(PageBitmapView unsent) {
   return absl::OkStatus();
 }
 
-void SharedLogSource::RestoreInLog(PageBitmapView unsent, const Cover& cover) {
+void SharedLogSource::RestoreInLog(PageBitmapView unsent,
+                                   const SlotCover& cover) {
   PageIndex page = cover.ram.first;
   while (auto run = unsent.NextSetRun(page)) {
     if (run->first >= cover.ram.end()) break;

@@ -74,12 +74,6 @@ class SharedLogSource final : public DirtySource {
   absl::Status Stop() override;
 
  private:
-  // RAM pages and the slot in which Restore marks them.
-  struct Cover {
-    PageRun ram;
-    SlotId slot;
-    PageIndex first_in_slot;
-  };
   // A log and what its slots show.
   struct Log {
     std::vector<Slot> slots;
@@ -88,16 +82,12 @@ class SharedLogSource final : public DirtySource {
   };
 
   SharedLogSource(RamLayout layout, PageBitmap pending, Log log,
-                  std::vector<Cover> covers, DirtyLogWriter writer, Sync sync);
+                  std::vector<SlotCover> covers, DirtyLogWriter writer,
+                  Sync sync);
 
-  // Covers for what of `layout` is shown, ascending.
-  static std::vector<Cover> CoversOf(const std::vector<Slot>& slots);
-  // OK if the covers leave no gap.
-  static absl::Status CheckAllShown(const RamLayout& layout,
-                                    const std::vector<Cover>& covers);
   absl::StatusOr<PageCount> CollectFrom(Log& log, PageBitmapView into) const;
   absl::Status CheckUse(PageBitmapView bitmap) const;
-  void RestoreInLog(PageBitmapView unsent, const Cover& cover);
+  void RestoreInLog(PageBitmapView unsent, const SlotCover& cover);
   // For RAM that no slot of log_ shows.
   void RestoreHere(PageBitmapView unsent, PageRun ram);
 
@@ -107,8 +97,8 @@ class SharedLogSource final : public DirtySource {
   const PageBitmap pending_;
   std::vector<Log> superseded_;  // oldest first
   Log log_;
-  std::vector<Cover> covers_;  // of log_
-  DirtyLogWriter writer_;      // of log_
+  std::vector<SlotCover> covers_;  // of log_
+  DirtyLogWriter writer_;          // of log_
   bool started_ = false;
 };
 
