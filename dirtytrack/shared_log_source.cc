@@ -95,15 +95,7 @@ absl::Status SharedLogSource::Stop() {
 }
 
 absl::Status SharedLogSource::CheckUse(PageBitmapView bitmap) const {
-  if (!started_) {
-    return absl::FailedPreconditionError("dirty tracking is not started");
-  }
-  if (bitmap.pages() < pages_) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a bitmap of ", ToString(bitmap.pages()),
-                     " is too small for a VM of ", ToString(pages_)));
-  }
-  return absl::OkStatus();
+  return CheckDirtySourceUse(started_, pages_, bitmap);
 }
 
 absl::StatusOr<PageCount> SharedLogSource::DrainAll(PageBitmapView into) {

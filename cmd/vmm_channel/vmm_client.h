@@ -48,7 +48,7 @@ struct GuestToAttach {
   std::vector<Slot> slots;
   // Source: the memfd of the dirty log.
   int dirty_log_fd = -1;
-  // Destination: from CreateUserfaultfd (uffd/kernel_uffd.h).
+  // Destination: from CreateUserfaultfd (dirtytrack/userfaultfd.h).
   int userfaultfd = -1;
 };
 
