@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -464,6 +465,37 @@ TEST_P(ChildTest, ItsDeathIsTold) {
   for (const absl::Status& status : Answers()) {
     EXPECT_TRUE(Is(status, StatusCode::kAborted, "the VMM has ended"));
   }
+}
+
+// A daemon of another user, to which the VMM has sent its pagemap.
+TEST_P(ChildTest, WhoHasTheDescriptorNeedsNoPermission) {
+  constexpr id_t kNobody = 65534;
+  enum Answer { kWorks, kFails, kCouldHaveOpenedIt, kCannotBecomeNobody };
+  const pid_t daemon = ::fork();
+  ASSERT_GE(daemon, 0);
+  if (daemon == 0) {
+    if (::setresgid(kNobody, kNobody, kNobody) != 0 ||
+        ::setresuid(kNobody, kNobody, kNobody) != 0) {
+      ::_exit(kCannotBecomeNobody);
+    }
+    const std::string path =
+        "/proc/" + std::to_string(child_->pid()) + "/pagemap";
+    if (::open(path.c_str(), O_RDONLY) >= 0) ::_exit(kCouldHaveOpenedIt);
+    dirty_.Reset();
+    const bool works =
+        source_->Collect(dirty_.view()).ok() &&
+        PagesOf(dirty_.view()) == Set({5}) &&
+        source_->Clear(dirty_.view(), {PageIndex(0), dirty_.pages()}).ok() &&
+        source_->Stop().ok() && source_->Start().ok();
+    ::_exit(works ? kWorks : kFails);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(daemon, &status, 0), daemon);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == kCannotBecomeNobody) {
+    GTEST_SKIP() << "not permitted to change the user";
+  }
+  EXPECT_EQ(WEXITSTATUS(status), kWorks);
 }
 
 TEST_P(ChildTest, EndingItsTrackingIsTold) {

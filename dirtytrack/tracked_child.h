@@ -32,6 +32,7 @@ class TrackedChild {
 
   // What the child has sent.
   HostAddress address() const { return address_; }
+  pid_t pid() const { return pid_; }
   UniqueFd TakePagemap() { return std::move(pagemap_); }
 
   // The child writes an ever new number to a word at random, up to `writes`
