@@ -61,6 +61,11 @@ class DirtySource {
   virtual absl::Status Stop() = 0;
 };
 
+// What Collect, Clear and Restore check first: FAILED_PRECONDITION unless
+// `started`, INVALID_ARGUMENT if `bitmap` is smaller than a VM of `ram` pages.
+absl::Status CheckDirtySourceUse(bool started, PageCount ram,
+                                 PageBitmapView bitmap);
+
 }  // namespace postcopy
 
 #endif  // DIRTYTRACK_DIRTY_SOURCE_H_

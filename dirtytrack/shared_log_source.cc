@@ -117,15 +117,7 @@ absl::Status SharedLogSource::Stop() {
 }
 
 absl::Status SharedLogSource::CheckUse(PageBitmapView bitmap) const {
-  if (!started_) {
-    return absl::FailedPreconditionError("dirty tracking is not started");
-  }
-  if (bitmap.pages() < layout_.pages()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a bitmap of ", ToString(bitmap.pages()),
-                     " is too small for a VM of ", ToString(layout_.pages())));
-  }
-  return absl::OkStatus();
+  return CheckDirtySourceUse(started_, layout_.pages(), bitmap);
 }
 
 absl::StatusOr<PageCount> SharedLogSource::CollectFrom(

@@ -67,15 +67,7 @@ VhostLog::VhostLog(UniqueFd fd, SharedMapping mapping, PageBitmapView log,
       restored_(std::move(restored)) {}
 
 absl::Status VhostLog::CheckUse(PageBitmapView bitmap) const {
-  if (!started_) {
-    return absl::FailedPreconditionError("dirty tracking is not started");
-  }
-  if (bitmap.pages() < restored_.pages()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a bitmap of ", ToString(bitmap.pages()), " is too small for a VM of ",
-        ToString(restored_.pages())));
-  }
-  return absl::OkStatus();
+  return CheckDirtySourceUse(started_, restored_.pages(), bitmap);
 }
 
 absl::Status VhostLog::Start() {

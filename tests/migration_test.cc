@@ -6,12 +6,15 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
 
+#include "dirtytrack/write_tracking.h"
 #include "tests/two_hosts.h"
 
 namespace postcopy {
 namespace {
 
+using ::testing::Combine;
 using ::testing::Test;
 using ::testing::TestWithParam;
 using ::testing::Values;
@@ -71,13 +74,27 @@ class MigrationTest : public Test {
   std::unique_ptr<TwoHosts> hosts_;
 };
 
+using DirtyTracking = demovm::DemoVmm::DirtyTracking;
+
 class PolicyTest : public MigrationTest,
-                   public ::testing::WithParamInterface<v1::MigrationPolicy> {};
+                   public ::testing::WithParamInterface<
+                       std::tuple<v1::MigrationPolicy, DirtyTracking>> {
+ protected:
+  void SetUp() override {
+    MigrationTest::SetUp();
+    if (tracking_ != DirtyTracking::kPagemapScan) return;
+    const absl::Status possible = WriteTracking::Create({}).status();
+    if (!possible.ok()) GTEST_SKIP() << possible;
+  }
+
+  const v1::MigrationPolicy policy_ = std::get<0>(GetParam());
+  const DirtyTracking tracking_ = std::get<1>(GetParam());
+};
 
 // Every page arrives once the policy has done its part, and none is wrong.
 TEST_P(PolicyTest, RunningGuestArrivesWhole) {
-  Begin();
-  ASSERT_OK(hosts_->CreateBoth(kVm, GetParam()));
+  Begin({.dirty_tracking = tracking_});
+  ASSERT_OK(hosts_->CreateBoth(kVm, policy_));
   ASSERT_OK(hosts_->AwaitSource(
       kVm, [](const v1::Migration& m) { return m.advice().recommended(); }));
   ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_PRECOPY)));
@@ -87,8 +104,14 @@ TEST_P(PolicyTest, RunningGuestArrivesWhole) {
   ASSERT_OK(hosts_->AwaitDestination(kVm, MigrationHasEnded));
   const v1::Migration source = hosts_->AtSource(kVm);
   const v1::Migration destination = hosts_->AtDestination(kVm);
+  EXPECT_EQ(source.dirty_tracking().kind(),
+            tracking_ == DirtyTracking::kLog
+                ? v1::DIRTY_TRACKING_KIND_DIRTY_LOG
+                : v1::DIRTY_TRACKING_KIND_PAGEMAP_SCAN);
+  EXPECT_NE(source.dirty_tracking().reason(), "");
+  EXPECT_FALSE(destination.has_dirty_tracking());
   EXPECT_EQ(destination.pages().remaining(), 0u);
-  if (GetParam() == v1::MIGRATION_POLICY_POSTCOPY_ONLY) {
+  if (policy_ == v1::MIGRATION_POLICY_POSTCOPY_ONLY) {
     EXPECT_EQ(source.pages().precopied(), 0u);
     EXPECT_EQ(source.pages().stale_at_switch_over(), source.pages().total());
     EXPECT_EQ(destination.pages().faulted() + destination.pages().background(),
@@ -97,20 +120,24 @@ TEST_P(PolicyTest, RunningGuestArrivesWhole) {
     EXPECT_GE(source.pages().precopied(), source.pages().total());
     EXPECT_GT(source.rounds(), 0u);
   }
-  if (GetParam() == v1::MIGRATION_POLICY_PRECOPY_ONLY) {
+  if (policy_ == v1::MIGRATION_POLICY_PRECOPY_ONLY) {
     EXPECT_EQ(source.pages().stale_at_switch_over(), 0u);
     EXPECT_EQ(destination.pages().faulted(), 0u);
   }
   ExpectArrived();
 }
 
-INSTANTIATE_TEST_SUITE_P(Policies, PolicyTest,
-                         Values(v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
-                                v1::MIGRATION_POLICY_POSTCOPY_ONLY,
-                                v1::MIGRATION_POLICY_PRECOPY_ONLY),
-                         [](const auto& info) {
-                           return v1::MigrationPolicy_Name(info.param);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Policies, PolicyTest,
+    Combine(Values(v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
+                   v1::MIGRATION_POLICY_POSTCOPY_ONLY,
+                   v1::MIGRATION_POLICY_PRECOPY_ONLY),
+            Values(DirtyTracking::kLog, DirtyTracking::kPagemapScan)),
+    [](const auto& info) {
+      return v1::MigrationPolicy_Name(std::get<0>(info.param)) +
+             (std::get<1>(info.param) == DirtyTracking::kLog ? "_LOG"
+                                                             : "_PAGEMAP_SCAN");
+    });
 
 // The destination daemon dies during precopy: the guest goes on at the source,
 // and a later migration to another daemon finds every page.

@@ -158,7 +158,8 @@ absl::StatusOr<std::unique_ptr<demovm::DemoVmm>> TwoHosts::Attach(
       {.name = name,
        .socket_path = absl::StrCat(
            directory_, source ? "/source.sock" : "/destination.sock"),
-       .role = role});
+       .role = role,
+       .dirty_tracking = options_.dirty_tracking});
 }
 
 absl::Status TwoHosts::AttachSource(const std::string& name) {

@@ -30,6 +30,8 @@ class TwoHosts {
     absl::Duration reconnect_timeout = absl::Seconds(10);
     uint64_t write_rate_mib_per_s = 100;
     int fill_percent = 80;
+    demovm::DemoVmm::DirtyTracking dirty_tracking =
+        demovm::DemoVmm::DirtyTracking::kLog;
   };
 
   // Both daemons run, and nothing is attached to them.

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -40,29 +39,6 @@ constexpr NamedFeature kUnservedFeatures[] = {
 constexpr uint64_t kNeededRangeIoctls = uint64_t{1} << _UFFDIO_COPY |
                                         uint64_t{1} << _UFFDIO_ZEROPAGE |
                                         uint64_t{1} << _UFFDIO_WAKE;
-
-absl::Status CreationError(int error) {
-  const std::string reason = ::strerrordesc_np(error);
-  if (error == EPERM || error == EACCES) {
-    return absl::PermissionDeniedError(absl::StrCat(
-        "cannot create a userfaultfd: ", reason,
-        "; grant access to /dev/userfaultfd, or CAP_SYS_PTRACE, or set "
-        "vm.unprivileged_userfaultfd=1"));
-  }
-  if (error == EINVAL || error == ENOSYS || error == ENOENT) {
-    return absl::UnimplementedError(
-        absl::StrCat("the kernel has no such userfaultfd: ", reason));
-  }
-  return absl::InternalError(
-      absl::StrCat("cannot create a userfaultfd: ", reason));
-}
-
-UniqueFd OpenFromDevice() {
-  const UniqueFd device(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
-  if (!device.valid()) return UniqueFd();
-  return UniqueFd(
-      ::ioctl(device.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK));
-}
 
 // The contents of a small file of /proc; empty if it cannot be read.
 std::string ReadSmallFile(const std::string& path) {
@@ -145,21 +121,6 @@ ssize_t ReadWithoutWaiting(int fd, void* buffer, size_t size) {
 }
 
 }  // namespace
-
-absl::StatusOr<NewUserfaultfd> CreateUserfaultfd(uint64_t features) {
-  NewUserfaultfd created{OpenFromDevice(), "/dev/userfaultfd"};
-  if (!created.fd.valid()) {
-    created = {UniqueFd(static_cast<int>(
-                   ::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))),
-               "userfaultfd(2)"};
-  }
-  if (!created.fd.valid()) return CreationError(errno);
-  uffdio_api api = {.api = UFFD_API, .features = features, .ioctls = 0};
-  if (::ioctl(created.fd.get(), UFFDIO_API, &api) != 0) {
-    return CreationError(errno);
-  }
-  return created;
-}
 
 absl::StatusOr<std::unique_ptr<KernelUffd>> KernelUffd::Adopt(UniqueFd fd) {
   absl::StatusOr<uint64_t> features = FeaturesOf(fd.get());

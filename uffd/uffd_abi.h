@@ -12,10 +12,9 @@
 
 namespace postcopy {
 
-// Feature bits of UFFDIO_API.
-inline constexpr uint64_t kUffdFeatureWpUnpopulated = uint64_t{1} << 13;
+// Feature bits of UFFDIO_API; those of write tracking are in
+// dirtytrack/pagemap_scan_abi.h.
 inline constexpr uint64_t kUffdFeaturePoison = uint64_t{1} << 14;
-inline constexpr uint64_t kUffdFeatureWpAsync = uint64_t{1} << 15;
 inline constexpr uint64_t kUffdFeatureMove = uint64_t{1} << 16;
 
 // Set by the kernel once UFFDIO_API was done; shows in /proc/PID/fdinfo

@@ -195,6 +195,7 @@ absl::Status Demo::StartVm(const std::string& role, const std::string& socket,
       "--ram=" + ToString(options_.ram),
       absl::StrCat("--vcpus=", options_.vcpus),
       "--guest=" + options_.guest,
+      "--dirty_tracking=" + options_.dirty_tracking,
   };
   if (!options_.write_rate.empty()) {
     absl::StatusOr<uint64_t> rate = WriteRateMib(options_.write_rate);

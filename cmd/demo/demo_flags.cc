@@ -16,6 +16,7 @@ ABSL_FLAG(std::string, output, "table", "table or json.");
 ABSL_FLAG(postcopy::ByteCount, bandwidth, postcopy::ByteCount(0),
           "Bulk bytes per second; 0 = by --ram.");
 ABSL_FLAG(std::string, write_rate, "", "What the guest writes per second.");
+ABSL_FLAG(std::string, dirty_tracking, "log", "log or pagemap-scan.");
 ABSL_FLAG(absl::Duration, run_after, absl::Seconds(2),
           "How long the guest runs on before it is checked.");
 ABSL_FLAG(bool, keep_logs, false, "Keep the children's output.");
@@ -41,6 +42,9 @@ Flags:
                         guest writes; 128MiB for more than 1GiB of RAM)
   --write_rate=SIZE     what the guest writes per second (default: 300MiB); 0 is
                         no limit
+  --dirty_tracking=log|pagemap-scan
+                        how dirty pages are found: the VMM marks them in a log
+                        (default), or the kernel tells (Linux 6.7)
   --run_after=TIME      how long the guest runs on before it is checked (2s)
   --output=table|json   how to print the report (default: table)
   --keep_logs           keep the output of the programs it runs
@@ -60,6 +64,7 @@ DemoOptions DemoOptionsFromFlags() {
           .output = absl::GetFlag(FLAGS_output),
           .bandwidth = absl::GetFlag(FLAGS_bandwidth),
           .write_rate = absl::GetFlag(FLAGS_write_rate),
+          .dirty_tracking = absl::GetFlag(FLAGS_dirty_tracking),
           .run_after = absl::GetFlag(FLAGS_run_after),
           .keep_logs = absl::GetFlag(FLAGS_keep_logs),
           .programs = {.pageserverd = absl::GetFlag(FLAGS_pageserverd),

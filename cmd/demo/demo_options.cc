@@ -58,6 +58,12 @@ absl::Status CheckGuest(const DemoOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("--guest=", options.guest, " must be kvm or process"));
   }
+  if (options.dirty_tracking != "log" &&
+      options.dirty_tracking != "pagemap-scan") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--dirty_tracking=", options.dirty_tracking,
+                     " must be log or pagemap-scan"));
+  }
   return WriteRateMib(options.write_rate).status();
 }
 

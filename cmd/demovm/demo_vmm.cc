@@ -38,10 +38,10 @@ void Log(const char* what) { std::fprintf(stderr, "demovm: %s\n", what); }
 
 absl::StatusOr<std::unique_ptr<DemoVmm>> DemoVmm::Attach(
     std::unique_ptr<Machine> machine, const Options& options) {
-  std::unique_ptr<DemoVmm> vmm(new DemoVmm(std::move(machine)));
+  std::unique_ptr<DemoVmm> vmm(new DemoVmm(std::move(machine), options.role));
   GuestToAttach guest = Describe(vmm->machine_->ram(), options);
   absl::Status prepared = options.role == VmmRole::kSource
-                              ? vmm->AttachSource(guest)
+                              ? vmm->AttachSource(guest, options.dirty_tracking)
                               : vmm->AttachDestination(guest);
   if (!prepared.ok()) return prepared;
   absl::StatusOr<std::unique_ptr<VmmClient>> client =
@@ -58,7 +58,29 @@ absl::StatusOr<std::unique_ptr<DemoVmm>> DemoVmm::Attach(
   return vmm;
 }
 
-absl::Status DemoVmm::AttachSource(GuestToAttach& guest) {
+absl::Status DemoVmm::AttachSource(GuestToAttach& guest,
+                                   DirtyTracking tracking) {
+  absl::Status attached = tracking == DirtyTracking::kLog
+                              ? AttachDirtyLog(guest)
+                              : AttachPagemap(guest);
+  if (attached.ok()) guest_ = Guest::kRunning;
+  return attached;
+}
+
+absl::Status DemoVmm::AttachPagemap(GuestToAttach& guest) {
+  std::vector<HostRange> ranges;
+  for (const RegionToAttach& region : guest.regions) {
+    ranges.push_back({region.host_address, region.length});
+  }
+  absl::StatusOr<WriteTracking> tracking = WriteTracking::Create(ranges);
+  if (!tracking.ok()) return tracking.status();
+  write_tracking_.emplace(*std::move(tracking));
+  pagemap_ = write_tracking_->TakePagemap();
+  guest.pagemap_fd = pagemap_.get();
+  return absl::OkStatus();
+}
+
+absl::Status DemoVmm::AttachDirtyLog(GuestToAttach& guest) {
   guest.slots = machine_->ram().slots();
   absl::StatusOr<DirtyLogSet> log =
       DirtyLogSet::Create(LogSlotsOf(guest.slots));
@@ -68,7 +90,6 @@ absl::Status DemoVmm::AttachSource(GuestToAttach& guest) {
   dirty_log_.emplace(*std::move(log));
   dirty_writer_.emplace(*std::move(writer));
   guest.dirty_log_fd = dirty_log_->fd();
-  guest_ = Guest::kRunning;
   return absl::OkStatus();
 }
 
@@ -110,7 +131,7 @@ absl::StatusOr<FinalReport> DemoVmm::Finish() {
 
 void DemoVmm::GoOnAlone() {
   std::lock_guard lock(mutex_);
-  if (guest_ != Guest::kPaused || finishing_ || !dirty_writer_.has_value()) {
+  if (guest_ != Guest::kPaused || finishing_ || role_ != VmmRole::kSource) {
     return;
   }
   if (state_saved_) {
@@ -139,7 +160,7 @@ absl::Status DemoVmm::StartDirtyLogging() {
   std::lock_guard lock(mutex_);
   if (logging_) return absl::OkStatus();
   if (!dirty_writer_.has_value()) {
-    return absl::FailedPreconditionError("a destination keeps no dirty log");
+    return absl::FailedPreconditionError("this VM keeps no dirty log");
   }
   if (absl::Status s = machine_->StartDirtyLogging(); !s.ok()) return s;
   logging_ = true;
@@ -201,7 +222,7 @@ absl::Status DemoVmm::ResumeGuest() {
 void DemoVmm::MigrationEnded(bool completed) {
   std::lock_guard lock(mutex_);
   // Told to a source: what is left here is not the guest any more.
-  if (completed && dirty_writer_.has_value()) guest_ = Guest::kHandedOver;
+  if (completed && role_ == VmmRole::kSource) guest_ = Guest::kHandedOver;
   Log(completed ? "the migration is complete" : "the migration was given up");
 }
 

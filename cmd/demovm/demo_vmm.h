@@ -15,6 +15,7 @@
 #include "cmd/vmm_channel/vmm_client.h"
 #include "dirtytrack/dirty_log.h"
 #include "dirtytrack/unique_fd.h"
+#include "dirtytrack/write_tracking.h"
 
 namespace postcopy::demovm {
 
@@ -30,10 +31,17 @@ struct FinalReport {
 // holds the lock: that of the daemon's commands, or the owner's in Finish.
 class DemoVmm : private VmmHandler {
  public:
+  // How a source lets its daemon know which pages the guest writes.
+  enum class DirtyTracking {
+    kLog,          // a shared log, marked from KVM's
+    kPagemapScan,  // the kernel tells
+  };
+
   struct Options {
     std::string name;
     std::string socket_path;
     VmmRole role = VmmRole::kSource;
+    DirtyTracking dirty_tracking = DirtyTracking::kLog;
   };
 
   // Attaches `machine`, whose guest must run already at a source and must not
@@ -49,10 +57,12 @@ class DemoVmm : private VmmHandler {
   absl::StatusOr<FinalReport> Finish();
 
  private:
-  explicit DemoVmm(std::unique_ptr<Machine> machine)
-      : machine_(std::move(machine)) {}
+  DemoVmm(std::unique_ptr<Machine> machine, VmmRole role)
+      : role_(role), machine_(std::move(machine)) {}
 
-  absl::Status AttachSource(GuestToAttach& guest);
+  absl::Status AttachSource(GuestToAttach& guest, DirtyTracking tracking);
+  absl::Status AttachDirtyLog(GuestToAttach& guest);
+  absl::Status AttachPagemap(GuestToAttach& guest);
   absl::Status AttachDestination(GuestToAttach& guest);
   absl::Status Collect();
   // The daemon's connection has ended.
@@ -69,6 +79,7 @@ class DemoVmm : private VmmHandler {
 
   enum class Guest { kAbsent, kRunning, kPaused, kHandedOver };
 
+  const VmmRole role_;
   std::mutex mutex_;
   // Guarded by mutex_.
   const std::unique_ptr<Machine> machine_;
@@ -77,9 +88,12 @@ class DemoVmm : private VmmHandler {
   bool state_saved_ = false;  // and the guest not resumed since
   bool finishing_ = false;
 
-  // Source.
+  // Source with a log.
   std::optional<DirtyLogSet> dirty_log_;
   std::optional<DirtyLogWriter> dirty_writer_;
+  // Source without.
+  std::optional<WriteTracking> write_tracking_;
+  UniqueFd pagemap_;
   // Destination. Kept to the end: with the last descriptor closed, missing
   // pages would read as zeros.
   UniqueFd userfaultfd_;

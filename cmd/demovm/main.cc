@@ -35,6 +35,9 @@ ABSL_FLAG(int, fill_percent, 80,
           "how much of its data the guest has written before it starts");
 ABSL_FLAG(int, hot_percent, 25,
           "how much of its data the guest rewrites at random");
+ABSL_FLAG(std::string, dirty_tracking, "log",
+          "source: log: mark a shared log from KVM's; pagemap-scan: let the "
+          "daemon ask the kernel (Linux 6.7)");
 ABSL_FLAG(int, ready_fd, -1,
           "descriptor to which a line of JSON is written once attached");
 ABSL_FLAG(int, report_fd, -1,
@@ -72,6 +75,12 @@ int main(int argc, char** argv) {
         absl::InvalidArgumentError("--role must be source or destination"), 2);
   }
   const bool source = role == "source";
+  const std::string tracking = absl::GetFlag(FLAGS_dirty_tracking);
+  if (tracking != "log" && tracking != "pagemap-scan") {
+    return FailWith(absl::InvalidArgumentError(
+                        "--dirty_tracking must be log or pagemap-scan"),
+                    2);
+  }
   auto machine = NewMachine();
   if (!machine.ok()) return FailWith(machine.status(), 2);
   if (source) {
@@ -81,7 +90,10 @@ int main(int argc, char** argv) {
       *std::move(machine),
       {.name = absl::GetFlag(FLAGS_name),
        .socket_path = absl::GetFlag(FLAGS_vmm_socket),
-       .role = source ? VmmRole::kSource : VmmRole::kDestination});
+       .role = source ? VmmRole::kSource : VmmRole::kDestination,
+       .dirty_tracking = tracking == "log"
+                             ? demovm::DemoVmm::DirtyTracking::kLog
+                             : demovm::DemoVmm::DirtyTracking::kPagemapScan});
   if (!vmm.ok()) return FailWith(vmm.status(), 1);
   const absl::Status ready =
       TellReady(absl::GetFlag(FLAGS_ready_fd), {{"attached", "true"}});

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cmd/control/describe.h"
-#include "cmd/pageserverd/vmm_dirty_source.h"
+#include "cmd/pageserverd/dirty_tracking.h"
 #include "cmd/vmm_channel/weak_vmm.h"
 #include "dirtytrack/clock.h"
 #include "pageserver/guest_memory.h"
@@ -62,8 +62,9 @@ void DescribePages(const SourceSnapshot& now, v1::PageCounters& pages) {
 
 class SourceSide final : public MigrationSide {
  public:
-  explicit SourceSide(std::shared_ptr<SourceMigration> migration)
-      : migration_(std::move(migration)) {}
+  SourceSide(std::shared_ptr<SourceMigration> migration,
+             v1::DirtyTracking tracking)
+      : migration_(std::move(migration)), tracking_(std::move(tracking)) {}
 
   void Describe(v1::Migration& migration) const override {
     const SourceSnapshot now = migration_->Snapshot();
@@ -80,6 +81,7 @@ class SourceSide final : public MigrationSide {
     times.set_downtime_us(Micros(now.downtime_nanos));
     times.set_added_downtime_us(Micros(now.added_downtime_nanos));
     migration.set_recoveries(now.recoveries);
+    *migration.mutable_dirty_tracking() = tracking_;
   }
 
   bool ended() const override { return HasEnded(migration_->Snapshot().phase); }
@@ -97,6 +99,7 @@ class SourceSide final : public MigrationSide {
 
  private:
   const std::shared_ptr<SourceMigration> migration_;
+  const v1::DirtyTracking tracking_;
 };
 
 SourceGuest GuestOf(const WeakVmm& vmm) {
@@ -117,7 +120,8 @@ SourceGuest GuestOf(const WeakVmm& vmm) {
 
 absl::StatusOr<std::shared_ptr<SourceMigration>> SourceSides::NewMigration(
     const v1::CreateMigrationRequest& request,
-    const std::shared_ptr<VmmConnection>& vmm) {
+    const std::shared_ptr<VmmConnection>& vmm,
+    std::unique_ptr<DirtySource> source) {
   const Attachment& attachment = vmm->attachment();
   std::vector<RegionFile> files;
   for (size_t i = 0; i < attachment.memory.size(); ++i) {
@@ -125,14 +129,12 @@ absl::StatusOr<std::shared_ptr<SourceMigration>> SourceSides::NewMigration(
   }
   auto memory = GuestMemory::Create(attachment.layout, files);
   if (!memory.ok()) return memory.status();
-  auto dirty_source = VmmDirtySource::Create(vmm);
-  if (!dirty_source.ok()) return dirty_source.status();
   SourceOptions options = options_;
   options.policy = PolicyOf(request.policy());
   options.rounds_max = request.rounds_max();
   options.bulk_limit_per_second =
       ByteCount(request.bulk_limit_bytes_per_second());
-  return SourceMigration::Create(*std::move(memory), *std::move(dirty_source),
+  return SourceMigration::Create(*std::move(memory), std::move(source),
                                  GuestOf(WeakVmm(vmm)), options,
                                  Clock::Monotonic());
 }
@@ -155,11 +157,14 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> SourceSides::Create(
         "\" has been handed over to another host: what is attached here is "
         "what it left behind; end that VMM"));
   }
+  absl::StatusOr<ChosenDirtySource> chosen = ChooseDirtySource(vmm);
+  if (!chosen.ok()) return chosen.status();
   absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
-      NewMigration(request, vmm);
+      NewMigration(request, vmm, std::move(chosen->source));
   if (!migration.ok()) return migration.status();
   directory_->Add(request.migration_id(), request.vm_name(), *migration);
-  return std::make_shared<SourceSide>(*std::move(migration));
+  return std::make_shared<SourceSide>(*std::move(migration),
+                                      std::move(chosen->told));
 }
 
 }  // namespace postcopy

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "cmd/control/migration_side.h"
 #include "cmd/vmm_channel/vmm_connection.h"
+#include "dirtytrack/dirty_source.h"
 #include "pageserver/session_directory.h"
 #include "pageserver/source_migration.h"
 #include "postcopy/v1/migration.pb.h"
@@ -37,9 +38,11 @@ class SourceSides {
       const v1::CreateMigrationRequest& request);
 
  private:
+  // `source` is where it learns of dirty pages.
   absl::StatusOr<std::shared_ptr<SourceMigration>> NewMigration(
       const v1::CreateMigrationRequest& request,
-      const std::shared_ptr<VmmConnection>& vmm);
+      const std::shared_ptr<VmmConnection>& vmm,
+      std::unique_ptr<DirtySource> source);
 
   const FindVm find_vm_;
   SessionDirectory* const directory_;

@@ -40,6 +40,19 @@ std::string PolicyName(v1::MigrationPolicy policy) {
   }
 }
 
+std::string DirtyTrackingName(v1::DirtyTrackingKind kind) {
+  switch (kind) {
+    case v1::DIRTY_TRACKING_KIND_UNSPECIFIED:
+      return "unknown";
+    case v1::DIRTY_TRACKING_KIND_DIRTY_LOG:
+      return "dirty-log";
+    case v1::DIRTY_TRACKING_KIND_PAGEMAP_SCAN:
+      return "pagemap-scan";
+    default:
+      return absl::StrCat("kind ", kind);
+  }
+}
+
 std::string RoleName(v1::Role role) {
   return role == v1::ROLE_DESTINATION ? "destination" : "source";
 }

@@ -18,6 +18,8 @@ inline constexpr size_t kIdBytesMax = 128;
 std::string StateName(v1::MigrationState state);
 // "precopy-then-postcopy"; as --policy takes it.
 std::string PolicyName(v1::MigrationPolicy policy);
+// "dirty-log", "pagemap-scan", "unknown".
+std::string DirtyTrackingName(v1::DirtyTrackingKind kind);
 // "source", "destination".
 std::string RoleName(v1::Role role);
 

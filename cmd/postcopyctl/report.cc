@@ -78,7 +78,13 @@ Rows SourceRows(const v1::Migration& migration) {
   if (!migration.advice().reason().empty()) {
     absl::StrAppend(&advice, ": ", migration.advice().reason());
   }
-  return {{"rounds", FormatCount(migration.rounds())},
+  const v1::DirtyTracking& tracking = migration.dirty_tracking();
+  std::string found_by = DirtyTrackingName(tracking.kind());
+  if (!tracking.reason().empty()) {
+    absl::StrAppend(&found_by, ": ", tracking.reason());
+  }
+  return {{"tracking", found_by},
+          {"rounds", FormatCount(migration.rounds())},
           {"precopy rate", FormatRate(migration.precopy_bytes_per_second())},
           {"advice", advice},
           {"downtime",
@@ -194,6 +200,9 @@ std::string MigrationJson(const v1::Migration& migration) {
   JsonObject advice;
   advice.Add("recommended", migration.advice().recommended())
       .Add("reason", migration.advice().reason());
+  JsonObject tracking;
+  tracking.Add("kind", DirtyTrackingName(migration.dirty_tracking().kind()))
+      .Add("reason", migration.dirty_tracking().reason());
   JsonObject json;
   json.Add("migration_id", migration.migration_id())
       .Add("vm", migration.vm_name())
@@ -212,7 +221,8 @@ std::string MigrationJson(const v1::Migration& migration) {
       .Add("advice", advice)
       .Add("downtime_us", migration.switch_over().downtime_us())
       .Add("added_downtime_us", migration.switch_over().added_downtime_us())
-      .Add("recoveries", migration.recoveries());
+      .Add("recoveries", migration.recoveries())
+      .Add("dirty_tracking", tracking);
   return json.ToString();
 }
 

@@ -109,6 +109,8 @@ TEST(MigrationJsonTest, ShowsEverythingOfOneSide) {
   migration.set_role(v1::ROLE_DESTINATION);
   migration.set_migration_id("vm-1");
   migration.set_status_message("say \"why\"\n");
+  migration.mutable_dirty_tracking()->set_kind(
+      v1::DIRTY_TRACKING_KIND_DIRTY_LOG);
   migration.mutable_create_time()->set_seconds(1700000000);
   migration.mutable_fault_latency()->add_bucket_counts(7);
   google::protobuf::Struct json = Parse(MigrationJson(migration));
@@ -129,6 +131,12 @@ TEST(MigrationJsonTest, ShowsEverythingOfOneSide) {
                 .values(0)
                 .number_value(),
             7);
+  EXPECT_EQ(fields.at("dirty_tracking")
+                .struct_value()
+                .fields()
+                .at("kind")
+                .string_value(),
+            "dirty-log");
   EXPECT_FALSE(fields.at("advice")
                    .struct_value()
                    .fields()
@@ -140,8 +148,12 @@ TEST(MigrationTableTest, ShowsWhatTheSideKnows) {
   v1::Migration source = SomeResult().source;
   source.set_role(v1::ROLE_SOURCE);
   source.mutable_advice()->set_reason("rounds still shrink");
+  source.mutable_dirty_tracking()->set_kind(
+      v1::DIRTY_TRACKING_KIND_PAGEMAP_SCAN);
+  source.mutable_dirty_tracking()->set_reason("a pagemap came");
   std::string table = MigrationTable(source);
   EXPECT_THAT(table, HasSubstr("advice        wait: rounds still shrink\n"));
+  EXPECT_THAT(table, HasSubstr("tracking      pagemap-scan: a pagemap came\n"));
   EXPECT_THAT(table, HasSubstr("downtime"));
   v1::Migration destination = SomeResult().destination;
   destination.set_role(v1::ROLE_DESTINATION);

@@ -92,6 +92,11 @@ std::optional<RamOffset> FirstUncovered(const RamLayout& layout,
   return std::nullopt;
 }
 
+bool Sends(const v1::Attach& attach, v1::DescriptorKind kind) {
+  return std::find(attach.descriptors().begin(), attach.descriptors().end(),
+                   kind) != attach.descriptors().end();
+}
+
 absl::StatusOr<std::vector<Slot>> ParseSlots(const v1::Attach& attach,
                                              const RamLayout& layout,
                                              VmmRole role) {
@@ -111,7 +116,11 @@ absl::StatusOr<std::vector<Slot>> ParseSlots(const v1::Attach& attach,
   if (absl::Status status = CheckSlots(layout, slots); !status.ok()) {
     return status;
   }
-  if (role == VmmRole::kDestination) return slots;
+  // Only a dirty log counts pages by slot.
+  if (role == VmmRole::kDestination ||
+      !Sends(attach, v1::DESCRIPTOR_KIND_DIRTY_LOG)) {
+    return slots;
+  }
   if (std::optional<RamOffset> hole = FirstUncovered(layout, slots)) {
     return Invalid("no slot of Attach.slots shows ", ToString(*hole),
                    "; at the source the slots must show all RAM, or writes ",
@@ -252,6 +261,17 @@ absl::Status CheckUffdFeatures(uint64_t features, size_t index) {
   return absl::OkStatus();
 }
 
+// Asks only for the name that a file has, since a call to a file system of the
+// VMM's choosing might never return.
+absl::Status CheckPagemap(int fd, size_t index) {
+  const std::string kind = KindOf(fd);
+  if (absl::StartsWith(kind, "/proc/") && absl::EndsWith(kind, "/pagemap")) {
+    return absl::OkStatus();
+  }
+  return Invalid("descriptor ", index, " (PAGEMAP) is not a pagemap but \"",
+                 Printable(kind), "\"; open /proc/self/pagemap");
+}
+
 absl::Status CheckUserfaultfd(int fd, size_t index) {
   if (const std::string kind = KindOf(fd); kind != "anon_inode:[userfaultfd]") {
     return Invalid("descriptor ", index, " (USERFAULTFD) is not a userfaultfd ",
@@ -294,8 +314,10 @@ class DescriptorSorter {
   absl::Status TakeDescriptor(size_t index, v1::DescriptorKind kind);
   absl::Status TakeMemory(size_t index);
   absl::Status TakeDirtyLog(size_t index);
+  absl::Status TakePagemap(size_t index);
   absl::Status TakeUserfaultfd(size_t index);
   absl::Status CheckComplete() const;
+  absl::Status CheckSourceComplete() const;
   absl::Status PlaceRegion(size_t region);
   absl::Status CheckApart(size_t a, size_t b) const;
 
@@ -335,6 +357,8 @@ absl::Status DescriptorSorter::TakeDescriptor(size_t index,
       return TakeDirtyLog(index);
     case v1::DESCRIPTOR_KIND_USERFAULTFD:
       return TakeUserfaultfd(index);
+    case v1::DESCRIPTOR_KIND_PAGEMAP:
+      return TakePagemap(index);
     default:
       return Invalid("Attach.descriptors[", index, "] is ",
                      static_cast<int>(kind), ", which is no kind this version ",
@@ -368,6 +392,19 @@ absl::Status DescriptorSorter::TakeDirtyLog(size_t index) {
   return status;
 }
 
+absl::Status DescriptorSorter::TakePagemap(size_t index) {
+  if (out_.role != VmmRole::kSource) {
+    return Invalid("descriptor ", index, " is a PAGEMAP; only a source has ",
+                   "one");
+  }
+  if (out_.pagemap.valid()) {
+    return Invalid("descriptor ", index, " is a second PAGEMAP; send one");
+  }
+  absl::Status status = CheckPagemap(fds_[index].get(), index);
+  if (status.ok()) out_.pagemap = std::move(fds_[index]);
+  return status;
+}
+
 absl::Status DescriptorSorter::TakeUserfaultfd(size_t index) {
   if (out_.role != VmmRole::kDestination) {
     return Invalid("descriptor ", index, " is a USERFAULTFD; only a ",
@@ -381,10 +418,29 @@ absl::Status DescriptorSorter::TakeUserfaultfd(size_t index) {
   return status;
 }
 
+absl::Status DescriptorSorter::CheckSourceComplete() const {
+  if (!out_.dirty_log.valid() && !out_.pagemap.valid()) {
+    return Invalid("no descriptor of kind DIRTY_LOG or PAGEMAP came; a source ",
+                   "must send the memfd of its dirty log, or its pagemap");
+  }
+  if (out_.dirty_log.valid() && out_.pagemap.valid()) {
+    return Invalid(
+        "both a DIRTY_LOG and a PAGEMAP came; send the one by which ",
+        "writes are to be found");
+  }
+  if (!out_.pagemap.valid()) return absl::OkStatus();
+  for (size_t i = 0; i < out_.memory.size(); ++i) {
+    if (out_.memory[i].host_address.value() != 0) continue;
+    return Invalid("Attach.regions[", i, "].host_address is not given; a ",
+                   "source that sends a PAGEMAP must say where the region is ",
+                   "mapped");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status DescriptorSorter::CheckComplete() const {
-  if (out_.role == VmmRole::kSource && !out_.dirty_log.valid()) {
-    return Invalid("no descriptor of kind DIRTY_LOG came; a source must send ",
-                   "the memfd of its dirty log");
+  if (out_.role == VmmRole::kSource) {
+    if (absl::Status s = CheckSourceComplete(); !s.ok()) return s;
   }
   if (out_.role == VmmRole::kDestination && !out_.userfaultfd.valid()) {
     return Invalid("no descriptor of kind USERFAULTFD came; a destination must",
@@ -469,6 +525,7 @@ absl::StatusOr<Attachment> ParseAttach(const v1::Attach& attach,
                         .memory_fds = {},
                         .slots = *std::move(slots),
                         .dirty_log = UniqueFd(),
+                        .pagemap = UniqueFd(),
                         .userfaultfd = UniqueFd()};
   DescriptorSorter sorter(attach, std::move(fds), attachment);
   if (absl::Status status = sorter.Sort(); !status.ok()) return status;

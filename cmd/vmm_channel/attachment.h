@@ -30,7 +30,8 @@ enum class VmmRole {
 
 // Where the RAM of a region is.
 struct AttachedMemory {
-  // Of the region's first byte in the VMM. At a source it may be 0: not told.
+  // Of the region's first byte in the VMM. At a source with a dirty log it may
+  // be 0: not told.
   HostAddress host_address;
   // Index in Attachment::memory_fds; regions may share a file.
   size_t fd_index = 0;
@@ -44,9 +45,13 @@ struct AttachedMemory {
 //                as the VMM does not truncate it (map only what is sealed); no
 //                two lie over each other in one file or in the VMM.
 //   memory_fds   shared memory with pages of kPageSize, readable and writable.
-//   slots        checked by CheckSlots. At a source they show all RAM.
+//   slots        checked by CheckSlots. At a source with a dirty log they show
+//                all RAM.
 //   dirty_log    source: memory sealed against shrinking, readable and
 //                writable. Its content is not looked at. Else invalid.
+//   pagemap      source: what calls itself a pagemap. Whose it is, and whether
+//                it is one, shows only when it is used. A source has either a
+//                dirty log or a pagemap. Else invalid.
 //   userfaultfd  destination: non-blocking (the VMM can undo that later), API
 //                done, no events. Whose memory it is and whether it is
 //                UFFD_USER_MODE_ONLY shows only when it is used. Else invalid.
@@ -58,6 +63,7 @@ struct Attachment {
   std::vector<UniqueFd> memory_fds;
   std::vector<Slot> slots;
   UniqueFd dirty_log;
+  UniqueFd pagemap;
   UniqueFd userfaultfd;
 
   // The file of region `region`. REQUIRES: region < memory.size().

@@ -94,6 +94,17 @@ Case Source() {
   return out;
 }
 
+UniqueFd Pagemap() {
+  return UniqueFd(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+}
+
+// Without slots, which only a dirty log needs.
+Case PagemapSource() {
+  Case out = Common(v1::ROLE_SOURCE);
+  out.Add(Pagemap(), v1::DESCRIPTOR_KIND_PAGEMAP);
+  return out;
+}
+
 Case Destination() {
   Case out = Common(v1::ROLE_DESTINATION);
   out.Add(UserfaultfdWith(0), v1::DESCRIPTOR_KIND_USERFAULTFD);
@@ -115,6 +126,14 @@ TEST(ParseAttachTest, TakesASource) {
   EXPECT_EQ(got->slots[0].id, (SlotId{1, 2}));
   EXPECT_TRUE(got->dirty_log.valid());
   EXPECT_FALSE(got->userfaultfd.valid());
+}
+
+TEST(ParseAttachTest, TakesASourceWithAPagemap) {
+  absl::StatusOr<Attachment> got = PagemapSource().Parse(VmmRole::kSource);
+  ASSERT_TRUE(got.ok()) << got.status();
+  EXPECT_TRUE(got->pagemap.valid());
+  EXPECT_FALSE(got->dirty_log.valid());
+  EXPECT_TRUE(got->slots.empty());
 }
 
 TEST(ParseAttachTest, TakesADestination) {
@@ -399,7 +418,34 @@ const Refusal kSource[] = {
        c.fds.pop_back();
        c.attach.mutable_descriptors()->RemoveLast();
      },
-     kInvalid, "no descriptor of kind DIRTY_LOG came"},
+     kInvalid, "no descriptor of kind DIRTY_LOG or PAGEMAP came"},
+    {"DirtyLogAndPagemap",
+     [](Case& c) { c.Add(Pagemap(), v1::DESCRIPTOR_KIND_PAGEMAP); }, kInvalid,
+     "both a DIRTY_LOG and a PAGEMAP came"},
+    {"TwoPagemaps",
+     [](Case& c) {
+       c = PagemapSource();
+       c.Add(Pagemap(), v1::DESCRIPTOR_KIND_PAGEMAP);
+     },
+     kInvalid, "descriptor 2 is a second PAGEMAP"},
+    {"PagemapIsAnotherFile",
+     [](Case& c) {
+       c = PagemapSource();
+       c.fds[1] = UniqueFd(::open("/proc/self/maps", O_RDONLY | O_CLOEXEC));
+     },
+     kInvalid, "descriptor 1 (PAGEMAP) is not a pagemap but \"/proc/"},
+    {"PagemapIsPipe",
+     [](Case& c) {
+       c = PagemapSource();
+       c.fds[1] = UniqueFd(ReadEndOfPipe());
+     },
+     kInvalid, "descriptor 1 (PAGEMAP) is not a pagemap but \"pipe:"},
+    {"PagemapWithoutAddress",
+     [](Case& c) {
+       c = PagemapSource();
+       c.region(1).set_host_address(0);
+     },
+     kInvalid, "Attach.regions[1].host_address is not given; a source"},
     {"TwoDirtyLogs",
      [](Case& c) {
        c.Add(Memfd(kPageSize, F_SEAL_SHRINK), v1::DESCRIPTOR_KIND_DIRTY_LOG);
@@ -459,6 +505,8 @@ const Refusal kDestination[] = {
        c.Add(Memfd(kPageSize, F_SEAL_SHRINK), v1::DESCRIPTOR_KIND_DIRTY_LOG);
      },
      kInvalid, "descriptor 2 is a DIRTY_LOG; only a source has one"},
+    {"Pagemap", [](Case& c) { c.Add(Pagemap(), v1::DESCRIPTOR_KIND_PAGEMAP); },
+     kInvalid, "descriptor 2 is a PAGEMAP; only a source has one"},
     {"UserfaultfdIsEventfd", Replace(1, [] { return ::eventfd(0, 0); }),
      kInvalid, "is not a userfaultfd but \"anon_inode:[eventfd]\""},
     {"UserfaultfdIsMemfd",

@@ -79,6 +79,9 @@ AttachPacket MakeAttach(const GuestToAttach& guest) {
   if (guest.dirty_log_fd >= 0) {
     packet.Add(guest.dirty_log_fd, v1::DESCRIPTOR_KIND_DIRTY_LOG);
   }
+  if (guest.pagemap_fd >= 0) {
+    packet.Add(guest.pagemap_fd, v1::DESCRIPTOR_KIND_PAGEMAP);
+  }
   if (guest.userfaultfd >= 0) {
     packet.Add(guest.userfaultfd, v1::DESCRIPTOR_KIND_USERFAULTFD);
   }

@@ -32,7 +32,7 @@ struct RegionToAttach {
   // Its shared memory; stays the caller's.
   int memory_fd = -1;
   uint64_t fd_offset = 0;
-  // Required at a destination.
+  // Required at a destination, and with a pagemap.
   HostAddress host_address;
 };
 
@@ -44,11 +44,14 @@ struct GuestToAttach {
   VmmRole role = VmmRole::kSource;
   // In RAM order.
   std::vector<RegionToAttach> regions;
-  // Source: must show all RAM.
+  // Source with a dirty log: must show all RAM.
   std::vector<Slot> slots;
   // Source: the memfd of the dirty log.
   int dirty_log_fd = -1;
-  // Destination: from CreateUserfaultfd (uffd/kernel_uffd.h).
+  // Source, instead: from WriteTracking (dirtytrack/write_tracking.h), which
+  // must live until the VM is detached.
+  int pagemap_fd = -1;
+  // Destination: from CreateUserfaultfd (dirtytrack/userfaultfd.h).
   int userfaultfd = -1;
 };
 
