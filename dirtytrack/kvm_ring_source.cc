@@ -1,6 +1,8 @@
 #include "dirtytrack/kvm_ring_source.h"
 
 #include <linux/kvm.h>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
@@ -20,9 +22,26 @@ static_assert(sizeof(kvm_dirty_gfn) == kEntryBytes);
 constexpr uint64_t kRingOffset = KVM_DIRTY_LOG_PAGE_OFFSET * kPageSize;
 static_assert(kRingOffset != 0, "no dirty rings on this architecture");
 
-// Signals that end KVM_RESET_DIRTY_RINGS before anybody sees them are not so
-// many in a row.
+// Interruptions of KVM_RESET_DIRTY_RINGS in a row.
 constexpr int kResetTriesMax = 1000;
+
+// Keeps signals from this thread. From Linux 6.16 on a pending signal ends
+// KVM_RESET_DIRTY_RINGS between two entries, and KVM forgets to protect those
+// that it was gathering: up to 64 pages whose next writes nobody is told of.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    POSTCOPY_CHECK(pthread_sigmask(SIG_SETMASK, &all, &before_) == 0);
+  }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
 
 bool IsRingSize(ByteCount bytes) {
   return std::has_single_bit(bytes.value()) && bytes.value() >= kPageSize;
@@ -34,8 +53,15 @@ absl::Status RingSizeError(ByteCount bytes) {
                    ": give a power of two of at least 4KiB"));
 }
 
-// 0 if KVM has no rings; else how many bytes one has at most. On x86 both
-// capabilities name the same thing; new kernels have the second everywhere.
+// Acquire: KVM fills an entry in before it sets the flag. An entry that waits
+// for its reset has the other flag, with or without this one.
+bool IsDirty(kvm_dirty_gfn& gfn) {
+  return (std::atomic_ref(gfn.flags).load(std::memory_order_acquire) &
+          KVM_DIRTY_GFN_F_MASK) == KVM_DIRTY_GFN_F_DIRTY;
+}
+
+// What to enable, and how many bytes a ring has at most. On x86 both
+// capabilities name the same thing.
 struct RingCapability {
   uint32_t capability;
   uint64_t bytes_max;
@@ -108,25 +134,37 @@ KvmRingSource::Ring::~Ring() {
   if (entries_ != nullptr) munmap(entries_, bytes_.value());
 }
 
+size_t KvmRingSource::Ring::size() const {
+  return bytes_.value() / kEntryBytes;
+}
+
+// KVM fills entries in order and keeps 64 of them free, so the dirty ones are
+// one run, and its first stands behind one that is not dirty. An entry is
+// looked at before the one in front of it: were both filled in between, the
+// first would be found all the same.
+std::optional<size_t> KvmRingSource::Ring::FindFirst() const {
+  for (size_t i = 0; i < size(); ++i) {
+    const size_t before = (i + size() - 1) & (size() - 1);
+    if (IsDirty(entries_[i]) && !IsDirty(entries_[before])) return i;
+  }
+  return std::nullopt;
+}
+
 template <typename Entry>
 size_t KvmRingSource::Ring::Harvest(Entry entry) {
-  const size_t size = bytes_.value() / kEntryBytes;
+  if (!next_.has_value()) next_ = FindFirst();
+  if (!next_.has_value()) return 0;
   size_t harvested = 0;
-  for (; harvested < size; ++harvested) {
-    kvm_dirty_gfn& gfn = entries_[next_];
-    std::atomic_ref flags(gfn.flags);
-    // Acquire: KVM fills the entry in before it sets the flag. An entry that
-    // waits for its reset has the other flag, with or without this one.
-    if ((flags.load(std::memory_order_acquire) & KVM_DIRTY_GFN_F_MASK) !=
-        KVM_DIRTY_GFN_F_DIRTY) {
-      break;
-    }
+  for (; harvested < size(); ++harvested) {
+    kvm_dirty_gfn& gfn = entries_[*next_];
+    if (!IsDirty(gfn)) break;
     // Each number is read once: what is checked is what is used.
     entry(std::atomic_ref(gfn.slot).load(std::memory_order_relaxed),
           std::atomic_ref(gfn.offset).load(std::memory_order_relaxed));
     // Release: KVM may fill the entry again only when it has been read.
-    flags.store(KVM_DIRTY_GFN_F_RESET, std::memory_order_release);
-    next_ = (next_ + 1) & (size - 1);
+    std::atomic_ref(gfn.flags).store(KVM_DIRTY_GFN_F_RESET,
+                                     std::memory_order_release);
+    next_ = (*next_ + 1) & (size() - 1);
   }
   return harvested;
 }
@@ -181,6 +219,7 @@ absl::Status KvmRingSource::Start() {
   if (started_) {
     return absl::FailedPreconditionError("dirty tracking is already started");
   }
+  reset_owed_ = true;  // who read the rings before may have left it so
   absl::Status s = HarvestAndReset(absl::MakeSpan(rings_));
   if (!s.ok()) return s;
   pending_.Reset();
@@ -227,15 +266,31 @@ void KvmRingSource::Record(uint32_t slot, uint64_t page) {
 }
 
 absl::Status KvmRingSource::ResetRings() {
+  const SignalsBlocked blocked;
+  uint64_t reset = 0;
+  bool interrupted = false;
   for (int i = 0; i < kResetTriesMax; ++i) {
-    if (ioctl(slots_.vm(), KVM_RESET_DIRTY_RINGS, 0) >= 0) {
-      reset_owed_ = false;
-      return absl::OkStatus();
+    const int count = ioctl(slots_.vm(), KVM_RESET_DIRTY_RINGS, 0);
+    if (count < 0 && errno != EINTR) {
+      return KvmError(errno, "cannot reset dirty rings");
     }
-    // Since Linux 6.16 a signal ends it halfway.
-    if (errno != EINTR) return KvmError(errno, "cannot reset dirty rings");
+    if (count > 0) reset += static_cast<uint64_t>(count);
+    if (reset < harvested_ && count != 0) {
+      interrupted = true;
+      continue;
+    }
+    if (started_ && (interrupted || reset < harvested_)) {
+      broken_.Update(absl::DataLossError(absl::StrCat(
+          "KVM was interrupted when it had protected the pages of ", reset,
+          " of ", harvested_,
+          " entries of dirty rings, and may have forgotten some; stop and "
+          "start tracking")));
+    }
+    harvested_ = 0;
+    reset_owed_ = false;
+    return absl::OkStatus();
   }
-  return absl::UnavailableError("signals keep KVM from resetting dirty rings");
+  return absl::UnavailableError("KVM is always interrupted at dirty rings");
 }
 
 absl::Status KvmRingSource::HarvestAndReset(absl::Span<Ring> rings) {
@@ -243,6 +298,7 @@ absl::Status KvmRingSource::HarvestAndReset(absl::Span<Ring> rings) {
     const size_t harvested = ring.Harvest([this](uint32_t slot, uint64_t page) {
       if (started_) Record(slot, page);
     });
+    harvested_ += harvested;
     if (harvested != 0) reset_owed_ = true;
   }
   return reset_owed_ ? ResetRings() : absl::OkStatus();

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -82,9 +83,9 @@ class KvmRingSource final : public DirtySource {
   // KVM_SET_USER_MEMORY_REGION for each slot. Errors as KvmLogSource::Start.
   absl::Status Start() override;
 
-  // DATA_LOSS if a ring named a page that no slot has: what was written instead
-  // is unknown, and stays so until Stop and Start. On any error nothing is
-  // moved into `into`.
+  // DATA_LOSS if a ring named a page that no slot has, or KVM was interrupted
+  // while it protected pages: what was written is unknown then, and stays so
+  // until Stop and Start. On any error nothing is moved into `into`.
   absl::StatusOr<PageCount> Collect(PageBitmapView into) override;
 
   // Nothing to do for KVM; forgets pages that OnRingFull or Restore keep here.
@@ -127,9 +128,16 @@ class KvmRingSource final : public DirtySource {
     Ring(kvm_dirty_gfn* entries, ByteCount bytes)
         : entries_(entries), bytes_(bytes) {}
 
+    size_t size() const;
+    // The first of the dirty entries; nullopt if there is none.
+    std::optional<size_t> FindFirst() const;
+
     kvm_dirty_gfn* entries_;
     ByteCount bytes_;
-    size_t next_ = 0;  // the entry that KVM fills, or has filled, first
+    // The entry that KVM fills next, or has filled first. KVM does not say
+    // where it is, which matters if the ring was read before this object read
+    // it: unknown until there is a dirty entry.
+    std::optional<size_t> next_;
   };
 
   // The RAM pages of the slot that the ring calls `number`.
@@ -147,6 +155,8 @@ class KvmRingSource final : public DirtySource {
   // and makes KVM protect their pages. OK does not say that tracking is whole.
   absl::Status HarvestAndReset(absl::Span<Ring> rings);
   void Record(uint32_t slot, uint64_t page);
+  // Returns OK when all that was harvested is KVM's again, protected or, after
+  // an interruption, not: then broken_ says so.
   absl::Status ResetRings();
 
   const std::function<absl::Status()> kick_;
@@ -159,7 +169,8 @@ class KvmRingSource final : public DirtySource {
   // Entries are harvested that KVM has not protected again: their pages must
   // stay in pending_.
   bool reset_owed_ = false;
-  // Not OK: an entry named no page, and tracking is not exact any more.
+  uint64_t harvested_ = 0;  // since the last reset
+  // Not OK: tracking is not exact any more.
   absl::Status broken_;
   PageBitmap pending_;  // RAM pages that the next Collect reports
   uint64_t ring_fulls_ = 0;

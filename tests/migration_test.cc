@@ -16,7 +16,6 @@ namespace {
 
 using ::testing::Combine;
 using ::testing::Test;
-using ::testing::TestWithParam;
 using ::testing::Values;
 
 constexpr char kVm[] = "guest";
@@ -25,7 +24,7 @@ constexpr uint64_t kSlowBulk = 4 << 20;
 
 #define ASSERT_OK(expression)                        \
   do {                                               \
-    const absl::Status status_ = (expression);       \
+    const absl::Status& status_ = (expression);      \
     ASSERT_TRUE(status_.ok()) << status_.ToString(); \
   } while (false)
 
