@@ -33,7 +33,7 @@ constexpr bool kSlow = false;
 
 constexpr ByteCount kHuge = PagemapScanSource::kHugePageSize;
 constexpr int kRounds = 10'000;
-constexpr int kRoundsPerCheck = 20;
+constexpr int kRoundsPerCheck = 10;
 
 bool IsHuge(Memory memory) {
   return memory == Memory::kHugeAnonymous || memory == Memory::kHugeMemfd;
@@ -41,7 +41,7 @@ bool IsHuge(Memory memory) {
 
 ByteCount SizeOf(Memory memory) {
   if (IsHuge(memory)) return ByteCount(2 * kHuge.value());
-  return ByteCount(uint64_t{kSlow ? 2 : 8} << 20);
+  return ByteCount(uint64_t{kSlow ? 2 : 4} << 20);
 }
 
 ByteCount KernelPageOf(Memory memory) {
@@ -169,10 +169,9 @@ class ShadowTest : public testing::TestWithParam<std::tuple<Memory, Mode>> {
 
 TEST_P(ShadowTest, NoWriteIsLostInTenThousandRounds) {
   // Few enough that most pages stay as they were: a page that is written again
-  // soon would hide that it was missed. Now and then so many that there are
-  // more runs of pages than the kernel gathers at a time.
-  const uint64_t few = IsHuge(memory_) ? 2 : 100;
-  const uint64_t many = IsHuge(memory_) ? 2 : 1000;
+  // soon would hide that it was missed. Now and then many, for long rounds.
+  const uint64_t few = IsHuge(memory_) ? 5 : 100;
+  const uint64_t many = IsHuge(memory_) ? 5 : 1000;
   for (int round = 1; round <= kRounds; ++round) {
     child_->Allow(random_() % ((round % 16 == 0 ? many : few) + 1));
     ASSERT_NO_FATAL_FAILURE(Round());

@@ -106,10 +106,12 @@ Hello HelloOf(const absl::Status& status, void* address) {
   return hello;
 }
 
-// 0 to about 30 us, mostly nothing.
-void Dawdle(std::mt19937_64& random) {
-  if (random() % 4 != 0) return;
-  for (std::atomic<uint64_t> i = random() % 4096; i > 0; --i) {
+// Mostly nothing, or up to about 30 us; with huge pages, of which a round
+// copies much for few writes, always, and up to about 250 us: so writes fall
+// into all parts of a round.
+void Dawdle(std::mt19937_64& random, bool huge) {
+  if (!huge && random() % 4 != 0) return;
+  for (std::atomic<uint64_t> i = random() % (huge ? 32768 : 4096); i > 0; --i) {
   }
 }
 
@@ -190,7 +192,7 @@ void TrackedChild::RunChild(Shared* shared, int socket, int memfd,
       ::sched_yield();
       continue;
     }
-    Dawdle(random);
+    Dawdle(random, IsHuge(memory));
     write(random() % word_count);
   }
 }
