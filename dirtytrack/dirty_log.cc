@@ -57,6 +57,10 @@ DirtyLogSet::DirtyLogSet(UniqueFd fd, std::shared_ptr<const Memory> memory,
       clock_(clock),
       reader_(memory_->slots.size()),
       settled_(settled) {
+  // A description of its own: the locks of this process's writers are not ours.
+  if (auto reaper = LivenessLocks::Open(fd_.get()); reaper.ok()) {
+    reaper_ = *std::move(reaper);
+  }
   for (size_t i = 0; i < reader_.size(); ++i) {
     const SlotMemory& slot = memory_->slots[i];
     slots_.push_back(slot.slot);
@@ -174,17 +178,33 @@ absl::Status DirtyLogSet::AwaitWriters() {
   return absl::OkStatus();
 }
 
+namespace {
+
+// Its owner said that it holds the record's lock, and has not left.
+bool SaysItHoldsLock(const WriterRecord& record) {
+  return record.owner_pid.load(std::memory_order_acquire) != 0 &&
+         (record.flags.load(std::memory_order_seq_cst) & kHoldsLock) != 0;
+}
+
+}  // namespace
+
 bool DirtyLogSet::ReapIfDead(size_t i) {
   WriterRecord& record = memory_->writers[i];
-  const bool tells = record.owner_pid.load(std::memory_order_acquire) != 0 &&
-                     record.flags.load(std::memory_order_seq_cst) & kHoldsLock;
-  if (!tells || LivenessLocks::IsHeld(fd_.get(), LockOffset(i))) return false;
-  record.flags.store(0, std::memory_order_seq_cst);
-  const uint64_t left = record.sequence.load(std::memory_order_relaxed);
-  record.sequence.store((left + 1) & ~uint64_t{1}, std::memory_order_seq_cst);
-  record.owner_pid.store(0, std::memory_order_release);
-  ++writers_lost_;
-  return true;
+  if (!reaper_.has_value() || !SaysItHoldsLock(record)) return false;
+  if (!reaper_->TryLock(LockOffset(i))) return false;
+  // Only now: who said it before may have left, and another may have come. A
+  // writer says it after it has got the lock, which is ours, and takes it back
+  // before it gives the lock up.
+  const bool dead = SaysItHoldsLock(record);
+  if (dead) {
+    record.flags.store(0, std::memory_order_seq_cst);
+    const uint64_t left = record.sequence.load(std::memory_order_relaxed);
+    record.sequence.store((left + 1) & ~uint64_t{1}, std::memory_order_seq_cst);
+    record.owner_pid.store(0, std::memory_order_release);
+    ++writers_lost_;
+  }
+  reaper_->Unlock(LockOffset(i));
+  return dead;
 }
 
 uint64_t DirtyLogSet::ReapDeadWriters() {
@@ -195,13 +215,14 @@ uint64_t DirtyLogSet::ReapDeadWriters() {
 bool DirtyLogSet::HasWriters() const {
   for (size_t i = 0; i < kMaxDirtyLogWriters; ++i) {
     const WriterRecord& record = memory_->writers[i];
-    if (record.owner_pid.load(std::memory_order_acquire) != 0) return true;
+    // One order with DirtyLogWriter::Take's look at `superseded`.
+    if (record.owner_pid.load(std::memory_order_seq_cst) != 0) return true;
   }
   return false;
 }
 
 void DirtyLogSet::Supersede() {
-  memory_->state->superseded.store(1, std::memory_order_release);
+  memory_->state->superseded.store(1, std::memory_order_seq_cst);
 }
 
 absl::Status DirtyLogSet::SettleAdopted() {

@@ -22,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <ostream>
 #include <utility>
 #include <vector>
@@ -32,6 +33,7 @@
 #include "dirtytrack/clock.h"
 #include "dirtytrack/dirty_log_memory.h"
 #include "dirtytrack/dirty_log_writer.h"
+#include "dirtytrack/liveness_locks.h"
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
@@ -100,8 +102,12 @@ struct UserDirtyLog {
 // Switch or SwitchAll a set from Open refuses Retired and Drain as if PENDING;
 // that first call waits for the writers first, then does what it always does.
 //
-// What the memory says after Open is never trusted: a hostile writer can lie
-// about its own pages and make Switch return UNAVAILABLE, no more.
+// What the memory says after Open is never trusted by the reader: no writer can
+// make it crash, read elsewhere, or wait for more than kGracePeriodMaxNanos.
+// But writers of one log map all of it, and are one trust domain, like the VMM
+// and its threads: a hostile one can clear the others' bits. Who is trusted
+// less (a vhost-user back-end of another owner) gets a log of its own
+// (vhost_log.h).
 class DirtyLogSet {
  public:
   // Makes the memfd, sealed against resizing, all pages clean. `clock` times
@@ -138,7 +144,7 @@ class DirtyLogSet {
   absl::Span<const DirtyLogSlot> slots() const { return slots_; }
 
   // Takes one of the kMaxDirtyLogWriters writer records; RESOURCE_EXHAUSTED if
-  // all are taken.
+  // all are taken, FAILED_PRECONDITION if the log is superseded.
   absl::StatusOr<DirtyLogWriter> NewWriter(
       WriterEntry entry = WriterEntry::kLightIfPossible) const;
 
@@ -258,8 +264,9 @@ class DirtyLogSet {
   std::vector<DirtyLogSlot> slots_;
   Clock* clock_;
 
-  std::vector<ReaderState> reader_;  // parallel to memory_->slots
-  bool settled_;                     // false: opened and not settled since
+  std::vector<ReaderState> reader_;      // parallel to memory_->slots
+  bool settled_;                         // false: opened and not settled since
+  std::optional<LivenessLocks> reaper_;  // none if there is no /proc
   uint64_t writers_lost_ = 0;
 };
 

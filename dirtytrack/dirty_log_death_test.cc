@@ -6,8 +6,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <functional>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -118,6 +120,39 @@ TEST_F(DeadWriterTest, OneThatLeavesIsNotDead) {
   EXPECT_EQ(log_.ReapDeadWriters(), 0u);
 }
 
+// Records that change hands while the reader looks for the dead: nobody dies.
+TEST_F(DeadWriterTest, WhoComesAndGoesIsNotTakenForDead) {
+  std::atomic<int> left = 2;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 2; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 20000; ++i) {
+        DirtyLogWriter writer = *log_.NewWriter();
+        writer.Mark(kSlot, PageIndex(1));
+      }
+      --left;
+    });
+  }
+  while (left > 0) ASSERT_EQ(log_.ReapDeadWriters(), 0u);
+  for (std::thread& thread : threads) thread.join();
+}
+
+// A child of fork() shares its parent's locks, so nothing tells its end: it is
+// waited for, as who holds no lock is, and not taken for dead while it lives.
+TEST_F(DeadWriterTest, AForkedChildMarksWithoutALock) {
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    DirtyLogWriter writer = *log_.NewWriter();
+    writer.Mark(kSlot, PageIndex(9));
+    ::_exit(0);  // without giving the record back
+  }
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  EXPECT_EQ(log_.ReapDeadWriters(), 0u);
+  EXPECT_EQ(*log_.Switch(kSlot), SwitchResult::kSwitched);
+  EXPECT_TRUE(log_.Retired(kSlot)->Test(PageIndex(9)));
+}
+
 TEST_F(DeadWriterTest, TheRecordIsFreeAgain) {
   std::vector<DirtyLogWriter> others;
   for (size_t i = 2; i < kMaxDirtyLogWriters; ++i) {
@@ -147,6 +182,8 @@ TEST_F(DeadWriterTest, ASupersededLogIsDoneWithWhenItsWritersHaveLeft) {
   EXPECT_TRUE(writer_->superseded());
   EXPECT_TRUE(writer_->Mark(kSlot, PageIndex(3)));
   EXPECT_TRUE(log_.HasWriters());
+  // Who comes now would mark pages that nobody may read any more.
+  EXPECT_EQ(log_.NewWriter().status().code(), StatusCode::kFailedPrecondition);
   writer_.reset();
   EXPECT_FALSE(log_.HasWriters());
   EXPECT_EQ(*log_.Switch(kSlot), SwitchResult::kSwitched);

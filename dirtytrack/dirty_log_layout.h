@@ -34,7 +34,10 @@
 //                a writer that dies in a section stops all switches.
 //
 // If `superseded` is not 0 there is another log for the VM's slots as they are
-// now: open that and give the record back. Until then marks count here too.
+// now: open that and give the record back. Until then marks count here too; but
+// who takes a record has to look at `superseded` after the compare-and-swap
+// (both sequentially consistent), and if it is set to give the record back
+// unused: nobody may be reading any more.
 //
 // Only the reader writes `active` and `superseded` and clears bits and `dirty`.
 // All numbers are little-endian.

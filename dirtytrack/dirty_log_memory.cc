@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -172,15 +173,18 @@ std::shared_ptr<const Memory> MemoryFor(const Plan& plan, int fd,
   memory->writers = reinterpret_cast<WriterRecord*>(data + kWritersOffset);
   for (size_t i = 0; i < plan.slots.size(); ++i) {
     const Placement& placement = plan.slots[i];
-    memory->slots.push_back({placement.slot,
-                             &records[i],
-                             {view(placement, 0), view(placement, 1)}});
+    memory->slots.push_back(
+        {placement.slot,
+         &records[i],
+         {view(placement, 0), view(placement, 1)},
+         {placement.bitmap_offset[0], placement.bitmap_offset[1]}});
   }
   memory->mapping = std::move(mapping);
   // Without locks writers work all the same; only their death goes unnoticed.
   if (auto locks = LivenessLocks::Open(fd); locks.ok()) {
     memory->locks = *std::move(locks);
   }
+  memory->pid = ::getpid();
   return memory;
 }
 

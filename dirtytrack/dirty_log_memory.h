@@ -3,6 +3,8 @@
 #ifndef DIRTYTRACK_DIRTY_LOG_MEMORY_H_
 #define DIRTYTRACK_DIRTY_LOG_MEMORY_H_
 
+#include <sys/types.h>
+
 #include <array>
 #include <atomic>
 #include <cstddef>
@@ -45,6 +47,7 @@ struct SlotMemory {
   DirtyLogSlot slot;
   dirty_log_layout::SlotRecord* record;
   std::array<PageBitmapView, 2> bitmaps;
+  std::array<uint64_t, 2> offsets;  // of the bitmaps, or kInCallersMemory
 };
 
 // The mapping and where things are in it: computed from what the caller
@@ -57,8 +60,10 @@ struct Memory {
 
   // Held while a record is taken or given back, not while pages are marked.
   mutable std::mutex writers_mutex;
-  // Of this process; none if there is no /proc.
+  // Of process `pid`, none if there is no /proc. A child of fork() shares them,
+  // so they do not tell its life, and it does without.
   std::optional<LivenessLocks> locks;
+  pid_t pid;
 
   // The index in `slots`, or slots.size().
   size_t Find(SlotId id) const;

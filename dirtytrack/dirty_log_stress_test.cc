@@ -178,6 +178,7 @@ class DirtyLogStressTest : public testing::Test {
 
   void ReaderMain(DirtyLogSet& log) {
     for (uint64_t round = 0;; ++round) {
+      if (round % 7 == 0) log.ReapDeadWriters();
       const bool last =
           guest_->writers_left.load(std::memory_order_acquire) == 0;
       if (last) {

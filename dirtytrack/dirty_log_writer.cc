@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +21,8 @@ using dirty_log_layout::WriterRecord;
 // switch: some microseconds.
 constexpr size_t kWordsPerSection = 1024;
 
+constexpr int kLockTries = 1000;
+
 }  // namespace
 
 absl::StatusOr<DirtyLogWriter> DirtyLogWriter::Take(
@@ -29,16 +32,35 @@ absl::StatusOr<DirtyLogWriter> DirtyLogWriter::Take(
   const uint32_t pid = static_cast<uint32_t>(::getpid());
   std::lock_guard lock(memory->writers_mutex);
   for (size_t i = 0; i < kMaxDirtyLogWriters; ++i) {
+    std::atomic<uint32_t>& owner = memory->writers[i].owner_pid;
     uint32_t free = 0;
-    if (memory->writers[i].owner_pid.compare_exchange_strong(
-            free, pid, std::memory_order_acq_rel)) {
-      return DirtyLogWriter(std::move(memory), i, light);
+    if (!owner.compare_exchange_strong(free, pid, std::memory_order_seq_cst)) {
+      continue;
     }
+    // The reader says so, then looks for owners: it has seen this one, or this
+    // one sees that the log may be done with already.
+    if (memory->state->superseded.load(std::memory_order_seq_cst) != 0) {
+      owner.store(0, std::memory_order_release);
+      return absl::FailedPreconditionError(
+          "the VM's slots have changed, and another dirty log has been made "
+          "for them: open that one");
+    }
+    return DirtyLogWriter(std::move(memory), i, light);
   }
   return absl::ResourceExhaustedError(
       absl::StrCat("all ", kMaxDirtyLogWriters,
                    " writers of the dirty log are taken; let fewer threads "
                    "mark pages"));
+}
+
+bool DirtyLogWriter::LockRecord() const {
+  if (!memory_->locks.has_value() || memory_->pid != ::getpid()) return false;
+  // A reader that looks after dead writers holds it for a moment.
+  for (int tries = 0; tries < kLockTries; ++tries) {
+    if (memory_->locks->TryLock(LockOffset(index_))) return true;
+    std::this_thread::yield();
+  }
+  return false;
 }
 
 DirtyLogWriter::DirtyLogWriter(std::shared_ptr<const Memory> memory,
@@ -52,11 +74,10 @@ DirtyLogWriter::DirtyLogWriter(std::shared_ptr<const Memory> memory,
   sequence_ =
       (record_->sequence.load(std::memory_order_relaxed) + 1) & ~uint64_t{1};
   record_->sequence.store(sequence_, std::memory_order_seq_cst);
-  const bool locked =
-      memory_->locks.has_value() && memory_->locks->TryLock(LockOffset(index));
+  locked_ = LockRecord();
   // A reader that does not see the flag yet has stored `active` before this
   // store, in the one order of both, and the first section reads it.
-  record_->flags.store((light ? kLightFence : 0) | (locked ? kHoldsLock : 0),
+  record_->flags.store((light ? kLightFence : 0) | (locked_ ? kHoldsLock : 0),
                        std::memory_order_seq_cst);
 }
 
@@ -67,6 +88,7 @@ DirtyLogWriter& DirtyLogWriter::operator=(DirtyLogWriter&& other) noexcept {
     record_ = other.record_;
     index_ = other.index_;
     light_ = other.light_;
+    locked_ = other.locked_;
     sequence_ = other.sequence_;
     last_slot_ = other.last_slot_;
   }
@@ -80,7 +102,7 @@ void DirtyLogWriter::Release() {
     // In this order: a record with the flag and without the lock is a dead
     // writer's, and one without an owner is the next one's.
     record_->flags.store(0, std::memory_order_seq_cst);
-    if (memory_->locks.has_value()) memory_->locks->Unlock(LockOffset(index_));
+    if (locked_) memory_->locks->Unlock(LockOffset(index_));
     record_->owner_pid.store(0, std::memory_order_release);
   }
   memory_.reset();

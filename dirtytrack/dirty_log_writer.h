@@ -71,12 +71,14 @@ class DirtyLogWriter {
   using Memory = dirty_log_internal::Memory;
   using SlotMemory = dirty_log_internal::SlotMemory;
 
-  // Takes a record; RESOURCE_EXHAUSTED if all are taken.
+  // Takes a record; RESOURCE_EXHAUSTED if all are taken, FAILED_PRECONDITION if
+  // the log is superseded.
   static absl::StatusOr<DirtyLogWriter> Take(
       std::shared_ptr<const Memory> memory, WriterEntry entry);
 
   DirtyLogWriter(std::shared_ptr<const Memory> memory, size_t index,
                  bool light);
+  bool LockRecord() const;
   void Release();
 
   void Enter();
@@ -96,6 +98,7 @@ class DirtyLogWriter {
   dirty_log_layout::WriterRecord* record_;
   size_t index_;           // of the record
   bool light_;             // enters by a plain store
+  bool locked_ = false;    // holds the record's lock
   uint64_t sequence_ = 0;  // what record_->sequence holds outside of sections
   const SlotMemory* last_slot_;  // callers mark the same slot again and again
 };

@@ -72,11 +72,8 @@ DirtyViews::View::~View() {
 }
 
 absl::StatusOr<PageCount> DirtyViews::View::Collect(PageBitmapView into) {
-  if (into.pages() < dirty_.pages()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a bitmap of ", ToString(into.pages()),
-                     " is too small for a VM of ", ToString(dirty_.pages())));
-  }
+  absl::Status status = CheckDirtySourceUse(true, dirty_.pages(), into);
+  if (!status.ok()) return status;
   if (absl::Status s = owner_->Sync(); !s.ok()) return s;
   std::lock_guard lock(owner_->mutex_);
   return into.MergeFrom(dirty_.view());
@@ -102,8 +99,10 @@ absl::Status DirtyViews::View::Clear(PageBitmapView pages, PageRun run) {
 }
 
 absl::Status DirtyViews::View::Restore(PageBitmapView unsent) {
+  absl::Status status = CheckDirtySourceUse(true, dirty_.pages(), unsent);
+  if (!status.ok()) return status;
   std::lock_guard lock(owner_->mutex_);
-  dirty_.view().MergeFrom(unsent);
+  dirty_.view().MergeFrom(unsent.First(dirty_.pages()));
   return absl::OkStatus();
 }
 

@@ -40,10 +40,4 @@ void LivenessLocks::Unlock(uint64_t offset) const {
   ::fcntl(fd_.get(), F_OFD_SETLK, &lock);
 }
 
-bool LivenessLocks::IsHeld(int fd, uint64_t offset) {
-  struct flock lock = OneByte(F_WRLCK, offset);
-  if (::fcntl(fd, F_OFD_GETLK, &lock) != 0) return true;
-  return lock.l_type != F_UNLCK;
-}
-
 }  // namespace postcopy

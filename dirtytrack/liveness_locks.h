@@ -28,13 +28,11 @@ class LivenessLocks {
   // write).
   static absl::StatusOr<LivenessLocks> Open(int fd);
 
-  // Locks the byte. False if another object holds it.
+  // Locks the byte. False if another object holds it, or the kernel does not
+  // say. So who gets the lock of somebody who said that he holds it knows that
+  // he has ended, and that nobody takes his place before Unlock.
   bool TryLock(uint64_t offset) const;
   void Unlock(uint64_t offset) const;
-
-  // True if an object whose description is not that of `fd` holds the byte.
-  // True also if the kernel does not say.
-  static bool IsHeld(int fd, uint64_t offset);
 
  private:
   explicit LivenessLocks(UniqueFd fd) : fd_(std::move(fd)) {}

@@ -55,14 +55,11 @@ absl::Status MeasuredSource::Start() {
 
 absl::StatusOr<PageCount> MeasuredSource::Collect(PageBitmapView into) {
   // Checked first: what has been taken from the source must have a place.
-  if (into.pages() < open_.pages()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a bitmap of ", ToString(into.pages()),
-                     " is too small for a VM of ", ToString(open_.pages())));
-  }
+  absl::Status status = CheckDirtySourceUse(true, open_.pages(), into);
+  if (!status.ok()) return status;
   // Readers of statistics wait for a harvest at most.
   std::lock_guard lock(mutex_);
-  const absl::Status status = source_->Collect(open_.view()).status();
+  status = source_->Collect(open_.view()).status();
   const PageCount set = into.MergeFrom(open_.view());
   if (!status.ok()) return status;
   EndRoundLocked();

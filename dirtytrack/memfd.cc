@@ -81,6 +81,12 @@ absl::StatusOr<UniqueFd> CreateMemfd(absl::string_view name, ByteCount size,
   return fd;
 }
 
+absl::StatusOr<UniqueFd> Duplicate(int fd) {
+  UniqueFd own(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  if (!own.valid()) return SystemError("fcntl(F_DUPFD_CLOEXEC)", errno);
+  return own;
+}
+
 absl::StatusOr<ByteCount> FileSize(int fd) {
   struct stat info;
   if (::fstat(fd, &info) != 0) return SystemError("fstat", errno);

@@ -28,6 +28,10 @@ namespace postcopy {
 absl::StatusOr<UniqueFd> CreateMemfd(absl::string_view name, ByteCount size,
                                      int seals);
 
+// A duplicate of `fd`, close-on-exec. RESOURCE_EXHAUSTED if this process may
+// have no more descriptors, INVALID_ARGUMENT if `fd` is not open.
+absl::StatusOr<UniqueFd> Duplicate(int fd);
+
 // The length of the file behind `fd`; INVALID_ARGUMENT if `fd` is not open.
 absl::StatusOr<ByteCount> FileSize(int fd);
 

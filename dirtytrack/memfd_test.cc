@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <string>
@@ -163,6 +164,28 @@ TEST(SharedMappingTest, RefusesWhatTheSealsForbid) {
   EXPECT_TRUE(SharedMapping::Map(fd.get(), ByteCount(0), ByteCount(kPageSize),
                                  Access::kReadOnly)
                   .ok());
+}
+
+TEST(DuplicateTest, IsAnotherDescriptorOfTheSameFile) {
+  const UniqueFd file = *CreateMemfd("a", ByteCount(kPageSize), 0);
+  const absl::StatusOr<UniqueFd> copy = Duplicate(file.get());
+  ASSERT_TRUE(copy.ok()) << copy.status();
+  EXPECT_NE(copy->get(), file.get());
+  EXPECT_EQ(FileSize(copy->get())->value(), kPageSize);
+  EXPECT_EQ(::fcntl(copy->get(), F_GETFD), FD_CLOEXEC);
+}
+
+TEST(DuplicateTest, SaysWhatIsWrong) {
+  EXPECT_EQ(Duplicate(-1).status().code(), absl::StatusCode::kInvalidArgument);
+  const UniqueFd file = *CreateMemfd("a", ByteCount(kPageSize), 0);
+  rlimit before;
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 3;  // all of them taken
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const absl::Status status = Duplicate(file.get()).status();
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
 }
 
 }  // namespace

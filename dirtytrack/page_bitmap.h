@@ -84,6 +84,12 @@ class PageBitmapView {
   // The memory itself, for those who hand it to a system call.
   std::atomic<uint64_t>* words() const { return words_; }
 
+  // The first `count` pages. REQUIRES: count <= pages().
+  PageBitmapView First(PageCount count) const {
+    POSTCOPY_CHECK(count <= pages_);
+    return {words_, count};
+  }
+
   // Single pages. REQUIRES: page < pages().
   //
   // True if the page's bit is set.

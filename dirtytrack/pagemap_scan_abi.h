@@ -53,6 +53,9 @@ inline constexpr uint64_t kPageIsWpAllowed = uint64_t{1} << 0;
 // Not protected: written since it was, or never protected.
 inline constexpr uint64_t kPageIsWritten = uint64_t{1} << 1;
 
+// Mapped by an entry for a huge page.
+inline constexpr uint64_t kPageIsHuge = uint64_t{1} << 6;
+
 // On a descriptor of /proc/PID/pagemap. Returns how many regions it filled.
 inline constexpr unsigned long kPagemapScan = _IOWR('f', 16, PagemapScanArg);
 

@@ -280,12 +280,28 @@ absl::Status PagemapScanSource::CheckRegistered(const Tracked& region) {
       " in the VMM; say where the VMM has mapped it, or map it first"));
 }
 
+absl::Status PagemapScanSource::CheckNoHugePage(const Tracked& region) {
+  if (region.kernel_page != PageCount(1)) return absl::OkStatus();
+  bool found = false;
+  absl::Status status = ScanRun(
+      region, region.pages,
+      {.flags = kPmScanCheckWpAsync, .category = kPageIsHuge, .max_runs = 1},
+      [&](PageRun) { found = true; });
+  if (!status.ok() || !found) return status;
+  return absl::FailedPreconditionError(absl::StrCat(
+      "region \"", region.name,
+      "\" is mapped in huge pages, whose parts the kernel does not track on "
+      "their own; if they are transparent, the VMM has to call "
+      "madvise(MADV_NOHUGEPAGE) before it touches the memory"));
+}
+
 absl::Status PagemapScanSource::Start() {
   if (started_) {
     return absl::FailedPreconditionError("dirty tracking is already started");
   }
   for (const Tracked& region : regions_) {
     if (absl::Status s = CheckRegistered(region); !s.ok()) return s;
+    if (absl::Status s = CheckNoHugePage(region); !s.ok()) return s;
   }
   for (const Tracked& region : regions_) {
     absl::Status s =

@@ -126,6 +126,10 @@ class PagemapScanSource final : public DirtySource {
   absl::Status CheckUse(PageBitmapView bitmap) const;
   // FAILED_PRECONDITION unless all of `region` is mapped and registered.
   absl::Status CheckRegistered(const Tracked& region);
+  // FAILED_PRECONDITION if `region`, told to be in pages of 4 KiB, has a huge
+  // one. When a part of it is protected a file's huge page is unmapped, and a
+  // hole of that size does not count as written.
+  absl::Status CheckNoHugePage(const Tracked& region);
   // ABORTED if the process that `pagemap_` shows is gone.
   absl::Status CheckAlive() const;
   // Visits the pages of `run` that match. If that fails, and it protects, what

@@ -213,31 +213,21 @@ absl::Status CheckSlots(const RamLayout& layout, absl::Span<const Slot> slots) {
   return CheckSlotOverlap({slots.begin(), slots.end()});
 }
 
-std::vector<SlotCover> CoversOf(absl::Span<const Slot> slots) {
+absl::StatusOr<std::vector<SlotCover>> CoverRam(const RamLayout& layout,
+                                                absl::Span<const Slot> slots) {
   std::vector<Slot> by_start(slots.begin(), slots.end());
   std::sort(by_start.begin(), by_start.end(),
             [](const Slot& a, const Slot& b) { return a.start < b.start; });
   std::vector<SlotCover> covers;
-  PageIndex end;  // RAM below is covered, or shown by none
+  PageIndex end;  // RAM below is covered
   for (const Slot& slot : by_start) {
     const PageRun shown = slot.pages();
+    if (shown.first > end) break;  // a gap
     if (shown.end() <= end) continue;
-    const PageIndex first = std::max(end, shown.first);
-    covers.push_back({{first, shown.end() - first},
+    covers.push_back({{end, shown.end() - end},
                       slot.id,
-                      PageIndex((first - shown.first).value())});
+                      PageIndex((end - shown.first).value())});
     end = shown.end();
-  }
-  return covers;
-}
-
-absl::StatusOr<std::vector<SlotCover>> CoverRam(const RamLayout& layout,
-                                                absl::Span<const Slot> slots) {
-  std::vector<SlotCover> covers = CoversOf(slots);
-  PageIndex end;
-  for (const SlotCover& cover : covers) {
-    if (cover.ram.first > end) break;
-    end = cover.ram.end();
   }
   if (end.value() == layout.pages().value()) return covers;
   return absl::InvalidArgumentError(absl::StrCat(

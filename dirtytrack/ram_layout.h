@@ -95,9 +95,6 @@ struct SlotCover {
   PageIndex first_in_slot;
 };
 
-// One slot for each page that any slot shows: covers ascending and apart.
-std::vector<SlotCover> CoversOf(absl::Span<const Slot> slots);
-
 // One slot for each page of `layout`: covers ascending and without a gap.
 // INVALID_ARGUMENT, naming the first page that no slot shows: writes to it
 // could not be tracked. REQUIRES: CheckSlots(layout, slots) is OK.

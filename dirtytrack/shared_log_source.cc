@@ -42,6 +42,14 @@ absl::StatusOr<PageCount> DrainAll(const std::vector<Slot>& slots,
   return moved;
 }
 
+// Who is to be told of every write wants no slot to be stopped.
+absl::Status StartAll(DirtyLogSet& log) {
+  for (const DirtyLogSlot& slot : log.slots()) {
+    if (absl::Status s = log.StartLogging(slot.id); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
 // Sets the pages of those of `slots` that `others` has not just so.
 void SetPagesOfOthers(const std::vector<Slot>& slots,
                       const std::vector<Slot>& others, PageBitmapView into) {
@@ -58,28 +66,23 @@ absl::StatusOr<std::unique_ptr<SharedLogSource>> SharedLogSource::Create(
     const RamLayout& layout, std::vector<Slot> slots, DirtyLogSet log,
     Sync sync) {
   if (absl::Status s = CheckSlots(layout, slots); !s.ok()) return s;
-  absl::StatusOr<std::vector<SlotCover>> covers = CoverRam(layout, slots);
-  if (!covers.ok()) return covers.status();
+  if (absl::Status s = CoverRam(layout, slots).status(); !s.ok()) return s;
   if (absl::Status s = CheckSameSlots(slots, log); !s.ok()) return s;
-  absl::StatusOr<DirtyLogWriter> writer = log.NewWriter();
-  if (!writer.ok()) return writer.status();
+  if (absl::Status s = StartAll(log); !s.ok()) return s;
   absl::StatusOr<PageBitmap> pending = PageBitmap::Create(layout.pages());
   if (!pending.ok()) return pending.status();
   // Not make_unique: the constructor is private.
-  return std::unique_ptr<SharedLogSource>(new SharedLogSource(
-      layout, *std::move(pending), {std::move(slots), std::move(log)},
-      *std::move(covers), *std::move(writer), std::move(sync)));
+  return std::unique_ptr<SharedLogSource>(
+      new SharedLogSource(layout, *std::move(pending),
+                          {std::move(slots), std::move(log)}, std::move(sync)));
 }
 
 SharedLogSource::SharedLogSource(RamLayout layout, PageBitmap pending, Log log,
-                                 std::vector<SlotCover> covers,
-                                 DirtyLogWriter writer, Sync sync)
+                                 Sync sync)
     : layout_(std::move(layout)),
       sync_(std::move(sync)),
       pending_(std::move(pending)),
-      log_(std::move(log)),
-      covers_(std::move(covers)),
-      writer_(std::move(writer)) {}
+      log_(std::move(log)) {}
 
 absl::Status SharedLogSource::Replace(std::vector<Slot> slots,
                                       DirtyLogSet log) {
@@ -91,14 +94,11 @@ absl::Status SharedLogSource::Replace(std::vector<Slot> slots,
         " times and writers still hold all the dirty logs of before; have "
         "them open the new log and close the old one"));
   }
-  absl::StatusOr<DirtyLogWriter> writer = log.NewWriter();
-  if (!writer.ok()) return writer.status();
+  if (absl::Status s = StartAll(log); !s.ok()) return s;
   SetPagesOfOthers(slots, log_.slots, pending_.view());
   SetPagesOfOthers(log_.slots, slots, pending_.view());
   log_.set.Supersede();
   superseded_.push_back(std::move(log_));
-  covers_ = CoversOf(slots);
-  writer_ = *std::move(writer);  // the old one leaves its log
   log_ = {std::move(slots), std::move(log)};
   return absl::OkStatus();
 }
@@ -120,27 +120,28 @@ absl::Status SharedLogSource::CheckUse(PageBitmapView bitmap) const {
   return CheckDirtySourceUse(started_, layout_.pages(), bitmap);
 }
 
+PageCount SharedLogSource::CollectForTheDead(Log& log,
+                                             PageBitmapView into) const {
+  const uint64_t lost = log.set.ReapDeadWriters();
+  if (lost == log.writers_lost) return PageCount(0);
+  log.writers_lost = lost;
+  return into.SetRun({PageIndex(0), layout_.pages()});
+}
+
 absl::StatusOr<PageCount> SharedLogSource::CollectFrom(
     Log& log, PageBitmapView into) const {
-  PageCount set;
-  // Before the bitmaps: all that a dead writer wrote is to be read after this.
-  const uint64_t lost = log.set.ReapDeadWriters();
-  if (lost != log.writers_lost) {
-    set += into.SetRun({PageIndex(0), layout_.pages()});
-    log.writers_lost = lost;
-  }
   // First what a switch that failed, or a reader before this one, has left:
   // a switch would put it back into the active bitmap, for the next Collect,
   // and this one may be the last.
   if (absl::Status s = log.set.Settle(); !s.ok()) return s;
-  absl::StatusOr<PageCount> moved = DrainAll(log.slots, log.set, into);
-  if (!moved.ok()) return moved;
-  set += *moved;
+  absl::StatusOr<PageCount> set = DrainAll(log.slots, log.set, into);
+  if (!set.ok()) return set;
   absl::StatusOr<SwitchResult> result = log.set.SwitchAll();
   if (!result.ok()) return result.status();
-  moved = DrainAll(log.slots, log.set, into);
-  if (!moved.ok()) return moved;
-  return set + *moved;
+  absl::StatusOr<PageCount> switched = DrainAll(log.slots, log.set, into);
+  if (!switched.ok()) return switched;
+  // Last: the switch may have met a dead writer, and pages are read after this.
+  return *set + *switched + CollectForTheDead(log, into);
 }
 
 absl::StatusOr<PageCount> SharedLogSource::Collect(PageBitmapView into) {
@@ -166,38 +167,8 @@ absl::Status SharedLogSource::Clear(PageBitmapView pages, PageRun) {
 
 absl::Status SharedLogSource::Restore(PageBitmapView unsent) {
   if (absl::Status s = CheckUse(unsent); !s.ok()) return s;
-  PageIndex shown;  // all before is restored
-  for (const SlotCover& cover : covers_) {
-    RestoreHere(unsent, {shown, cover.ram.first - shown});
-    RestoreInLog(unsent, cover);
-    shown = cover.ram.end();
-  }
-  RestoreHere(unsent, {shown, layout_.pages() - PageCount(shown.value())});
+  pending_.view().MergeFrom(unsent.First(layout_.pages()));
   return absl::OkStatus();
-}
-
-void SharedLogSource::RestoreInLog(PageBitmapView unsent,
-                                   const SlotCover& cover) {
-  PageIndex page = cover.ram.first;
-  while (auto run = unsent.NextSetRun(page)) {
-    if (run->first >= cover.ram.end()) break;
-    const PageIndex end = std::min(run->end(), cover.ram.end());
-    const PageIndex first =
-        cover.first_in_slot + (run->first - cover.ram.first);
-    const bool marked = writer_.MarkRun(cover.slot, {first, end - run->first});
-    POSTCOPY_CHECK(marked);  // Create has seen that covers lie in slots
-    page = end;
-  }
-}
-
-void SharedLogSource::RestoreHere(PageBitmapView unsent, PageRun ram) {
-  PageIndex page = ram.first;
-  while (auto run = unsent.NextSetRun(page)) {
-    if (run->first >= ram.end()) break;
-    const PageIndex end = std::min(run->end(), ram.end());
-    pending_.view().SetRun({run->first, end - run->first});
-    page = end;
-  }
 }
 
 }  // namespace postcopy

@@ -38,8 +38,8 @@ class SharedLogSource final : public DirtySource {
   // `slots` say which RAM each slot of `log` shows. INVALID_ARGUMENT, naming
   // the slot or the RAM, unless they fit `layout` (CheckSlots), are exactly the
   // slots of `log`, and show all RAM between them: what no slot shows is not
-  // tracked, and would be stale on the destination. RESOURCE_EXHAUSTED if
-  // the log has no writer record left, which Restore needs.
+  // tracked, and would be stale on the destination. Slots that are not logging
+  // are started; UNAVAILABLE as StartLogging.
   static absl::StatusOr<std::unique_ptr<SharedLogSource>> Create(
       const RamLayout& layout, std::vector<Slot> slots, DirtyLogSet log,
       Sync sync);
@@ -67,8 +67,7 @@ class SharedLogSource final : public DirtySource {
   // Nothing to do: every mark is reported.
   absl::Status Clear(PageBitmapView pages, PageRun run) override;
 
-  // Marks each page in one of the slots that show it, so that it is not
-  // forgotten with this object.
+  // Kept here, not in the log: slots may be stopped, or show less of RAM.
   absl::Status Restore(PageBitmapView unsent) override;
 
   absl::Status Stop() override;
@@ -81,15 +80,12 @@ class SharedLogSource final : public DirtySource {
     uint64_t writers_lost = 0;
   };
 
-  SharedLogSource(RamLayout layout, PageBitmap pending, Log log,
-                  std::vector<SlotCover> covers, DirtyLogWriter writer,
-                  Sync sync);
+  SharedLogSource(RamLayout layout, PageBitmap pending, Log log, Sync sync);
 
   absl::StatusOr<PageCount> CollectFrom(Log& log, PageBitmapView into) const;
   absl::Status CheckUse(PageBitmapView bitmap) const;
-  void RestoreInLog(PageBitmapView unsent, const SlotCover& cover);
-  // For RAM that no slot of log_ shows.
-  void RestoreHere(PageBitmapView unsent, PageRun ram);
+  // Reports every page if a writer of `log` has died since this was asked last.
+  PageCount CollectForTheDead(Log& log, PageBitmapView into) const;
 
   const RamLayout layout_;
   const Sync sync_;
@@ -97,8 +93,6 @@ class SharedLogSource final : public DirtySource {
   const PageBitmap pending_;
   std::vector<Log> superseded_;  // oldest first
   Log log_;
-  std::vector<SlotCover> covers_;  // of log_
-  DirtyLogWriter writer_;          // of log_
   bool started_ = false;
 };
 

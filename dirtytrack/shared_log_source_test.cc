@@ -1,10 +1,16 @@
 #include "dirtytrack/shared_log_source.h"
 
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <functional>
 #include <memory>
 #include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "dirtytrack/simulated_clock.h"
@@ -252,17 +258,17 @@ TEST(SharedLogSourceCreateTest, LogIsForTheseSlots) {
       "with 200 pages");
 }
 
-TEST(SharedLogSourceCreateTest, NeedsAWriterOfItsOwn) {
+// A reader before this one may have stopped some.
+TEST(SharedLogSourceCreateTest, StartsSlotsThatAreStopped) {
   DirtyLogSet log = *DirtyLogSet::Create(LogSlotsOf(Slots()));
-  std::vector<DirtyLogWriter> writers;
-  for (size_t i = 0; i < kMaxDirtyLogWriters; ++i) {
-    writers.push_back(*log.NewWriter());
-  }
-  EXPECT_EQ(SharedLogSource::Create(Layout(), Slots(), std::move(log),
-                                    [] { return absl::OkStatus(); })
-                .status()
-                .code(),
-            StatusCode::kResourceExhausted);
+  DirtyLogWriter writer = *log.NewWriter();
+  ASSERT_TRUE(log.StopLogging(kHigh).ok());
+  const auto source = *SharedLogSource::Create(
+      Layout(), Slots(), std::move(log), [] { return absl::OkStatus(); });
+  ASSERT_TRUE(source->Start().ok());
+  writer.Mark(kHigh, PageIndex(0));
+  const PageBitmap into = *PageBitmap::Create(kPages);
+  EXPECT_EQ(*source->Collect(into.view()), PageCount(1));
 }
 
 // --- Slots that change.
@@ -359,6 +365,53 @@ TEST_F(ReplaceTest, RefusesWhatDoesNotFit) {
 }
 
 // --- A writer that is killed.
+
+// Runs `act` when it is first slept on: a switch waits for a writer.
+class ActingClock final : public Clock {
+ public:
+  explicit ActingClock(std::function<void()> act) : act_(std::move(act)) {}
+  int64_t NowNanos() override { return 0; }
+  void SleepFor(int64_t) override {
+    if (act_) std::exchange(act_, nullptr)();
+  }
+
+ private:
+  std::function<void()> act_;
+};
+
+// In its section, while the last Collect of a migration waits for it: that
+// Collect has to tell, there is no other.
+TEST_F(SharedLogSourceTest, ADeathDuringACollectIsToldByThatCollect) {
+  pid_t child = -1;
+  ActingClock clock([&] {
+    ASSERT_EQ(::kill(child, SIGKILL), 0);
+    ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  });
+  DirtyLogSet log = *DirtyLogSet::Create(LogSlotsOf(Slots()), &clock);
+  const int fd = log.fd();
+  int ready[2];
+  ASSERT_EQ(::pipe2(ready, O_CLOEXEC), 0);
+  child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    auto own = DirtyLogSet::Open(UniqueFd(::dup(fd)), LogSlotsOf(Slots()));
+    if (!own.ok()) ::_exit(1);
+    DirtyLogWriter writer = *own->NewWriter();
+    writer.Mark(kLow, PageIndex(1));
+    DirtyLogWriterPeer::Enter(writer);
+    if (::write(ready[1], "", 1) != 1) ::_exit(1);
+    for (;;) ::pause();
+  }
+  char byte = 0;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  ::close(ready[0]);
+  ::close(ready[1]);
+  auto source = *SharedLogSource::Create(Layout(), Slots(), std::move(log),
+                                         [] { return absl::OkStatus(); });
+  ASSERT_TRUE(source->Start().ok());
+  EXPECT_EQ(*source->Collect(into_.view()), kPages);
+}
 
 TEST_F(SharedLogSourceTest, AfterAWritersDeathEveryPageIsReportedOnce) {
   DirtyLogSet log = *DirtyLogSet::Create(LogSlotsOf(Slots()));

@@ -83,13 +83,13 @@ absl::StatusOr<PageCount> VhostLog::Collect(PageBitmapView into) {
   PageCount set = into.MoveFrom(restored_.view());
   for (const Window& window : windows_) {
     const PageRun logged{window.in_log, window.ram.count};
+    // No further: to look at a hole of the memfd is to allocate it.
+    const PageBitmapView log = log_.First(logged.end() - PageIndex(0));
     PageIndex page = logged.first;
-    while (auto run = log_.NextSetRun(page)) {
-      if (run->first >= logged.end()) break;
-      run->count = std::min(run->count, logged.end() - run->first);
+    while (auto run = log.NextSetRun(page)) {
       // Taken before it is reported, and read later still: what is written
       // meanwhile sets the bit again.
-      log_.ClearRun(*run);
+      log.ClearRun(*run);
       const PageIndex ram = window.ram.first + (run->first - logged.first);
       set += into.SetRun({ram, run->count});
       page = run->end();
@@ -117,7 +117,7 @@ absl::Status VhostLog::Clear(PageBitmapView pages, PageRun run) {
 
 absl::Status VhostLog::Restore(PageBitmapView unsent) {
   if (absl::Status s = CheckUse(unsent); !s.ok()) return s;
-  restored_.view().MergeFrom(unsent);
+  restored_.view().MergeFrom(unsent.First(restored_.pages()));
   return absl::OkStatus();
 }
 

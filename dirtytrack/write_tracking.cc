@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 
 #include <cerrno>
 #include <cstring>
@@ -43,6 +44,10 @@ absl::Status RegistrationError(const HostRange& range, int error) {
 }
 
 absl::Status Register(int uffd, const HostRange& range) {
+  // Transparent huge pages are not tracked in parts (pagemap_scan_source.h).
+  // hugetlbfs refuses, and needs it not; what is huge already, Start finds.
+  ::madvise(reinterpret_cast<void*>(range.address.value()),
+            range.length.value(), MADV_NOHUGEPAGE);
   uffdio_register request = {
       .range = {.start = range.address.value(), .len = range.length.value()},
       .mode = UFFDIO_REGISTER_MODE_WP,

@@ -25,13 +25,14 @@ absl::StatusOr<ChosenDirtySource> ScanPagemap(const Attachment& attachment) {
     // ParseAttach lets no huge pages through.
     regions.push_back({.address = memory.host_address});
   }
+  absl::StatusOr<UniqueFd> pagemap = Duplicate(attachment.pagemap.get());
+  if (!pagemap.ok()) return pagemap.status();
   // In two steps: a page that is written often is sent once in a round, not
   // once more for the writes between the scan and its turn.
   absl::StatusOr<std::unique_ptr<PagemapScanSource>> source =
-      PagemapScanSource::Create(
-          attachment.layout, std::move(regions),
-          UniqueFd(::fcntl(attachment.pagemap.get(), F_DUPFD_CLOEXEC, 0)),
-          PagemapScanSource::Mode::kClearBeforeRead);
+      PagemapScanSource::Create(attachment.layout, std::move(regions),
+                                *std::move(pagemap),
+                                PagemapScanSource::Mode::kClearBeforeRead);
   if (!source.ok()) return source.status();
   return ChosenDirtySource{
       *std::move(source),

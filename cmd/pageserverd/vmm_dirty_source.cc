@@ -13,9 +13,10 @@ namespace postcopy {
 absl::StatusOr<std::unique_ptr<VmmDirtySource>> VmmDirtySource::Create(
     const std::shared_ptr<VmmConnection>& vmm) {
   const Attachment& attachment = vmm->attachment();
-  UniqueFd fd(::fcntl(attachment.dirty_log.get(), F_DUPFD_CLOEXEC, 0));
+  absl::StatusOr<UniqueFd> fd = Duplicate(attachment.dirty_log.get());
+  if (!fd.ok()) return fd.status();
   absl::StatusOr<DirtyLogSet> log =
-      DirtyLogSet::Open(std::move(fd), LogSlotsOf(attachment.slots));
+      DirtyLogSet::Open(*std::move(fd), LogSlotsOf(attachment.slots));
   if (!log.ok()) return log.status();
   const WeakVmm weak(vmm);
   absl::StatusOr<std::unique_ptr<SharedLogSource>> source =
@@ -30,7 +31,8 @@ absl::StatusOr<std::unique_ptr<VmmDirtySource>> VmmDirtySource::Create(
 absl::Status VmmDirtySource::Start() {
   if (absl::Status s = log_->Start(); !s.ok()) return s;
   absl::Status status = vmm_.Call(&VmmConnection::StartDirtyLogging);
-  if (!status.ok()) log_->Stop().IgnoreError();
+  started_ = status.ok();
+  if (!started_) log_->Stop().IgnoreError();
   return status;
 }
 
@@ -47,6 +49,8 @@ absl::Status VmmDirtySource::Restore(PageBitmapView unsent) {
 }
 
 absl::Status VmmDirtySource::Stop() {
+  if (!started_) return absl::OkStatus();
+  started_ = false;
   const absl::Status stopped = vmm_.Call(&VmmConnection::StopDirtyLogging);
   const absl::Status closed = log_->Stop();
   return stopped.ok() ? closed : stopped;

@@ -18,8 +18,9 @@ namespace postcopy {
 // the VMM's tracking on and off, Collect has it bring the log up to date.
 class VmmDirtySource final : public DirtySource {
  public:
-  // Opens the log that the VMM attached. INVALID_ARGUMENT or DATA_LOSS if what
-  // is in it does not fit the VM's slots.
+  // Opens the log that the VMM attached. INVALID_ARGUMENT or
+  // FAILED_PRECONDITION if it does not fit the VM's slots, RESOURCE_EXHAUSTED
+  // for descriptors.
   static absl::StatusOr<std::unique_ptr<VmmDirtySource>> Create(
       const std::shared_ptr<VmmConnection>& vmm);
 
@@ -35,6 +36,7 @@ class VmmDirtySource final : public DirtySource {
 
   const WeakVmm vmm_;
   const std::unique_ptr<SharedLogSource> log_;
+  bool started_ = false;
 };
 
 }  // namespace postcopy
