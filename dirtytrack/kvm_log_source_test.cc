@@ -16,6 +16,7 @@
 #include "dirtytrack/dirty_source.h"
 #include "dirtytrack/kvm_test_guest.h"
 #include "dirtytrack/memfd.h"
+#include "dirtytrack/proof_rounds.h"
 #include "gtest/gtest.h"
 
 namespace postcopy {
@@ -24,7 +25,7 @@ namespace {
 using absl::StatusCode;
 using Set = std::set<uint64_t>;
 
-constexpr int kRounds = 10'000;
+const int kRounds = ProofRounds();
 
 Set PagesOf(PageBitmapView bitmap) {
   Set pages;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "dirtytrack/kvm_test_guest.h"
+#include "dirtytrack/proof_rounds.h"
 #include "gtest/gtest.h"
 
 namespace postcopy {
@@ -23,7 +24,7 @@ namespace {
 using absl::StatusCode;
 using Set = std::set<uint64_t>;
 
-constexpr int kRounds = 10'000;
+const int kRounds = ProofRounds();
 // 1024 entries; more than PML wants, fewer than the guest has pages.
 constexpr ByteCount kRingBytes{16384};
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "dirtytrack/pagemap_scan_source.h"
+#include "dirtytrack/proof_rounds.h"
 #include "dirtytrack/tracked_child.h"
 #include "gtest/gtest.h"
 
@@ -32,7 +33,7 @@ constexpr bool kSlow = false;
 #endif
 
 constexpr ByteCount kHuge = PagemapScanSource::kHugePageSize;
-constexpr int kRounds = 10'000;
+const int kRounds = ProofRounds();
 constexpr int kRoundsPerCheck = 10;
 
 bool IsHuge(Memory memory) {
@@ -167,7 +168,7 @@ class ShadowTest : public testing::TestWithParam<std::tuple<Memory, Mode>> {
   std::mt19937_64 random_{2};
 };
 
-TEST_P(ShadowTest, NoWriteIsLostInTenThousandRounds) {
+TEST_P(ShadowTest, NoWriteIsLost) {
   // Few enough that most pages stay as they were: a page that is written again
   // soon would hide that it was missed. Now and then many, for long rounds.
   const uint64_t few = IsHuge(memory_) ? 5 : 100;
@@ -180,7 +181,7 @@ TEST_P(ShadowTest, NoWriteIsLostInTenThousandRounds) {
       ASSERT_EQ(DifferingPages(), Set()) << "round " << round;
     }
   }
-  EXPECT_GT(child_->writes(), uint64_t{kRounds} / 4);
+  EXPECT_GT(child_->writes(), static_cast<uint64_t>(kRounds) / 4);
   RecordProperty("writes", std::to_string(child_->writes()));
 }
 

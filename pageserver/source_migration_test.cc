@@ -1350,7 +1350,7 @@ TEST(SourceMigrationUrgentTest, Refusals) {
   auto memory = h.migration().AttachUrgent(h.key());
   ASSERT_TRUE(memory.ok()) << memory.status();
   PageBatch batch;
-  const auto read = [&](SessionKey key, std::vector<PageIndex> pages) {
+  const auto read = [&](SessionKey key, const std::vector<PageIndex>& pages) {
     return h.migration().ReadUrgent(key, **memory, pages, batch);
   };
   const SessionKey key = h.key();

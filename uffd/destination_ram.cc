@@ -127,7 +127,7 @@ absl::StatusOr<DestinationRam> DestinationRam::Create(
   }
   std::vector<Mapped> mapped;
   for (size_t i = 0; i < regions.size(); ++i) {
-    const absl::Status status = CheckRegion(layout, regions, i);
+    absl::Status status = CheckRegion(layout, regions, i);
     if (!status.ok()) return status;
     UniqueFd fd(::fcntl(regions[i].memory_fd, F_DUPFD_CLOEXEC, 0));
     if (!fd.valid()) {

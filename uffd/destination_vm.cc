@@ -52,7 +52,7 @@ absl::Status CheckRun(const RamLayout& layout, const ReceivedRun& run) {
   if (run.pages.count.empty()) {
     return absl::InvalidArgumentError("the peer sent a run of no pages");
   }
-  const absl::Status inside = layout.Check(run.pages.first, run.pages.count);
+  absl::Status inside = layout.Check(run.pages.first, run.pages.count);
   if (!inside.ok()) return inside;
   // In the layout, so its bytes can be counted.
   if (run.data.empty() || run.data.size() == BytesIn(run.pages.count).value()) {
@@ -65,7 +65,7 @@ absl::Status CheckRun(const RamLayout& layout, const ReceivedRun& run) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DestinationVm>> DestinationVm::Create(
-    RamLayout layout, std::vector<DestinationRegion> regions,
+    RamLayout layout, const std::vector<DestinationRegion>& regions,
     std::unique_ptr<UffdOps> ops, Clock* clock) {
   absl::StatusOr<std::unique_ptr<PageState>> state =
       PageState::Create(layout.pages());

@@ -100,7 +100,7 @@ class DestinationVm {
   // should change; what had been registered is unregistered again.
   // `clock` outlives the object.
   static absl::StatusOr<std::unique_ptr<DestinationVm>> Create(
-      RamLayout layout, std::vector<DestinationRegion> regions,
+      RamLayout layout, const std::vector<DestinationRegion>& regions,
       std::unique_ptr<UffdOps> ops, Clock* clock);
 
   DestinationVm(const DestinationVm&) = delete;
