@@ -572,8 +572,11 @@ INSTANTIATE_TEST_SUITE_P(Modes, DirtyLoggingTest,
                          NameOf);
 
 // A guest whose program is gone does what no guest should.
-TEST(KvmMachineTest, SaysWhyAGuestStopped) {
-  auto created = CreateKvmMachine({.vcpus = 2}, MakeRam());
+class KvmMachineTest : public testing::TestWithParam<Kind> {};
+
+TEST_P(KvmMachineTest, SaysWhyAGuestStopped) {
+  auto created = GetParam().create(
+      {.vcpus = 2, .kvm_tracking = GetParam().kvm_tracking}, MakeRam());
   if (!created.ok()) GTEST_SKIP() << created.status();
   Machine& machine = **created;
   ASSERT_TRUE(machine.Start().ok());
@@ -581,18 +584,29 @@ TEST(KvmMachineTest, SaysWhyAGuestStopped) {
   const GuestParams params = machine.Claims()->params;
   std::memset(machine.ram().guest_physical_zero() + params.program_address,
               0xf4, params.mailbox_address - params.program_address);
+  ASSERT_TRUE(machine.StartDirtyLogging().ok());
   ASSERT_TRUE(machine.Resume().ok());
+  const auto collect = [&machine] {
+    return machine.CollectDirty(
+        [](SlotId, uint64_t, absl::Span<const uint64_t>) {});
+  };
   const auto give_up =
       std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (machine.Progress().status.ok() &&
          std::chrono::steady_clock::now() < give_up) {
+    EXPECT_TRUE(collect().ok());
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   EXPECT_EQ(machine.Progress().status.code(), absl::StatusCode::kInternal);
+  EXPECT_TRUE(collect().ok()) << "who collects does not let it run again";
   EXPECT_TRUE(machine.Pause().ok());
   EXPECT_EQ(machine.SaveState().status(), machine.Progress().status);
   EXPECT_EQ(machine.Resume(), machine.Progress().status);
 }
+
+INSTANTIATE_TEST_SUITE_P(Modes, KvmMachineTest,
+                         testing::Values(kKvmLog, kKvmManual, kKvmRing),
+                         NameOf);
 
 }  // namespace
 }  // namespace postcopy::demovm
