@@ -16,7 +16,7 @@ ABSL_FLAG(std::string, output, "table", "table or json.");
 ABSL_FLAG(postcopy::ByteCount, bandwidth, postcopy::ByteCount(0),
           "Bulk bytes per second; 0 = by --ram.");
 ABSL_FLAG(std::string, write_rate, "", "What the guest writes per second.");
-ABSL_FLAG(std::string, dirty_tracking, "log", "log or pagemap-scan.");
+ABSL_FLAG(std::string, dirty_tracking, "", "How dirty pages are found.");
 ABSL_FLAG(absl::Duration, run_after, absl::Seconds(2),
           "How long the guest runs on before it is checked.");
 ABSL_FLAG(bool, keep_logs, false, "Keep the children's output.");
@@ -42,9 +42,15 @@ Flags:
                         guest writes; 128MiB for more than 1GiB of RAM)
   --write_rate=SIZE     what the guest writes per second (default: 300MiB); 0 is
                         no limit
-  --dirty_tracking=log|pagemap-scan
-                        how dirty pages are found: the VMM marks them in a log
-                        (default), or the kernel tells (Linux 6.7)
+  --dirty_tracking=HOW  how dirty pages are found. With --guest=kvm:
+                          kvm-manual    KVM's bitmaps, cleared in a second step
+                                        (default)
+                          kvm-log       KVM's bitmaps, cleared when read
+                          kvm-ring      KVM's rings, one for each vCPU
+                        With --guest=process:
+                          log           its program marks its pages (default)
+                        With both:
+                          pagemap-scan  the kernel tells (Linux 6.7)
   --run_after=TIME      how long the guest runs on before it is checked (2s)
   --output=table|json   how to print the report (default: table)
   --keep_logs           keep the output of the programs it runs

@@ -14,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "cmd/demovm/dirty_tracking.h"
 #include "cmd/postcopyctl/names.h"
 #include "cmd/postcopyctl/options.h"
 #include "cmd/postcopyctl/units.h"
@@ -54,17 +55,10 @@ absl::Status CheckGuest(const DemoOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("--vcpus must be 1 to ", kVcpusMax));
   }
-  if (options.guest != "kvm" && options.guest != "process") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--guest=", options.guest, " must be kvm or process"));
-  }
-  if (options.dirty_tracking != "log" &&
-      options.dirty_tracking != "pagemap-scan") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--dirty_tracking=", options.dirty_tracking,
-                     " must be log or pagemap-scan"));
-  }
-  return WriteRateMib(options.write_rate).status();
+  auto status =
+      demovm::ChooseTracking(options.dirty_tracking, options.guest).status();
+  status.Update(WriteRateMib(options.write_rate).status());
+  return status;
 }
 
 }  // namespace
@@ -147,6 +141,9 @@ absl::Status FitToMachine(DemoOptions* options, std::ostream* err) {
     *err << "demo: /dev/kvm cannot be opened, so the guest is a process"
          << std::endl;
     options->guest = "process";
+    status = demovm::ChooseTracking(options->dirty_tracking, options->guest)
+                 .status();
+    if (!status.ok()) return status;
   }
   std::error_code error;
   std::string self = std::filesystem::read_symlink("/proc/self/exe", error);

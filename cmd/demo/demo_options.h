@@ -34,8 +34,8 @@ struct DemoOptions {
   ByteCount bandwidth{};
   // What the guest writes per second; empty = demovm's default.
   std::string write_rate = {};
-  // "log" or "pagemap-scan", as demovm's --dirty_tracking.
-  std::string dirty_tracking = "log";
+  // As demovm's --dirty_tracking; empty = its default for `guest`.
+  std::string dirty_tracking = {};
   // How long the guest runs on at the destination before it is checked.
   absl::Duration run_after = absl::Seconds(2);
   // Do not remove the directory with the children's output.

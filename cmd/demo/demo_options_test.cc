@@ -36,7 +36,9 @@ TEST(ValidateTest, SaysWhatIsWrong) {
   ExpectInvalid({.vcpus = 0}, "--vcpus must be 1 to 8");
   ExpectInvalid({.vcpus = 9}, "--vcpus must be 1 to 8");
   ExpectInvalid({.guest = "qemu"}, "kvm or process");
-  ExpectInvalid({.dirty_tracking = "kvm"}, "log or pagemap-scan");
+  ExpectInvalid({.dirty_tracking = "kvm"}, "kvm-ring or pagemap-scan");
+  ExpectInvalid({.guest = "process", .dirty_tracking = "kvm-ring"},
+                "needs --guest=kvm");
   ExpectInvalid({.policy = "x"}, "--policy=x");
   ExpectInvalid({.output = "x"}, "--output=x");
   ExpectInvalid({.bandwidth = ByteCount(1)}, "--bandwidth=1");

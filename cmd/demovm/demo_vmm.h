@@ -33,7 +33,7 @@ class DemoVmm : private VmmHandler {
  public:
   // How a source lets its daemon know which pages the guest writes.
   enum class DirtyTracking {
-    kLog,          // a shared log, marked from KVM's
+    kLog,          // a shared log, marked with what the machine tells
     kPagemapScan,  // the kernel tells
   };
 

@@ -3,7 +3,6 @@
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -15,11 +14,19 @@
 #include "cmd/demovm/kvm_vcpu.h"
 #include "cmd/demovm/machine.h"
 #include "cmd/demovm/machine_base.h"
+#include "dirtytrack/dirty_source.h"
+#include "dirtytrack/kvm_log_source.h"
+#include "dirtytrack/kvm_ring_source.h"
+#include "dirtytrack/kvm_slots.h"
 #include "dirtytrack/page_bitmap.h"
+#include "dirtytrack/ram_layout.h"
 #include "dirtytrack/unique_fd.h"
 
 namespace postcopy::demovm {
 namespace {
+
+// 4096 pages for each vCPU: some tenths of a second of its writes.
+constexpr ByteCount kRingBytes{uint64_t{64} << 10};
 
 absl::StatusOr<UniqueFd> OpenKvm() {
   UniqueFd kvm(open("/dev/kvm", O_RDWR | O_CLOEXEC));
@@ -66,16 +73,15 @@ class KvmMachine : public MachineBase {
   KvmMachine(const MachineOptions& options, GuestRam ram,
              const GuestParams& params)
       : MachineBase(MachineKind::kKvm, options, std::move(ram), params,
-                    sizeof(KvmVcpuState)) {}
+                    sizeof(KvmVcpuState)),
+        tracking_(options.kvm_tracking) {}
   ~KvmMachine() override { EndThreads(); }
 
   // Creates the VM, its slots and vCPUs. Once, before anything else.
   absl::Status Init();
 
   absl::Status StartDirtyLogging() override;
-  absl::Status CollectDirty(
-      absl::FunctionRef<void(SlotId, uint64_t, absl::Span<const uint64_t>)>
-          report) override;
+  absl::Status CollectDirty(DirtyReport report) override;
   absl::Status StopDirtyLogging() override;
 
  protected:
@@ -88,13 +94,22 @@ class KvmMachine : public MachineBase {
   void KickVcpu(int vcpu, pthread_t thread) override;
 
  private:
-  absl::Status SetSlots(uint32_t flags);
+  std::vector<KvmSlot> Slots() const;
+  absl::Status AddSlots();
   absl::Status AddVcpus(int kvm);
+  // REQUIRES: slots and vCPUs have been added.
+  absl::Status AddDirtySource();
+  absl::Status AddLogSource(const RamLayout& layout);
+  absl::Status AddRingSource(const RamLayout& layout);
+  // On the vCPU's thread.
+  absl::Status OnRingFull(int vcpu);
 
+  const KvmTracking tracking_;
   UniqueFd vm_;
   std::vector<std::unique_ptr<KvmVcpu>> vcpus_;
-  bool logging_ = false;
-  std::vector<uint64_t> bitmap_;  // for the largest slot
+  std::unique_ptr<DirtySource> dirty_source_;
+  KvmRingSource* ring_source_ = nullptr;  // dirty_source_, if it is one
+  PageBitmap collected_;                  // and not reported yet
 };
 
 absl::Status KvmMachine::Init() {
@@ -107,22 +122,38 @@ absl::Status KvmMachine::Init() {
     return absl::ErrnoToStatus(
         errno, "KVM cannot create a VM; or use --guest=process");
   }
-  if (auto status = SetSlots(/*flags=*/0); !status.ok()) return status;
-  return AddVcpus(kvm->get());
+  if (tracking_ == KvmTracking::kRing) {
+    auto status = EnableKvmDirtyRing(vm_.get(), kRingBytes);
+    if (!status.ok()) return status;
+  }
+  absl::Status status = AddSlots();
+  if (status.ok()) status = AddVcpus(kvm->get());
+  if (status.ok()) status = AddDirtySource();
+  return status;
 }
 
-absl::Status KvmMachine::SetSlots(uint32_t flags) {
+std::vector<KvmSlot> KvmMachine::Slots() const {
+  std::vector<KvmSlot> slots;
   for (const RamBlock& block : ram().blocks()) {
+    slots.push_back(
+        {.slot = block.slot,
+         .host = HostAddress(reinterpret_cast<uintptr_t>(block.host))});
+  }
+  return slots;
+}
+
+absl::Status KvmMachine::AddSlots() {
+  for (const KvmSlot& slot : Slots()) {
     const kvm_userspace_memory_region region{
-        .slot = block.slot.id.slot,
-        .flags = flags,
-        .guest_phys_addr = block.slot.guest_physical_address,
-        .memory_size = block.slot.length.value(),
-        .userspace_addr = reinterpret_cast<uint64_t>(block.host)};
+        .slot = KvmSlotNumber(slot.slot.id),
+        .flags = slot.flags,
+        .guest_phys_addr = slot.slot.guest_physical_address,
+        .memory_size = slot.slot.length.value(),
+        .userspace_addr = slot.host.value()};
     if (ioctl(vm_.get(), KVM_SET_USER_MEMORY_REGION, &region) != 0) {
-      return absl::ErrnoToStatus(
-          errno, absl::StrCat("KVM cannot take ", block.region.name, " as ",
-                              ToString(block.slot.id)));
+      return absl::ErrnoToStatus(errno,
+                                 absl::StrCat("KVM cannot take guest RAM as ",
+                                              ToString(slot.slot.id)));
     }
   }
   return absl::OkStatus();
@@ -175,45 +206,89 @@ absl::Status KvmMachine::RunVcpu(int vcpu) {
   return vcpus_[vcpu]->Run(
       [this, vcpu](uint32_t kind, const uint64_t numbers[4]) {
         OnReport(vcpu, kind, numbers);
-      });
+      },
+      [this, vcpu] { return OnRingFull(vcpu); });
 }
 
 void KvmMachine::KickVcpu(int vcpu, pthread_t thread) {
   vcpus_[vcpu]->Kick(thread);
 }
 
-absl::Status KvmMachine::StartDirtyLogging() {
-  // Off first: what an earlier log has gathered is forgotten.
-  if (auto status = StopDirtyLogging(); !status.ok()) return status;
-  auto status = SetSlots(KVM_MEM_LOG_DIRTY_PAGES);
-  logging_ = status.ok();
+absl::Status KvmMachine::AddDirtySource() {
+  absl::StatusOr<RamLayout> layout = RamLayout::Create(ram().regions());
+  if (!layout.ok()) return layout.status();
+  absl::StatusOr<PageBitmap> collected = PageBitmap::Create(layout->pages());
+  if (!collected.ok()) return collected.status();
+  collected_ = *std::move(collected);
+  return tracking_ == KvmTracking::kRing ? AddRingSource(*layout)
+                                         : AddLogSource(*layout);
+}
+
+absl::Status KvmMachine::AddLogSource(const RamLayout& layout) {
+  absl::StatusOr<std::unique_ptr<KvmLogSource>> source =
+      KvmLogSource::Create(layout, {.vm = vm_.get(),
+                                    .slots = Slots(),
+                                    // Not initially set: who migrates sends all
+                                    // pages first without being told.
+                                    .mode = tracking_ == KvmTracking::kLog
+                                                ? KvmLogMode::kGetDirtyLog
+                                                : KvmLogMode::kManualProtect});
+  if (!source.ok()) return source.status();
+  dirty_source_ = *std::move(source);
+  return absl::OkStatus();
+}
+
+absl::Status KvmMachine::AddRingSource(const RamLayout& layout) {
+  std::vector<int> vcpus;
+  for (const auto& vcpu : vcpus_) vcpus.push_back(vcpu->fd());
+  absl::StatusOr<std::unique_ptr<KvmRingSource>> source =
+      KvmRingSource::Create(layout, {.vm = vm_.get(),
+                                     .slots = Slots(),
+                                     .vcpus = std::move(vcpus),
+                                     .ring_bytes = kRingBytes,
+                                     .kick = [this] {
+                                       Interrupt();
+                                       return absl::OkStatus();
+                                     }});
+  if (!source.ok()) return source.status();
+  ring_source_ = source->get();
+  dirty_source_ = *std::move(source);
+  return absl::OkStatus();
+}
+
+absl::Status KvmMachine::OnRingFull(int vcpu) {
+  const absl::Status status =
+      ring_source_->OnRingFull(static_cast<size_t>(vcpu));
+  // Tracking is broken, as CollectDirty will say, or the ring is full still and
+  // KVM will say so again; the guest is not harmed.
+  if (absl::IsDataLoss(status) || absl::IsUnavailable(status)) {
+    return absl::OkStatus();
+  }
   return status;
 }
 
-absl::Status KvmMachine::StopDirtyLogging() {
-  logging_ = false;
-  return SetSlots(/*flags=*/0);
+absl::Status KvmMachine::StartDirtyLogging() {
+  // Off first: what an earlier log has gathered is forgotten.
+  if (auto status = StopDirtyLogging(); !status.ok()) return status;
+  return dirty_source_->Start();
 }
 
-absl::Status KvmMachine::CollectDirty(
-    absl::FunctionRef<void(SlotId, uint64_t, absl::Span<const uint64_t>)>
-        report) {
-  if (!logging_) return DirtyLoggingIsOff();
-  for (const RamBlock& block : ram().blocks()) {
-    bitmap_.assign(PageBitmapView::WordCount(block.slot.pages().count), 0);
-    kvm_dirty_log log = {};
-    log.slot = block.slot.id.slot;
-    log.dirty_bitmap = bitmap_.data();
-    if (ioctl(vm_.get(), KVM_GET_DIRTY_LOG, &log) != 0) {
-      return absl::ErrnoToStatus(
-          errno, absl::StrCat("KVM does not give the dirty log of ",
-                              ToString(block.slot.id)));
-    }
-    const bool any = std::any_of(bitmap_.begin(), bitmap_.end(),
-                                 [](uint64_t word) { return word != 0; });
-    if (any) report(block.slot.id, 0, bitmap_);
+absl::Status KvmMachine::StopDirtyLogging() {
+  collected_.Reset();
+  return dirty_source_->Stop();
+}
+
+absl::Status KvmMachine::CollectDirty(DirtyReport report) {
+  const PageBitmapView collected = collected_.view();
+  absl::Status status = dirty_source_->Collect(collected).status();
+  // Pages are protected again before they are reported: from then on somebody
+  // may read them, and a write after that must be seen. Those that were not
+  // collected must not be cleared. What fails here stays in collected_.
+  if (status.ok()) {
+    status = dirty_source_->Clear(collected, {PageIndex(0), collected.pages()});
   }
-  return absl::OkStatus();
+  if (status.ok()) TakeDirty(collected, report);
+  return status;
 }
 
 }  // namespace

@@ -139,10 +139,10 @@ void KvmVcpu::ClearKick() {
   std::atomic_ref<uint8_t>(run_->immediate_exit).store(0);
 }
 
-absl::Status KvmVcpu::Run(Reported reported) {
+absl::Status KvmVcpu::Run(Reported reported, RingFull ring_full) {
   while (true) {
     if (ioctl(fd_.get(), KVM_RUN, nullptr) == 0) {
-      auto status = HandleExit(reported);
+      auto status = HandleExit(reported, ring_full);
       if (!status.ok()) return status;
       continue;
     }
@@ -175,12 +175,14 @@ absl::Status KvmVcpu::Unexpected(absl::string_view what) const {
       "probably not as they were"));
 }
 
-absl::Status KvmVcpu::HandleExit(Reported reported) {
+absl::Status KvmVcpu::HandleExit(Reported reported, RingFull ring_full) {
   switch (run_->exit_reason) {
     case KVM_EXIT_IO:
       return HandleIo(reported);
     case KVM_EXIT_INTR:
       return absl::OkStatus();
+    case KVM_EXIT_DIRTY_RING_FULL:
+      return ring_full();
     case KVM_EXIT_MMIO:
       return Unexpected(absl::StrCat(
           run_->mmio.is_write ? "wrote to" : "read", " address 0x",

@@ -67,9 +67,13 @@ class KvmVcpu {
   KvmVcpu& operator=(const KvmVcpu&) = delete;
   ~KvmVcpu();
 
+  // Called when the vCPU's dirty ring is full: makes room in it. The vCPU
+  // cannot go on with what this returns, if not OK.
+  using RingFull = absl::FunctionRef<absl::Status()>;
+
   // Lets the vCPU run until Kick(), passing on its reports. Returns OK when it
   // can be saved; else why it cannot go on.
-  absl::Status Run(Reported reported);
+  absl::Status Run(Reported reported, RingFull ring_full);
 
   // Ends the Run() of now or the next one, in `thread`, from any thread.
   void Kick(pthread_t thread);
@@ -85,13 +89,16 @@ class KvmVcpu {
                      uint64_t entry);
   absl::StatusOr<GuestRegisters> Registers() const;
 
+  // For its dirty ring.
+  int fd() const { return fd_.get(); }
+
  private:
   KvmVcpu(int index, UniqueFd fd, kvm_run* run, size_t run_bytes)
       : index_(index), fd_(std::move(fd)), run_(run), run_bytes_(run_bytes) {}
 
   absl::Status GetFxsave(std::array<uint8_t, 512>& fxsave) const;
   absl::Status SetFxsave(const std::array<uint8_t, 512>& fxsave);
-  absl::Status HandleExit(Reported reported);
+  absl::Status HandleExit(Reported reported, RingFull ring_full);
   absl::Status HandleIo(Reported reported);
   absl::Status Unexpected(absl::string_view what) const;
 

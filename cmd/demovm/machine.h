@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "cmd/demovm/dirty_tracking.h"
 #include "cmd/demovm/guest_abi.h"
 #include "cmd/demovm/guest_ram.h"
 #include "dirtytrack/types.h"
@@ -33,6 +34,8 @@ struct MachineOptions {
   // How fast the guest writes its pages, all vCPUs together; 0: as fast as it
   // can. Kept by the VMM, between two reports of a vCPU.
   uint64_t write_rate_mib_per_s = 150;
+  // How the KVM machine finds dirty pages; means nothing to the other kind.
+  KvmTracking kvm_tracking = KvmTracking::kManual;
 
   // The rest matters to Start() only: a destination takes what the source had.
   //
@@ -133,17 +136,19 @@ class Machine {
   // CollectDirty(). In any state, also while running.
   virtual absl::Status StartDirtyLogging() = 0;
 
+  // Bit b of words[i] is page 64 * (first_word + i) + b of the slot. Does not
+  // keep the span.
+  using DirtyReport = absl::FunctionRef<void(SlotId slot, uint64_t first_word,
+                                             absl::Span<const uint64_t> words)>;
+
   // Calls `report` for the pages written since the last call (the first time:
-  // since StartDirtyLogging), as bitmap words: bit b of words[i] is page
-  // 64 * (first_word + i) + b of the slot. Forgets them. While the guest runs,
-  // a page written during the call is reported by this call or by the next; who
-  // reads a page after it was reported has either its last bytes or sees it
-  // reported again. After Pause() nothing is left out. `report` does not keep
-  // the span.
-  virtual absl::Status CollectDirty(
-      absl::FunctionRef<void(SlotId slot, uint64_t first_word,
-                             absl::Span<const uint64_t> words)>
-          report) = 0;
+  // since StartDirtyLogging) and forgets them. While the guest runs, a page
+  // written during the call is reported by this call or by the next; who reads
+  // a page after it was reported has either its last bytes or sees it reported
+  // again. After Pause() nothing is left out. On failure the next call reports
+  // what this one did not, but for DATA_LOSS: then what was written is unknown
+  // until logging is started anew.
+  virtual absl::Status CollectDirty(DirtyReport report) = 0;
 
   // The pages that were not collected are forgotten.
   virtual absl::Status StopDirtyLogging() = 0;

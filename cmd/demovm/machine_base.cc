@@ -2,6 +2,8 @@
 
 #include <pthread.h>
 
+#include <algorithm>
+#include <array>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +12,7 @@ namespace postcopy::demovm {
 namespace {
 
 constexpr double kMebibyte = 1 << 20;
+constexpr size_t kWordsPerReport = 512;  // 128 MiB of RAM
 
 }  // namespace
 
@@ -23,11 +26,6 @@ std::string ToString(const GuestMismatch& mismatch) {
                       " is 0x", absl::Hex(mismatch.found), ", not as version ",
                       version, IsZeroEntry(mismatch.entry) ? " (zeros)" : "",
                       " has it");
-}
-
-absl::Status DirtyLoggingIsOff() {
-  return absl::FailedPreconditionError(
-      "CollectDirty wants dirty logging to be on: call StartDirtyLogging");
 }
 
 MachineBase::MachineBase(MachineKind kind, const MachineOptions& options,
@@ -104,6 +102,14 @@ void MachineBase::CloseAndKick() {
   for (size_t vcpu = 0; vcpu < threads_.size(); ++vcpu) {
     KickVcpu(static_cast<int>(vcpu), threads_[vcpu].native_handle());
   }
+}
+
+void MachineBase::Interrupt() {
+  if (stage_ != Stage::kRunning) return;
+  CloseAndKick();
+  gate_.WaitUntilParked();
+  // A guest that has failed keeps the gate closed. None can fail while parked.
+  if (failure().ok()) gate_.Open();
 }
 
 void MachineBase::EndThreads() {
@@ -227,6 +233,27 @@ void MachineBase::KeepRate(int vcpu, uint64_t page_writes) {
   const auto now = WritePacer::Clock::now();
   const auto go_on = vcpus_[vcpu]->pacer.GoOnAt(page_writes, now);
   if (go_on > now) gate_.SleepUntil(go_on);
+}
+
+void MachineBase::TakeDirty(PageBitmapView dirty, DirtyReport report) const {
+  for (const RamBlock& block : ram_.blocks()) {
+    // RAM ends and begins at multiples of 2 MiB, so slots share no word.
+    const PageRun shown = block.slot.pages();
+    const size_t base = shown.first.value() / PageBitmapView::kPagesPerWord;
+    const size_t count = PageBitmapView::WordCount(shown.count);
+    std::array<uint64_t, kWordsPerReport> words;
+    for (size_t first = 0; first < count; first += words.size()) {
+      const size_t now = std::min(words.size(), count - first);
+      uint64_t any = 0;
+      for (size_t i = 0; i < now; ++i) {
+        words[i] = dirty.TakeWord(base + first + i);
+        any |= words[i];
+      }
+      if (any != 0) {
+        report(block.slot.id, first, absl::MakeConstSpan(words.data(), now));
+      }
+    }
+  }
 }
 
 GuestProgress MachineBase::Progress() {

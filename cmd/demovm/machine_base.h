@@ -22,11 +22,9 @@
 #include "cmd/demovm/machine_state.h"
 #include "cmd/demovm/vcpu_gate.h"
 #include "cmd/demovm/write_pacer.h"
+#include "dirtytrack/page_bitmap.h"
 
 namespace postcopy::demovm {
-
-// What CollectDirty() says before StartDirtyLogging().
-absl::Status DirtyLoggingIsOff();
 
 class MachineBase : public Machine {
  public:
@@ -72,6 +70,12 @@ class MachineBase : public Machine {
   // RunVcpu() passes on what the vCPU reports, on its thread. Sleeps as long
   // as the vCPU is ahead of its rate.
   void OnReport(int vcpu, uint32_t kind, const uint64_t numbers[4]);
+
+  // Makes every vCPU that runs return from RunVcpu() once. For the thread that
+  // the other methods belong to.
+  void Interrupt();
+  // Reports and clears the pages of `dirty`, which has a bit for each RAM page.
+  void TakeDirty(PageBitmapView dirty, DirtyReport report) const;
 
  private:
   enum class Stage { kNew, kRunning, kPaused };

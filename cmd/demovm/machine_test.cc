@@ -9,10 +9,12 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "cmd/demovm/dirty_tracking.h"
 #include "cmd/demovm/guest_abi.h"
 #include "cmd/demovm/guest_checker.h"
 #include "cmd/demovm/machine_state.h"
@@ -66,7 +68,18 @@ struct Kind {
   MachineKind kind;
   absl::StatusOr<std::unique_ptr<Machine>> (*create)(const MachineOptions&,
                                                      GuestRam);
+  KvmTracking kvm_tracking = KvmTracking::kManual;
 };
+
+constexpr Kind kKvm{"kvm", MachineKind::kKvm, &CreateKvmMachine};
+constexpr Kind kProcess{"process", MachineKind::kProcess,
+                        &CreateProcessMachine};
+constexpr Kind kKvmLog{"kvm_log", MachineKind::kKvm, &CreateKvmMachine,
+                       KvmTracking::kLog};
+constexpr Kind kKvmManual{"kvm_manual", MachineKind::kKvm, &CreateKvmMachine,
+                          KvmTracking::kManual};
+constexpr Kind kKvmRing{"kvm_ring", MachineKind::kKvm, &CreateKvmMachine,
+                        KvmTracking::kRing};
 
 class MachineTest : public testing::TestWithParam<Kind> {
  protected:
@@ -75,11 +88,18 @@ class MachineTest : public testing::TestWithParam<Kind> {
         access("/dev/kvm", R_OK | W_OK) != 0) {
       GTEST_SKIP() << "cannot open /dev/kvm: " << std::strerror(errno);
     }
+    if (GetParam().kvm_tracking != KvmTracking::kRing) return;
+    const absl::Status status =
+        GetParam().create(Options(), MakeRam()).status();
+    // This host's KVM may have no rings.
+    if (absl::IsFailedPrecondition(status)) GTEST_SKIP() << status;
   }
 
   // Two vCPUs, as fast as they can.
   static MachineOptions Options() {
-    return {.vcpus = 2, .write_rate_mib_per_s = 0};
+    return {.vcpus = 2,
+            .write_rate_mib_per_s = 0,
+            .kvm_tracking = GetParam().kvm_tracking};
   }
 
   static std::unique_ptr<Machine> Create(
@@ -222,55 +242,6 @@ TEST_P(MachineTest, GoesOnInAnotherMachine) {
     EXPECT_TRUE(verdict.ok()) << ToString(verdict);
   }
   EXPECT_EQ(machine->Progress().mismatches, 0u);
-}
-
-TEST_P(MachineTest, TheDirtyLogIsExact) {
-  auto machine = Create();
-  ASSERT_TRUE(machine->Start().ok());
-  ASSERT_TRUE(machine->StartDirtyLogging().ok());
-  GuestRam copy = MakeRam();
-  CopyAll(machine->ram(), copy);
-  uint64_t reported = 0;
-  const auto collect = [&] {
-    return machine->CollectDirty(
-        [&](SlotId id, uint64_t first_word, absl::Span<const uint64_t> words) {
-          const Slot slot = machine->ram().slots()[id.slot];
-          for (size_t i = 0; i < words.size() * 64; ++i) {
-            if ((words[i / 64] >> i % 64 & 1) == 0) continue;
-            ++reported;
-            CopyPage(machine->ram(), copy,
-                     slot.pages().first + PageCount(first_word * 64 + i));
-          }
-        });
-  };
-  for (int round = 0; round < 20; ++round) {
-    RunSteps(*machine, 500);
-    ASSERT_TRUE(collect().ok());
-  }
-  ASSERT_TRUE(machine->Pause().ok());
-  ASSERT_TRUE(collect().ok());
-  EXPECT_EQ(FirstDifference(machine->ram(), copy), PagesIn(kRamBytes).value());
-  EXPECT_GT(reported, 0u);
-  reported = 0;
-  ASSERT_TRUE(collect().ok());
-  EXPECT_EQ(reported, 0u) << "what was collected is forgotten";
-  ASSERT_TRUE(machine->StopDirtyLogging().ok());
-  EXPECT_EQ(collect().code(), absl::StatusCode::kFailedPrecondition);
-}
-
-TEST_P(MachineTest, LoggingStartsClean) {
-  auto machine = Create();
-  ASSERT_TRUE(machine->Start().ok());
-  ASSERT_TRUE(machine->StartDirtyLogging().ok());
-  RunSteps(*machine, 1000);
-  ASSERT_TRUE(machine->Pause().ok());
-  ASSERT_TRUE(machine->StartDirtyLogging().ok());
-  uint64_t reports = 0;
-  ASSERT_TRUE(machine
-                  ->CollectDirty([&](SlotId, uint64_t,
-                                     absl::Span<const uint64_t>) { ++reports; })
-                  .ok());
-  EXPECT_EQ(reports, 0u);
 }
 
 TEST_P(MachineTest, ACorruptByteIsNoticed) {
@@ -479,16 +450,133 @@ TEST_P(MachineTest, RunsWithEveryOptionAtItsLimits) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Kinds, MachineTest,
-    testing::Values(Kind{"kvm", MachineKind::kKvm, &CreateKvmMachine},
-                    Kind{"process", MachineKind::kProcess,
-                         &CreateProcessMachine}),
-    [](const testing::TestParamInfo<Kind>& info) { return info.param.name; });
+// A copy of a machine's RAM that is kept up to date by nothing but what is
+// reported.
+class DirtyLoggingTest : public MachineTest {
+ protected:
+  // A machine that runs and logs, and its copy.
+  void Begin(const MachineOptions& options = Options(),
+             ByteCount bytes = kRamBytes) {
+    machine_ = Create(options, MakeRam(bytes));
+    copy_.emplace(MakeRam(bytes));
+    ASSERT_TRUE(machine_->Start().ok());
+    ASSERT_TRUE(machine_->StartDirtyLogging().ok());
+    CopyAll(machine_->ram(), *copy_);
+  }
+
+  // Copies what is reported; returns how many pages.
+  absl::StatusOr<uint64_t> Collect() {
+    uint64_t reported = 0;
+    const absl::Status status = machine_->CollectDirty(
+        [&](SlotId id, uint64_t first_word, absl::Span<const uint64_t> words) {
+          const Slot slot = machine_->ram().slots()[id.slot];
+          for (size_t i = 0; i < words.size() * 64; ++i) {
+            if ((words[i / 64] >> i % 64 & 1) == 0) continue;
+            ++reported;
+            CopyPage(machine_->ram(), *copy_,
+                     slot.pages().first + PageCount(first_word * 64 + i));
+          }
+        });
+    if (!status.ok()) return status;
+    return reported;
+  }
+
+  // REQUIRES: paused.
+  void ExpectExactCopy() {
+    EXPECT_EQ(FirstDifference(machine_->ram(), *copy_),
+              PagesIn(machine_->ram().bytes()).value());
+  }
+
+  std::unique_ptr<Machine> machine_;
+  std::optional<GuestRam> copy_;
+};
+
+TEST_P(DirtyLoggingTest, IsExact) {
+  Begin();
+  uint64_t reported = 0;
+  for (int round = 0; round < 20; ++round) {
+    RunSteps(*machine_, 500);
+    absl::StatusOr<uint64_t> pages = Collect();
+    ASSERT_TRUE(pages.ok()) << pages.status();
+    reported += *pages;
+  }
+  ASSERT_TRUE(machine_->Pause().ok());
+  ASSERT_TRUE(Collect().ok());
+  ExpectExactCopy();
+  EXPECT_GT(reported, 0u);
+  EXPECT_EQ(Collect().value(), 0u) << "what was collected is forgotten";
+  const GuestVerdict verdict = Check(*machine_);
+  EXPECT_TRUE(verdict.ok()) << ToString(verdict);
+  ASSERT_TRUE(machine_->StopDirtyLogging().ok());
+  EXPECT_EQ(Collect().status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// Collecting and pausing both make vCPUs leave the guest.
+TEST_P(DirtyLoggingTest, IsExactAcrossManyPauses) {
+  Begin();
+  for (int round = 0; round < 200; ++round) {
+    ASSERT_TRUE(Collect().ok());
+    ASSERT_TRUE(Collect().ok());
+    ASSERT_TRUE(machine_->Pause().ok());
+    ASSERT_TRUE(Collect().ok());
+    ExpectExactCopy();
+    ASSERT_TRUE(machine_->Resume().ok());
+  }
+  RunSteps(*machine_, 1000);
+  EXPECT_EQ(machine_->Progress().mismatches, 0u);
+}
+
+// More pages than a ring of each vCPU has room for.
+TEST_P(DirtyLoggingTest, IsExactWhenNobodyCollectsForLong) {
+  MachineOptions options = Options();
+  options.hot_percent = 100;
+  Begin(options, ByteCount(64 * kMebibyte));
+  RunSteps(*machine_, 60000);
+  ASSERT_TRUE(machine_->Pause().ok());
+  absl::StatusOr<uint64_t> reported = Collect();
+  ASSERT_TRUE(reported.ok()) << reported.status();
+  EXPECT_GT(*reported, 10000u);
+  ExpectExactCopy();
+}
+
+TEST_P(DirtyLoggingTest, StartsClean) {
+  Begin();
+  RunSteps(*machine_, 1000);
+  ASSERT_TRUE(machine_->Pause().ok());
+  ASSERT_TRUE(machine_->StartDirtyLogging().ok());
+  EXPECT_EQ(Collect().value(), 0u);
+}
+
+TEST_P(DirtyLoggingTest, GoesOnAndOff) {
+  Begin();
+  ASSERT_TRUE(machine_->StopDirtyLogging().ok());
+  ASSERT_TRUE(machine_->StopDirtyLogging().ok()) << "twice is no harm";
+  RunSteps(*machine_, 5000);
+  ASSERT_TRUE(machine_->StartDirtyLogging().ok());
+  CopyAll(machine_->ram(), *copy_);
+  RunSteps(*machine_, 5000);
+  ASSERT_TRUE(machine_->Pause().ok());
+  ASSERT_TRUE(Collect().ok());
+  ExpectExactCopy();
+}
+
+std::string NameOf(const testing::TestParamInfo<Kind>& info) {
+  return info.param.name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, MachineTest, testing::Values(kKvm, kProcess),
+                         NameOf);
+INSTANTIATE_TEST_SUITE_P(Modes, DirtyLoggingTest,
+                         testing::Values(kKvmLog, kKvmManual, kKvmRing,
+                                         kProcess),
+                         NameOf);
 
 // A guest whose program is gone does what no guest should.
-TEST(KvmMachineTest, SaysWhyAGuestStopped) {
-  auto created = CreateKvmMachine({.vcpus = 2}, MakeRam());
+class KvmMachineTest : public testing::TestWithParam<Kind> {};
+
+TEST_P(KvmMachineTest, SaysWhyAGuestStopped) {
+  auto created = GetParam().create(
+      {.vcpus = 2, .kvm_tracking = GetParam().kvm_tracking}, MakeRam());
   if (!created.ok()) GTEST_SKIP() << created.status();
   Machine& machine = **created;
   ASSERT_TRUE(machine.Start().ok());
@@ -496,18 +584,29 @@ TEST(KvmMachineTest, SaysWhyAGuestStopped) {
   const GuestParams params = machine.Claims()->params;
   std::memset(machine.ram().guest_physical_zero() + params.program_address,
               0xf4, params.mailbox_address - params.program_address);
+  ASSERT_TRUE(machine.StartDirtyLogging().ok());
   ASSERT_TRUE(machine.Resume().ok());
+  const auto collect = [&machine] {
+    return machine.CollectDirty(
+        [](SlotId, uint64_t, absl::Span<const uint64_t>) {});
+  };
   const auto give_up =
       std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (machine.Progress().status.ok() &&
          std::chrono::steady_clock::now() < give_up) {
+    EXPECT_TRUE(collect().ok());
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   EXPECT_EQ(machine.Progress().status.code(), absl::StatusCode::kInternal);
+  EXPECT_TRUE(collect().ok()) << "who collects does not let it run again";
   EXPECT_TRUE(machine.Pause().ok());
   EXPECT_EQ(machine.SaveState().status(), machine.Progress().status);
   EXPECT_EQ(machine.Resume(), machine.Progress().status);
 }
+
+INSTANTIATE_TEST_SUITE_P(Modes, KvmMachineTest,
+                         testing::Values(kKvmLog, kKvmManual, kKvmRing),
+                         NameOf);
 
 }  // namespace
 }  // namespace postcopy::demovm

@@ -15,6 +15,7 @@
 #include "absl/flags/usage.h"
 #include "cmd/daemon/daemon.h"
 #include "cmd/demovm/demo_vmm.h"
+#include "cmd/demovm/dirty_tracking.h"
 #include "cmd/demovm/final_report.h"
 #include "cmd/demovm/guest_ram.h"
 #include "cmd/demovm/machine.h"
@@ -35,9 +36,11 @@ ABSL_FLAG(int, fill_percent, 80,
           "how much of its data the guest has written before it starts");
 ABSL_FLAG(int, hot_percent, 25,
           "how much of its data the guest rewrites at random");
-ABSL_FLAG(std::string, dirty_tracking, "log",
-          "source: log: mark a shared log from KVM's; pagemap-scan: let the "
-          "daemon ask the kernel (Linux 6.7)");
+ABSL_FLAG(std::string, dirty_tracking, "",
+          "source: kvm-manual (default), kvm-log, kvm-ring: mark a shared log "
+          "from KVM's bitmaps, cleared in two steps or one, or its rings; log "
+          "(--guest=process, its default): the guest's program marks it; "
+          "pagemap-scan: let the daemon ask the kernel (Linux 6.7)");
 ABSL_FLAG(int, ready_fd, -1,
           "descriptor to which a line of JSON is written once attached");
 ABSL_FLAG(int, report_fd, -1,
@@ -45,21 +48,20 @@ ABSL_FLAG(int, report_fd, -1,
 
 namespace {
 
-absl::StatusOr<std::unique_ptr<postcopy::demovm::Machine>> NewMachine() {
+absl::StatusOr<std::unique_ptr<postcopy::demovm::Machine>> NewMachine(
+    postcopy::demovm::KvmTracking kvm_tracking) {
   using namespace postcopy::demovm;  // NOLINT: a file of its own program
   const MachineOptions options{
       .vcpus = absl::GetFlag(FLAGS_vcpus),
       .write_rate_mib_per_s = absl::GetFlag(FLAGS_write_rate_mib_per_s),
+      .kvm_tracking = kvm_tracking,
       .hot_percent = absl::GetFlag(FLAGS_hot_percent),
       .fill_percent = absl::GetFlag(FLAGS_fill_percent)};
   auto ram = GuestRam::Create(absl::GetFlag(FLAGS_ram));
   if (!ram.ok()) return ram.status();
-  const std::string guest = absl::GetFlag(FLAGS_guest);
-  if (guest == "kvm") return CreateKvmMachine(options, *std::move(ram));
-  if (guest == "process") {
-    return CreateProcessMachine(options, *std::move(ram));
-  }
-  return absl::InvalidArgumentError("--guest must be kvm or process");
+  return absl::GetFlag(FLAGS_guest) == "kvm"
+             ? CreateKvmMachine(options, *std::move(ram))
+             : CreateProcessMachine(options, *std::move(ram));
 }
 
 }  // namespace
@@ -75,13 +77,12 @@ int main(int argc, char** argv) {
         absl::InvalidArgumentError("--role must be source or destination"), 2);
   }
   const bool source = role == "source";
-  const std::string tracking = absl::GetFlag(FLAGS_dirty_tracking);
-  if (tracking != "log" && tracking != "pagemap-scan") {
-    return FailWith(absl::InvalidArgumentError(
-                        "--dirty_tracking must be log or pagemap-scan"),
-                    2);
-  }
-  auto machine = NewMachine();
+  const auto tracking = demovm::ChooseTracking(
+      absl::GetFlag(FLAGS_dirty_tracking), absl::GetFlag(FLAGS_guest));
+  if (!tracking.ok()) return FailWith(tracking.status(), 2);
+  // A destination finds no dirty pages: it needs nothing special of its KVM.
+  auto machine =
+      NewMachine(source ? tracking->kvm : demovm::TrackingChoice().kvm);
   if (!machine.ok()) return FailWith(machine.status(), 2);
   if (source) {
     if (absl::Status s = (*machine)->Start(); !s.ok()) return FailWith(s, 1);
@@ -91,9 +92,9 @@ int main(int argc, char** argv) {
       {.name = absl::GetFlag(FLAGS_name),
        .socket_path = absl::GetFlag(FLAGS_vmm_socket),
        .role = source ? VmmRole::kSource : VmmRole::kDestination,
-       .dirty_tracking = tracking == "log"
-                             ? demovm::DemoVmm::DirtyTracking::kLog
-                             : demovm::DemoVmm::DirtyTracking::kPagemapScan});
+       .dirty_tracking = tracking->pagemap_scan
+                             ? demovm::DemoVmm::DirtyTracking::kPagemapScan
+                             : demovm::DemoVmm::DirtyTracking::kLog});
   if (!vmm.ok()) return FailWith(vmm.status(), 1);
   const absl::Status ready =
       TellReady(absl::GetFlag(FLAGS_ready_fd), {{"attached", "true"}});

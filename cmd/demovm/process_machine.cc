@@ -1,6 +1,5 @@
 // The guest program as threads of this process: for hosts without KVM, and for
 // sanitizers, which see nothing of a real guest.
-#include <array>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -13,8 +12,6 @@
 namespace postcopy::demovm {
 namespace {
 
-constexpr size_t kWordsPerReport = 512;  // 128 MiB of RAM
-
 class ProcessMachine : public MachineBase {
  public:
   ProcessMachine(const MachineOptions& options, GuestRam ram,
@@ -26,9 +23,7 @@ class ProcessMachine : public MachineBase {
   ~ProcessMachine() override { EndThreads(); }
 
   absl::Status StartDirtyLogging() override;
-  absl::Status CollectDirty(
-      absl::FunctionRef<void(SlotId, uint64_t, absl::Span<const uint64_t>)>
-          report) override;
+  absl::Status CollectDirty(DirtyReport report) override;
   absl::Status StopDirtyLogging() override;
 
  protected:
@@ -48,10 +43,6 @@ class ProcessMachine : public MachineBase {
   };
   static void Report(void* context, GuestReport kind,
                      const uint64_t numbers[4]);
-  void CollectSlot(
-      const Slot& slot,
-      absl::FunctionRef<void(SlotId, uint64_t, absl::Span<const uint64_t>)>
-          report);
 
   // A bit per RAM page, set by the program at every write, logging or not.
   PageBitmap dirty_;
@@ -113,34 +104,13 @@ absl::Status ProcessMachine::StartDirtyLogging() {
   return absl::OkStatus();
 }
 
-absl::Status ProcessMachine::CollectDirty(
-    absl::FunctionRef<void(SlotId, uint64_t, absl::Span<const uint64_t>)>
-        report) {
-  if (!logging_) return DirtyLoggingIsOff();
-  for (const RamBlock& block : ram().blocks()) CollectSlot(block.slot, report);
-  return absl::OkStatus();
-}
-
-void ProcessMachine::CollectSlot(
-    const Slot& slot,
-    absl::FunctionRef<void(SlotId, uint64_t, absl::Span<const uint64_t>)>
-        report) {
-  // RAM ends and begins at multiples of 2 MiB, so slots share no word.
-  const size_t base =
-      slot.pages().first.value() / PageBitmapView::kPagesPerWord;
-  const size_t count = PageBitmapView::WordCount(slot.pages().count);
-  std::array<uint64_t, kWordsPerReport> words;
-  for (size_t first = 0; first < count; first += words.size()) {
-    const size_t now = std::min(words.size(), count - first);
-    uint64_t any = 0;
-    for (size_t i = 0; i < now; ++i) {
-      words[i] = dirty_.view().TakeWord(base + first + i);
-      any |= words[i];
-    }
-    if (any != 0) {
-      report(slot.id, first, absl::MakeConstSpan(words.data(), now));
-    }
+absl::Status ProcessMachine::CollectDirty(DirtyReport report) {
+  if (!logging_) {
+    return absl::FailedPreconditionError(
+        "CollectDirty wants dirty logging to be on: call StartDirtyLogging");
   }
+  TakeDirty(dirty_.view(), report);
+  return absl::OkStatus();
 }
 
 absl::Status ProcessMachine::StopDirtyLogging() {
