@@ -12,6 +12,7 @@
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "dirtytrack/memfd.h"
@@ -78,7 +79,7 @@ class Simulation {
     source_ = std::make_unique<FakePageSource>();
     ASSERT_TRUE(vm_->StartServing(source_.get(), 0,
                                   [this](absl::Status status) {
-                                    end_ = status;
+                                    end_ = std::move(status);
                                     ended_.store(true);
                                   })
                     .ok());
@@ -147,7 +148,7 @@ class Simulation {
     const auto requests = source_->urgent();
     if (requests.empty()) return;
     const size_t newest = std::min<size_t>(requests.size(), 1 + Draw(8));
-    std::vector<PageIndex> pages = requests[requests.size() - newest];
+    const std::vector<PageIndex>& pages = requests[requests.size() - newest];
     EXPECT_TRUE(Settled(vm_->OnUrgentPages(Answer(pages, zeros_).runs())));
   }
 
@@ -168,9 +169,11 @@ class Simulation {
   void Disturb() {
     switch (Draw(4)) {
       case 0:
-        return uffd_.FailNext(Call::kCopy, EAGAIN, 1 + Draw(3));
+        return uffd_.FailNext(Call::kCopy, EAGAIN,
+                              1 + static_cast<int>(Draw(3)));
       case 1:
-        return uffd_.FailNext(Call::kZeroPage, EAGAIN, 1 + Draw(3));
+        return uffd_.FailNext(Call::kZeroPage, EAGAIN,
+                              1 + static_cast<int>(Draw(3)));
       case 2:
         return uffd_.StopNextAfter(PageCount(1 + Draw(5)));
       default:

@@ -57,12 +57,13 @@ class DestinationVmTest : public testing::Test {
   }
   void Serve(PageSource* source) {
     ASSERT_TRUE(vm_->DiscardStale(stale_.view()).ok());
-    ASSERT_TRUE(vm_->StartServing(
-                       source, 0,
-                       [this](absl::Status status) { end_.set_value(status); })
+    ASSERT_TRUE(vm_->StartServing(source, 0,
+                                  [this](const absl::Status& status) {
+                                    end_.set_value(status);
+                                  })
                     .ok());
   }
-  absl::Status AnswerUrgent(std::vector<PageIndex> pages,
+  absl::Status AnswerUrgent(const std::vector<PageIndex>& pages,
                             const std::set<uint64_t>& zeros = {}) {
     return vm_->OnUrgentPages(Answer(pages, zeros).runs());
   }
@@ -98,8 +99,9 @@ TEST_F(DestinationVmTest, BringsEveryPageOnce) {
   std::set<uint64_t> zeros;
   for (int i = 0; i < 700; ++i) zeros.insert(random() % 2048);
   ASSERT_TRUE(Precopy(Pages(300, 700), zeros).ok());
-  for (int i = 0; i < 200; ++i)
+  for (int i = 0; i < 200; ++i) {
     stale_.view().TestAndSet(PageIndex(random() % 2048));
+  }
 
   ServingPageSource source(seed, zeros);
   source.Serve(vm_.get());
@@ -381,7 +383,7 @@ TEST_F(DestinationVmTest, GoesItsWayInOrder) {
   const auto is_early = [](const absl::Status& status) {
     return absl::IsFailedPrecondition(status);
   };
-  const auto ignore = [](absl::Status) {};
+  const auto ignore = [](const absl::Status&) {};
   EXPECT_TRUE(is_early(vm_->StartServing(&source_, 0, ignore)));
   EXPECT_TRUE(is_early(vm_->StartBackground()));
   EXPECT_TRUE(is_early(AnswerBulk(Pages(0, 1))));
@@ -469,8 +471,10 @@ UniqueFd ReceiveUffd(int channel, uint64_t* address) {
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
   if (::recvmsg(channel, &message, MSG_CMSG_CLOEXEC) <= 0) return UniqueFd();
+  const cmsghdr* const header = CMSG_FIRSTHDR(&message);
+  if (header == nullptr) return UniqueFd();
   int fd = -1;
-  std::memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+  std::memcpy(&fd, CMSG_DATA(header), sizeof(fd));
   return UniqueFd(fd);
 }
 
@@ -497,11 +501,12 @@ TEST(DestinationVmDeathTest, TellsThatTheVmmIsGone) {
   ASSERT_TRUE((*vm)->DiscardStale(stale.view()).ok());
   FakePageSource source;
   std::promise<absl::Status> end;
-  ASSERT_TRUE(
-      (*vm)
-          ->StartServing(&source, 0,
-                         [&](absl::Status status) { end.set_value(status); })
-          .ok());
+  ASSERT_TRUE((*vm)
+                  ->StartServing(&source, 0,
+                                 [&](const absl::Status& status) {
+                                   end.set_value(status);
+                                 })
+                  .ok());
   EXPECT_TRUE((*vm)->OnBulkPages(Answer(Pages(0, 2), {}).runs()).ok());
 
   ASSERT_EQ(::kill(vmm, SIGKILL), 0);

@@ -71,7 +71,7 @@ int FakePageSource::TimesAsked(PageIndex page) {
   const std::lock_guard<std::mutex> lock(mutex_);
   int times = 0;
   for (const UrgentRequest& request : urgent_) {
-    times += std::count(request.begin(), request.end(), page);
+    times += static_cast<int>(std::count(request.begin(), request.end(), page));
   }
   return times;
 }

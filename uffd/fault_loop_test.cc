@@ -78,7 +78,7 @@ class FaultLoopTest : public testing::Test {
   std::promise<absl::Status> end_;
   const std::unique_ptr<FaultLoop> loop_ = *FaultLoop::Create(
       &ram_, &uffd_, state_.get(), &installer_, &order_, &clock_,
-      [this](absl::Status status) { end_.set_value(status); });
+      [this](const absl::Status& status) { end_.set_value(status); });
 };
 
 TEST_F(FaultLoopTest, OneRequestForAllThatWait) {
@@ -292,7 +292,7 @@ TEST(KernelFaultLoopTest, AUserfaultfdMadeBlockingEndsTheLoop) {
   std::promise<absl::Status> end;
   const auto loop = *FaultLoop::Create(
       &ram, ops.get(), state.get(), &installer, &order, &clock,
-      [&](absl::Status status) { end.set_value(status); });
+      [&](const absl::Status& status) { end.set_value(status); });
   loop->Start();
   EXPECT_TRUE(absl::IsInternal(end.get_future().get()));
 }

@@ -150,9 +150,11 @@ class Simulation {
   void Disturb() {
     switch (Draw(6)) {
       case 0:
-        return uffd_.FailNext(Call::kCopy, EAGAIN, 1 + Draw(3));
+        return uffd_.FailNext(Call::kCopy, EAGAIN,
+                              1 + static_cast<int>(Draw(3)));
       case 1:
-        return uffd_.FailNext(Call::kZeroPage, EAGAIN, 1 + Draw(3));
+        return uffd_.FailNext(Call::kZeroPage, EAGAIN,
+                              1 + static_cast<int>(Draw(3)));
       case 2:
         return uffd_.FailNext(Call::kRead, EAGAIN);
       case 3:
@@ -193,7 +195,7 @@ class Simulation {
   FakePageSource source_;
   const std::unique_ptr<FaultLoop> loop_ =
       *FaultLoop::Create(&ram_, &uffd_, state_.get(), &installer_, &order_,
-                         &clock_, [](absl::Status) {});
+                         &clock_, [](const absl::Status&) {});
   std::vector<PageRun> bulk_;
   uint64_t received_ = 0;
 };

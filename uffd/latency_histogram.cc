@@ -18,7 +18,7 @@ static_assert(std::has_single_bit(kSubBuckets));
 // worth, [0, 2 * kSubBuckets), are exact.
 size_t BucketOf(uint64_t ns) {
   if (ns < kSubBuckets) return ns;
-  const int shift = std::bit_width(ns) - 1 - kSubBits;
+  const int shift = static_cast<int>(std::bit_width(ns)) - 1 - kSubBits;
   return shift * kSubBuckets + (ns >> shift);
 }
 

@@ -83,7 +83,7 @@ PageBitmapView BitmapAt(const SharedMapping& mapping, uint64_t offset,
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PageState>> PageState::Create(PageCount pages) {
-  const absl::Status status = CheckPages(pages);
+  absl::Status status = CheckPages(pages);
   if (!status.ok()) return status;
   absl::StatusOr<UniqueFd> fd =
       CreateMemfd("postcopy-page-state", FileBytes(pages), kSeals);
