@@ -11,8 +11,9 @@
 //   GetLog     KVM_GET_DIRTY_LOG, which protects again
 //   GetClear   KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG, 4096 pages at a time
 //   Ring       dirty rings of 1 MiB; with the time of those that were full
-//   SharedLog  our own log: switch and drain. Nobody is protected: whoever
-//   marks
+//   Scan       PAGEMAP_SCAN that takes at once
+//   ScanClear  PAGEMAP_SCAN that looks, then takes 4096 pages at a time
+//   SharedLog  our own log: switch and drain. Nobody is protected: who marks
 //              pages (untimed here) has paid
 //
 // Needs /dev/kvm, 5 GiB of memory and, where a guest's first write to a page is
@@ -24,6 +25,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -33,6 +35,8 @@
 #include "dirtytrack/kvm_log_source.h"
 #include "dirtytrack/kvm_ring_source.h"
 #include "dirtytrack/kvm_test_guest.h"
+#include "dirtytrack/pagemap_scan_source.h"
+#include "dirtytrack/write_tracking.h"
 
 namespace postcopy {
 namespace {
@@ -76,7 +80,15 @@ KvmTestGuest& Guest(bool ring) {
 // A source of the given kind, and the time spent in it.
 class Harvester {
  public:
-  enum class Kind { kNone, kGetLog, kGetClear, kRing, kSharedLog };
+  enum class Kind {
+    kNone,
+    kGetLog,
+    kGetClear,
+    kRing,
+    kScan,
+    kScanClear,
+    kSharedLog
+  };
 
   explicit Harvester(Kind kind)
       : kind_(kind),
@@ -93,6 +105,8 @@ class Harvester {
                                          : KvmLogMode::kManualProtect});
     } else if (kind == Kind::kRing) {
       MakeRing();
+    } else if (kind == Kind::kScan || kind == Kind::kScanClear) {
+      MakeScan();
     } else if (kind == Kind::kSharedLog) {
       log_ = std::make_unique<DirtyLogSet>(
           *DirtyLogSet::Create({{kLogSlot, guest_.pages()}}));
@@ -150,6 +164,18 @@ class Harvester {
   }
 
  private:
+  void MakeScan() {
+    const HostAddress ram(reinterpret_cast<uint64_t>(guest_.ram()));
+    absl::StatusOr<WriteTracking> tracking =
+        WriteTracking::Create({{{ram, BytesIn(guest_.pages())}}});
+    Require(tracking.status());
+    tracking_ = *std::move(tracking);
+    source_ = *PagemapScanSource::Create(
+        guest_.layout(), {{.address = ram}}, tracking_->TakePagemap(),
+        kind_ == Kind::kScan ? PagemapScanSource::Mode::kTakeAtOnce
+                             : PagemapScanSource::Mode::kClearBeforeRead);
+  }
+
   void MakeRing() {
     auto source = KvmRingSource::Create(
         guest_.layout(), {.vm = guest_.vm(),
@@ -172,6 +198,7 @@ class Harvester {
   const Kind kind_;
   KvmTestGuest& guest_;
   PageBitmap into_;
+  std::optional<WriteTracking> tracking_;
   std::unique_ptr<DirtySource> source_;
   std::unique_ptr<DirtyLogSet> log_;
   std::unique_ptr<DirtyLogWriter> writer_;
@@ -242,9 +269,13 @@ void WriteRate(benchmark::State& state, Kind kind) {
 OBTAIN(SharedLog, Kind::kSharedLog);
 OBTAIN(GetLog, Kind::kGetLog);
 OBTAIN(GetClear, Kind::kGetClear);
+OBTAIN(Scan, Kind::kScan);
+OBTAIN(ScanClear, Kind::kScanClear);
 WRITE_RATE(None, Kind::kNone);
 WRITE_RATE(GetLog, Kind::kGetLog);
 WRITE_RATE(GetClear, Kind::kGetClear);
+WRITE_RATE(Scan, Kind::kScan);
+WRITE_RATE(ScanClear, Kind::kScanClear);
 OBTAIN(Ring, Kind::kRing);
 WRITE_RATE(Ring, Kind::kRing);
 
