@@ -295,8 +295,9 @@ BENCHMARK(Harvest)->Arg(1)->Arg(100)->Unit(benchmark::kMicrosecond);
 void HarvestClean(benchmark::State& state) {
   DirtyLogSet log = MakeLog(PageCount(state.range(0) * kPagesPerGiB));
   for (auto _ : state) {
-    if (*log.Switch(kSlot) == SwitchResult::kSwitched)
+    if (*log.Switch(kSlot) == SwitchResult::kSwitched) {
       Walk(*log.Retired(kSlot));
+    }
   }
 }
 BENCHMARK(HarvestClean)->Arg(1)->Arg(64)->Arg(1024);

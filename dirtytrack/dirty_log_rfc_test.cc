@@ -247,7 +247,7 @@ TEST(CallerBitmapsTest, HaveToFitTheSlots) {
   Bitmap a = {};
   Bitmap b = {};
   const std::vector<DirtyLogSlot> slots = {{kRam, PageCount(kPages)}};
-  const auto refusal = [&](std::vector<CallerBitmaps> bitmaps) {
+  const auto refusal = [&](const std::vector<CallerBitmaps>& bitmaps) {
     const absl::Status status =
         DirtyLogSet::CreateOver(slots, bitmaps).status();
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);

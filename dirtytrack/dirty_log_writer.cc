@@ -15,7 +15,6 @@ namespace {
 using dirty_log_internal::LockOffset;
 using dirty_log_layout::kHoldsLock;
 using dirty_log_layout::kLightFence;
-using dirty_log_layout::WriterRecord;
 
 // Words marked in one section, so that a large merge does not hold up a
 // switch: some microseconds.

@@ -140,7 +140,7 @@ TEST_P(KvmLogSourceTest, TheProofSeesASourceThatDropsPages) {
     absl::Status Start() override { return source_.Start(); }
     absl::StatusOr<PageCount> Collect(PageBitmapView into) override {
       const PageCount before = into.Count();
-      const absl::StatusOr<PageCount> set = source_.Collect(into);
+      absl::StatusOr<PageCount> set = source_.Collect(into);
       if (!set.ok()) return set;
       PageIndex at;
       while (auto run = into.NextSetRun(at, PageCount(1))) {

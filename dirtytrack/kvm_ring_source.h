@@ -20,7 +20,7 @@
 #include "dirtytrack/ram_layout.h"
 #include "dirtytrack/types.h"
 
-struct kvm_dirty_gfn;
+struct kvm_dirty_gfn;  // NOLINT(readability-identifier-naming): the kernel's
 
 namespace postcopy {
 

@@ -388,6 +388,8 @@ absl::StatusOr<bool> KvmTestGuest::RunOnce(Vcpu& vcpu) {
         return true;
       }
       break;
+    default:
+      break;
   }
   kvm_regs regs = {};
   ioctl(vcpu.fd.get(), KVM_GET_REGS, &regs);

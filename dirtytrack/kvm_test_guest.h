@@ -22,8 +22,8 @@
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
 
-struct kvm_run;
-struct kvm_regs;
+struct kvm_run;   // NOLINT(readability-identifier-naming): the kernel's
+struct kvm_regs;  // NOLINT(readability-identifier-naming): the kernel's
 
 namespace postcopy {
 

@@ -257,8 +257,7 @@ absl::Status KvmMachine::AddRingSource(const RamLayout& layout) {
 }
 
 absl::Status KvmMachine::OnRingFull(int vcpu) {
-  const absl::Status status =
-      ring_source_->OnRingFull(static_cast<size_t>(vcpu));
+  absl::Status status = ring_source_->OnRingFull(static_cast<size_t>(vcpu));
   // Tracking is broken, as CollectDirty will say, or the ring is full still and
   // KVM will say so again; the guest is not harmed.
   if (absl::IsDataLoss(status) || absl::IsUnavailable(status)) {

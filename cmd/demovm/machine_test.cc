@@ -467,7 +467,7 @@ class DirtyLoggingTest : public MachineTest {
   // Copies what is reported; returns how many pages.
   absl::StatusOr<uint64_t> Collect() {
     uint64_t reported = 0;
-    const absl::Status status = machine_->CollectDirty(
+    absl::Status status = machine_->CollectDirty(
         [&](SlotId id, uint64_t first_word, absl::Span<const uint64_t> words) {
           const Slot slot = machine_->ram().slots()[id.slot];
           for (size_t i = 0; i < words.size() * 64; ++i) {
