@@ -15,6 +15,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "dirtytrack/page_set.h"
 #include "dirtytrack/ram_layout.h"
 #include "dirtytrack/simulated_clock.h"
 #include "gtest/gtest.h"
@@ -63,16 +64,6 @@ DirtyLogWriter MakeWriter(const DirtyLogSet& log) {
   absl::StatusOr<DirtyLogWriter> writer = log.NewWriter();
   EXPECT_TRUE(writer.ok()) << writer.status();
   return *std::move(writer);
-}
-
-std::set<uint64_t> PagesOf(PageBitmapView bitmap) {
-  std::set<uint64_t> pages;
-  PageIndex at;
-  while (auto run = bitmap.NextSetRun(at, PageCount(1))) {
-    pages.insert(run->first.value());
-    at = run->end();
-  }
-  return pages;
 }
 
 std::set<uint64_t> Retired(const DirtyLogSet& log, SlotId slot) {

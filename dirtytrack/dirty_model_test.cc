@@ -20,6 +20,7 @@
 #include "dirtytrack/dirty_log.h"
 #include "dirtytrack/dirty_views.h"
 #include "dirtytrack/merged_source.h"
+#include "dirtytrack/page_set.h"
 #include "dirtytrack/shared_log_source.h"
 #include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/slot_table.h"
@@ -39,16 +40,6 @@ std::vector<uint32_t> Seeds(uint32_t count) {
   std::vector<uint32_t> seeds;
   for (uint32_t seed = 1; seed <= count; ++seed) seeds.push_back(seed);
   return seeds;
-}
-
-Set PagesOf(PageBitmapView bitmap) {
-  Set pages;
-  PageIndex at;
-  while (auto run = bitmap.NextSetRun(at, PageCount(1))) {
-    pages.insert(run->first.value());
-    at = run->end();
-  }
-  return pages;
 }
 
 std::string ToText(const Set& pages) { return absl::StrJoin(pages, ","); }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "dirtytrack/page_set.h"
 #include "dirtytrack/simulated_dirty_source.h"
 #include "gtest/gtest.h"
 
@@ -24,16 +25,6 @@ PageBitmap BitmapOf(const Set& pages) {
   PageBitmap bitmap = *PageBitmap::Create(PageCount(kPages));
   for (uint64_t page : pages) bitmap.view().TestAndSet(PageIndex(page));
   return bitmap;
-}
-
-Set PagesOf(PageBitmapView bitmap) {
-  Set pages;
-  PageIndex at;
-  while (auto run = bitmap.NextSetRun(at, PageCount(1))) {
-    pages.insert(run->first.value());
-    at = run->end();
-  }
-  return pages;
 }
 
 // A guest whose pages are numbers, over a log in the manner of KVM's with

@@ -16,6 +16,7 @@
 #include "dirtytrack/dirty_source.h"
 #include "dirtytrack/kvm_test_guest.h"
 #include "dirtytrack/memfd.h"
+#include "dirtytrack/page_set.h"
 #include "dirtytrack/proof_rounds.h"
 #include "gtest/gtest.h"
 
@@ -26,16 +27,6 @@ using absl::StatusCode;
 using Set = std::set<uint64_t>;
 
 const int kRounds = ProofRounds();
-
-Set PagesOf(PageBitmapView bitmap) {
-  Set pages;
-  PageIndex at;
-  while (auto run = bitmap.NextSetRun(at, PageCount(1))) {
-    pages.insert(run->first.value());
-    at = run->end();
-  }
-  return pages;
-}
 
 PageRun Pages(uint64_t first, uint64_t end) {
   return {PageIndex(first), PageCount(end - first)};

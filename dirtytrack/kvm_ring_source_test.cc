@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "dirtytrack/kvm_test_guest.h"
+#include "dirtytrack/page_set.h"
 #include "dirtytrack/proof_rounds.h"
 #include "gtest/gtest.h"
 
@@ -27,16 +28,6 @@ using Set = std::set<uint64_t>;
 const int kRounds = ProofRounds();
 // 1024 entries; more than PML wants, fewer than the guest has pages.
 constexpr ByteCount kRingBytes{16384};
-
-Set PagesOf(PageBitmapView bitmap) {
-  Set pages;
-  PageIndex at;
-  while (auto run = bitmap.NextSetRun(at, PageCount(1))) {
-    pages.insert(run->first.value());
-    at = run->end();
-  }
-  return pages;
-}
 
 PageRun Pages(uint64_t first, uint64_t end) {
   return {PageIndex(first), PageCount(end - first)};

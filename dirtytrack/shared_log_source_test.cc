@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "dirtytrack/page_set.h"
 #include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/slot_table.h"
 #include "gtest/gtest.h"
@@ -49,16 +50,6 @@ Slot MakeSlot(SlotId id, uint64_t first_page, uint64_t pages) {
 std::vector<Slot> Slots() {
   return {MakeSlot(kHigh, 70, 130), MakeSlot(kLow, 0, 70),
           MakeSlot(kSmm, 50, 50)};
-}
-
-Set PagesOf(PageBitmapView bitmap) {
-  Set pages;
-  PageIndex at;
-  while (auto run = bitmap.NextSetRun(at, PageCount(1))) {
-    pages.insert(run->first.value());
-    at = run->end();
-  }
-  return pages;
 }
 
 class SharedLogSourceTest : public testing::Test {
