@@ -13,13 +13,16 @@
 //   Ring       dirty rings of 1 MiB; with the time of those that were full
 //   Scan       PAGEMAP_SCAN that takes at once
 //   ScanClear  PAGEMAP_SCAN that looks, then takes 4096 pages at a time
-//   SharedLog  our own log: switch and drain. Nobody is protected: who marks
-//              pages (untimed here) has paid
+//   LogRead    our own log: switch and drain. The reader's part alone: pages are
+//              marked, untimed, by a thread that writes none
+//   LogFed     our own log as a VMM feeds it: GetClear merged into the log, then
+//              LogRead
 //
 // Needs /dev/kvm, 5 GiB of memory and, where a guest's first write to a page is
 // slow, ten minutes. POSTCOPY_BENCHMARK_MIB=512 gives the guest less RAM.
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -29,6 +32,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/types/span.h"
 #include "benchmark/benchmark.h"
 #include "dirtytrack/check.h"
 #include "dirtytrack/dirty_log.h"
@@ -87,16 +91,17 @@ class Harvester {
     kRing,
     kScan,
     kScanClear,
-    kSharedLog
+    kLogRead,
+    kLogFed
   };
 
   explicit Harvester(Kind kind)
       : kind_(kind),
         guest_(Guest(kind == Kind::kRing)),
-        into_(*PageBitmap::Create(guest_.pages())) {
-    into_.view().SetRun({PageIndex(0), guest_.pages()});  // touches its memory
-    Clean();
-    if (kind == Kind::kGetLog || kind == Kind::kGetClear) {
+        into_(TouchedBitmap()),
+        from_source_(TouchedBitmap()) {
+    if (kind == Kind::kGetLog || kind == Kind::kGetClear ||
+        kind == Kind::kLogFed) {
       source_ = *KvmLogSource::Create(
           guest_.layout(),
           {.vm = guest_.vm(),
@@ -107,7 +112,8 @@ class Harvester {
       MakeRing();
     } else if (kind == Kind::kScan || kind == Kind::kScanClear) {
       MakeScan();
-    } else if (kind == Kind::kSharedLog) {
+    }
+    if (kind == Kind::kLogRead || kind == Kind::kLogFed) {
       log_ = std::make_unique<DirtyLogSet>(
           *DirtyLogSet::Create({{kLogSlot, guest_.pages()}}));
       writer_ = std::make_unique<DirtyLogWriter>(*log_->NewWriter());
@@ -126,7 +132,7 @@ class Harvester {
     const uint64_t pages = guest_.pages().value();
     const uint64_t step = 100 / percent;
     ++value_;
-    if (kind_ == Kind::kSharedLog) {
+    if (kind_ == Kind::kLogRead) {
       for (uint64_t page = 0; page < pages; page += step) {
         writer_->Mark(kLogSlot, PageIndex(page));
       }
@@ -142,18 +148,10 @@ class Harvester {
   // Obtains the pages; returns how many.
   PageCount Harvest() {
     if (kind_ == Kind::kNone) return PageCount(0);
-    if (kind_ == Kind::kSharedLog) {
-      Require(log_->SwitchAll().status());
-      return *log_->Drain(kLogSlot, into_.view(), PageIndex(0));
-    }
-    const absl::StatusOr<PageCount> set = source_->Collect(into_.view());
-    Require(set.status());
-    const PageIndex end = PageIndex(guest_.pages().value());
-    for (PageIndex at; at < end; at += std::min(kPartPages, end - at)) {
-      Require(
-          source_->Clear(into_.view(), {at, std::min(kPartPages, end - at)}));
-    }
-    return *set;
+    if (log_ == nullptr) return HarvestSource(into_.view());
+    if (source_ != nullptr) FeedLog();
+    Require(log_->SwitchAll().status());
+    return *log_->Drain(kLogSlot, into_.view(), PageIndex(0));
   }
 
   void Clean() { into_.view().ClearRun({PageIndex(0), guest_.pages()}); }
@@ -164,6 +162,37 @@ class Harvester {
   }
 
  private:
+  // Of the guest's size, its memory touched, empty.
+  PageBitmap TouchedBitmap() const {
+    PageBitmap bitmap = *PageBitmap::Create(guest_.pages());
+    bitmap.view().SetRun({PageIndex(0), guest_.pages()});
+    bitmap.view().ClearRun({PageIndex(0), guest_.pages()});
+    return bitmap;
+  }
+
+  // Obtains from source_, and has it track all of that again.
+  PageCount HarvestSource(PageBitmapView into) {
+    const absl::StatusOr<PageCount> set = source_->Collect(into);
+    Require(set.status());
+    const PageIndex end = PageIndex(guest_.pages().value());
+    for (PageIndex at; at < end; at += std::min(kPartPages, end - at)) {
+      Require(source_->Clear(into, {at, std::min(kPartPages, end - at)}));
+    }
+    return *set;
+  }
+
+  void FeedLog() {
+    const PageBitmapView from = from_source_.view();
+    HarvestSource(from);
+    std::array<uint64_t, kPartPages.value() / 64> words;
+    for (size_t first = 0; first < from.word_count(); first += words.size()) {
+      const size_t count = std::min(words.size(), from.word_count() - first);
+      for (size_t i = 0; i < count; ++i) words[i] = from.TakeWord(first + i);
+      POSTCOPY_CHECK(writer_->MergeWords(
+          kLogSlot, first, absl::MakeConstSpan(words.data(), count)));
+    }
+  }
+
   void MakeScan() {
     const HostAddress ram(reinterpret_cast<uint64_t>(guest_.ram()));
     absl::StatusOr<WriteTracking> tracking =
@@ -198,6 +227,7 @@ class Harvester {
   const Kind kind_;
   KvmTestGuest& guest_;
   PageBitmap into_;
+  PageBitmap from_source_;  // on its way into log_
   std::optional<WriteTracking> tracking_;
   std::unique_ptr<DirtySource> source_;
   std::unique_ptr<DirtyLogSet> log_;
@@ -266,7 +296,8 @@ void WriteRate(benchmark::State& state, Kind kind) {
       ->Unit(benchmark::kMillisecond)
 
 // Those that share a guest stand together.
-OBTAIN(SharedLog, Kind::kSharedLog);
+OBTAIN(LogRead, Kind::kLogRead);
+OBTAIN(LogFed, Kind::kLogFed);
 OBTAIN(GetLog, Kind::kGetLog);
 OBTAIN(GetClear, Kind::kGetClear);
 OBTAIN(Scan, Kind::kScan);
@@ -274,6 +305,7 @@ OBTAIN(ScanClear, Kind::kScanClear);
 WRITE_RATE(None, Kind::kNone);
 WRITE_RATE(GetLog, Kind::kGetLog);
 WRITE_RATE(GetClear, Kind::kGetClear);
+WRITE_RATE(LogFed, Kind::kLogFed);
 WRITE_RATE(Scan, Kind::kScan);
 WRITE_RATE(ScanClear, Kind::kScanClear);
 OBTAIN(Ring, Kind::kRing);
