@@ -173,8 +173,9 @@ absl::Status PagemapScanSource::ScanError(const Tracked& region,
     case ENOMEM:
       return absl::ResourceExhaustedError(
           absl::StrCat(what, "; free memory for its page tables"));
+    default:
+      return absl::InternalError(what);
   }
-  return absl::InternalError(what);
 }
 
 absl::StatusOr<PageIndex> PagemapScanSource::ScanOnce(const Tracked& region,

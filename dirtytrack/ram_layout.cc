@@ -13,30 +13,35 @@ std::string Describe(const Region& region) {
   return absl::StrCat("region \"", region.name, "\"");
 }
 
-absl::Status CheckRegionShape(const Region& region) {
-  if (region.page_size != ByteCount(kPageSize)) {
+absl::Status CheckRegionShape(const Region& region, RegionPages pages) {
+  const bool huge = pages == RegionPages::kSmallOrHuge;
+  if (region.page_size != ByteCount(kPageSize) &&
+      !(huge && region.page_size == kHugePageSize)) {
     return absl::InvalidArgumentError(absl::StrCat(
         Describe(region), " has pages of ", ToString(region.page_size),
-        "; only ", ToString(ByteCount(kPageSize)), " is supported"));
+        "; only ", ToString(ByteCount(kPageSize)),
+        huge ? absl::StrCat(" and ", ToString(kHugePageSize), " are") : " is",
+        " supported"));
   }
-  if (region.length.empty() || !IsPageAligned(region.length)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(Describe(region), " has a length of ",
-                     ToString(region.length), "; make it a positive multiple ",
-                     "of ", ToString(ByteCount(kPageSize))));
+  if (region.length.empty() ||
+      region.length.value() % region.page_size.value() != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        Describe(region), " has a length of ", ToString(region.length),
+        "; make it a positive multiple ", "of ", ToString(region.page_size)));
   }
   return absl::OkStatus();
 }
 
 // Checks a region that must begin at `expected`.
-absl::Status CheckRegion(const Region& region, RamOffset expected) {
+absl::Status CheckRegion(const Region& region, RamOffset expected,
+                         RegionPages pages) {
   // Checked first: the other messages print the name.
   if (!IsValidName(region.name)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the region at ", ToString(region.start), " has an unusable name; use ",
         "1 to ", kMaxNameBytes, " of the characters A-Z a-z 0-9 . _ -"));
   }
-  if (absl::Status status = CheckRegionShape(region); !status.ok()) {
+  if (absl::Status status = CheckRegionShape(region, pages); !status.ok()) {
     return status;
   }
   if (region.start != expected) {
@@ -137,7 +142,8 @@ bool IsValidName(absl::string_view name) {
          });
 }
 
-absl::StatusOr<RamLayout> RamLayout::Create(std::vector<Region> regions) {
+absl::StatusOr<RamLayout> RamLayout::Create(std::vector<Region> regions,
+                                            RegionPages pages) {
   if (regions.empty() || regions.size() > kMaxRegions) {
     return absl::InvalidArgumentError(
         absl::StrCat("a VM has 1 to ", kMaxRegions, " regions of RAM, not ",
@@ -146,7 +152,7 @@ absl::StatusOr<RamLayout> RamLayout::Create(std::vector<Region> regions) {
   RamOffset end;
   std::set<std::string> names;
   for (const Region& region : regions) {
-    if (absl::Status status = CheckRegion(region, end); !status.ok()) {
+    if (absl::Status status = CheckRegion(region, end, pages); !status.ok()) {
       return status;
     }
     if (!names.insert(region.name).second) {

@@ -23,6 +23,17 @@ inline constexpr size_t kMaxSlots = 512;
 inline constexpr size_t kMaxNameBytes = 128;
 inline constexpr ByteCount kMaxRamBytes{uint64_t{1} << 44};  // 16 TiB
 
+// The larger page size that a region of hugetlbfs memory may have.
+inline constexpr ByteCount kHugePageSize{uint64_t{2} << 20};
+
+// Which page sizes the regions of a layout may have. Dirty pages and pages that
+// travel between hosts are of kPageSize everywhere; memory that is only filled
+// may be made of larger ones.
+enum class RegionPages {
+  kSmall,        // kPageSize
+  kSmallOrHuge,  // or kHugePageSize
+};
+
 // One contiguous block of guest RAM with one page size (QEMU: RAMBlock;
 // Firecracker: mapping).
 struct Region {
@@ -51,10 +62,12 @@ class RamLayout {
  public:
   // Fails with INVALID_ARGUMENT, naming the region and what to change, unless:
   // there are 1..kMaxRegions regions; names are 1..kMaxNameBytes bytes of
-  // [A-Za-z0-9._-] and unique; page_size is kPageSize; length is a positive
-  // multiple of it; each region starts where the one before it ends (the first
-  // at 0), with no gap and no overlap; the sum is at most kMaxRamBytes.
-  static absl::StatusOr<RamLayout> Create(std::vector<Region> regions);
+  // [A-Za-z0-9._-] and unique; page_size is one that `pages` allows; length is
+  // a positive multiple of it; each region starts where the one before it ends
+  // (the first at 0), with no gap and no overlap; the sum is at most
+  // kMaxRamBytes.
+  static absl::StatusOr<RamLayout> Create(
+      std::vector<Region> regions, RegionPages pages = RegionPages::kSmall);
 
   absl::Span<const Region> regions() const { return regions_; }
   ByteCount bytes() const { return regions_.back().end() - RamOffset(0); }

@@ -79,6 +79,23 @@ TEST(RamLayoutTest, PageSize) {
   region.page_size = ByteCount(2 * kMiB);
   ExpectRefused({region},
                 "region \"a\" has pages of 2MiB; only 4KiB is supported");
+  EXPECT_TRUE(RamLayout::Create({region}, RegionPages::kSmallOrHuge).ok());
+}
+
+TEST(RamLayoutTest, HugePages) {
+  const auto error = [](const Region& region) {
+    return std::string(RamLayout::Create({region}, RegionPages::kSmallOrHuge)
+                           .status()
+                           .message());
+  };
+  Region region = MakeRegion("a", 0, 3 * kMiB);
+  region.page_size = kHugePageSize;
+  EXPECT_EQ(error(region),
+            "region \"a\" has a length of 3MiB; make it a positive multiple of "
+            "2MiB");
+  region.page_size = ByteCount(1024 * kMiB);
+  EXPECT_EQ(error(region),
+            "region \"a\" has pages of 1GiB; only 4KiB and 2MiB are supported");
 }
 
 TEST(RamLayoutTest, Length) {

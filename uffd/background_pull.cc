@@ -5,14 +5,17 @@
 
 namespace postcopy {
 
-BackgroundPull::BackgroundPull(PageState* state, PullOrder* order, Clock* clock,
+BackgroundPull::BackgroundPull(const DestinationRam* ram, PageState* state,
+                               PullOrder* order, Clock* clock,
                                uint64_t bytes_per_second,
                                std::function<void(absl::Status)> on_end)
-    : state_(*state),
+    : ram_(*ram),
+      largest_request_(std::max(kMaxBulkPages, ram->largest_unit())),
+      state_(*state),
       order_(*order),
       clock_(*clock),
       on_end_(std::move(on_end)),
-      bucket_(bytes_per_second, BytesIn(kMaxBulkPages), clock->NowNanos()) {
+      bucket_(bytes_per_second, BytesIn(largest_request_), clock->NowNanos()) {
   in_flight_.reserve(kMaxBulkOutstanding);
 }
 
@@ -119,11 +122,12 @@ std::optional<PageRun> BackgroundPull::Claim(int64_t* wait_ns) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (source_ == nullptr || Ended()) return std::nullopt;
   // Before the order is asked: it would go on behind a run that is not sent.
-  const ByteCount most = BytesIn(kMaxBulkPages);
+  const ByteCount most = BytesIn(largest_request_);
   *wait_ns = bucket_.Take(most, clock_.NowNanos());
   if (*wait_ns > 0) return std::nullopt;
-  const std::optional<PageRun> run =
+  std::optional<PageRun> run =
       order_.NextRun(state_, in_flight_, kMaxBulkPages);
+  if (run.has_value()) run = ram_.RequestFor(*run);
   exhausted_ = !run.has_value();
   bucket_.Refund(run.has_value() ? most - BytesIn(run->count) : most);
   if (run.has_value()) in_flight_.push_back(*run);

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/types.h"
+#include "uffd/destination_ram.h"
 #include "uffd/page_source.h"
 #include "uffd/page_state.h"
 #include "uffd/pull_order.h"
@@ -36,8 +37,8 @@ inline constexpr int64_t kMaxLimitSleepNanos = 10 * kNanosPerMilli;
 class BackgroundPull {
  public:
   // The pointers outlive the object. The limit is as in SetLimit.
-  BackgroundPull(PageState* state, PullOrder* order, Clock* clock,
-                 uint64_t bytes_per_second,
+  BackgroundPull(const DestinationRam* ram, PageState* state, PullOrder* order,
+                 Clock* clock, uint64_t bytes_per_second,
                  std::function<void(absl::Status)> on_end);
   // Stop().
   ~BackgroundPull();
@@ -86,6 +87,8 @@ class BackgroundPull {
   std::optional<PageRun> Claim(int64_t* wait_ns);
   void Refused(PageRun run);
 
+  const DestinationRam& ram_;
+  const PageCount largest_request_;
   PageState& state_;
   PullOrder& order_;
   Clock& clock_;

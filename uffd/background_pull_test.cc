@@ -3,13 +3,16 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "dirtytrack/simulated_clock.h"
 #include "gtest/gtest.h"
+#include "uffd/destination_ram.h"
 #include "uffd/fake_page_source.h"
+#include "uffd/kernel_guest.h"
 
 namespace postcopy {
 namespace {
@@ -24,8 +27,11 @@ class BackgroundPullTest : public testing::Test {
  protected:
   void Begin(uint64_t pages, uint64_t bytes_per_second) {
     state_ = *PageState::Create(PageCount(pages));
+    ram_.emplace(
+        *DestinationRam::Create(LayoutOf({PageCount(pages)}),
+                                {{.host_address = HostAddress(1 << 30)}}));
     pull_ = std::make_unique<BackgroundPull>(
-        state_.get(), &order_, &clock_, bytes_per_second,
+        &*ram_, state_.get(), &order_, &clock_, bytes_per_second,
         [this](const absl::Status& status) { end_.set_value(status); });
     pull_->Start();
   }
@@ -41,6 +47,7 @@ class BackgroundPullTest : public testing::Test {
   FakePageSource source_;
   std::promise<absl::Status> end_;
   std::unique_ptr<PageState> state_;
+  std::optional<DestinationRam> ram_;
   std::unique_ptr<BackgroundPull> pull_;
 };
 

@@ -37,11 +37,16 @@ bool Overlap(uint64_t a, ByteCount a_length, uint64_t b, ByteCount b_length) {
 
 absl::Status CheckNumbers(const Region& region,
                           const DestinationRegion& given) {
-  if (!IsPageAligned(given.host_address) || given.fd_offset % kPageSize != 0) {
+  const uint64_t page_size = region.page_size.value();
+  if (given.host_address.value() % page_size != 0 ||
+      given.fd_offset % page_size != 0) {
     return Bad(region.name,
                absl::StrCat("its host address and file offset must be "
                             "multiples of ",
-                            kPageSize));
+                            page_size));
+  }
+  if (given.host_address == HostAddress(0)) {
+    return Bad(region.name, "its host address is 0");
   }
   if (!Fits(given.host_address.value(), region.length) ||
       !Fits(given.fd_offset, region.length)) {
@@ -51,6 +56,10 @@ absl::Status CheckNumbers(const Region& region,
 }
 
 absl::Status CheckFile(const Region& region, const DestinationRegion& given) {
+  if (given.memory_fd < 0) return absl::OkStatus();
+  if (region.page_size != ByteCount(kPageSize)) {
+    return Bad(region.name, "memory of huge pages is served without its file");
+  }
   const int flags = ::fcntl(given.memory_fd, F_GETFL);
   if (flags < 0) return Bad(region.name, "its memory descriptor is not open");
   // With O_APPEND pwrite() ignores its offset: BUGS in pwrite(2).
@@ -89,7 +98,8 @@ absl::Status CheckPair(const Region& a, const DestinationRegion& a_given,
     return Bad(b.name, absl::StrCat("its host addresses overlap those of \"",
                                     a.name, "\""));
   }
-  if (!Overlap(a_given.fd_offset, a.length, b_given.fd_offset, b.length)) {
+  if (a_given.memory_fd < 0 || b_given.memory_fd < 0 ||
+      !Overlap(a_given.fd_offset, a.length, b_given.fd_offset, b.length)) {
     return absl::OkStatus();
   }
   const absl::StatusOr<bool> same =
@@ -116,6 +126,12 @@ absl::Status CheckRegion(const RamLayout& layout,
   return status;
 }
 
+// A descriptor of our own; none where none is given.
+absl::StatusOr<UniqueFd> DuplicateIfAny(int fd) {
+  if (fd < 0) return UniqueFd();
+  return Duplicate(fd);
+}
+
 }  // namespace
 
 absl::StatusOr<DestinationRam> DestinationRam::Create(
@@ -125,62 +141,173 @@ absl::StatusOr<DestinationRam> DestinationRam::Create(
         absl::StrCat("the layout has ", layout.regions().size(),
                      " regions, but memory was given for ", regions.size()));
   }
-  std::vector<Mapped> mapped;
+  std::vector<Memory> memory;
   for (size_t i = 0; i < regions.size(); ++i) {
     absl::Status status = CheckRegion(layout, regions, i);
     if (!status.ok()) return status;
-    UniqueFd fd(::fcntl(regions[i].memory_fd, F_DUPFD_CLOEXEC, 0));
-    if (!fd.valid()) {
-      return absl::ResourceExhaustedError(
-          "no descriptor is left for a region's memory: raise LimitNOFILE");
-    }
+    absl::StatusOr<UniqueFd> fd = DuplicateIfAny(regions[i].memory_fd);
+    if (!fd.ok()) return fd.status();
     const Region& region = layout.regions()[i];
-    mapped.push_back({{PageOf(region.start), PagesIn(region.length)},
+    memory.push_back({{PageOf(region.start), PagesIn(region.length)},
                       regions[i].host_address,
-                      std::move(fd),
-                      regions[i].fd_offset});
+                      *std::move(fd),
+                      regions[i].fd_offset,
+                      PagesIn(region.page_size)});
   }
-  return DestinationRam(std::move(layout), std::move(mapped));
+  return DestinationRam(std::move(layout), std::move(memory));
 }
 
-DestinationRam::DestinationRam(RamLayout layout, std::vector<Mapped> regions)
+DestinationRam::DestinationRam(RamLayout layout, std::vector<Memory> regions)
     : layout_(std::move(layout)), regions_(std::move(regions)) {
-  for (size_t i = 0; i < regions_.size(); ++i) by_address_.push_back(i);
+  std::vector<Part> parts;
+  for (size_t i = 0; i < regions_.size(); ++i) {
+    parts.push_back({regions_[i].pages, regions_[i].address, i});
+    largest_unit_ = std::max(largest_unit_, regions_[i].unit);
+  }
+  Replace(std::move(parts));
+}
+
+void DestinationRam::Replace(std::vector<Part> parts) {
+  parts_ = std::move(parts);
+  by_address_.clear();
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    if (parts_[i].address != HostAddress(0)) by_address_.push_back(i);
+  }
   std::sort(by_address_.begin(), by_address_.end(), [this](size_t a, size_t b) {
-    return regions_[a].address < regions_[b].address;
+    return parts_[a].address < parts_[b].address;
   });
 }
 
 DestinationRam::Piece DestinationRam::region(size_t index) const {
   POSTCOPY_CHECK(index < regions_.size());
-  return FirstPiece(regions_[index].pages);
+  const Memory& memory = regions_[index];
+  return PieceOf({memory.pages, memory.address, index}, memory.pages);
 }
 
 DestinationRam::Piece DestinationRam::FirstPiece(PageRun run) const {
-  const Mapped& region = regions_[layout_.RegionOf(run.first)];
-  const PageCount count = std::min(run.count, region.pages.end() - run.first);
-  POSTCOPY_CHECK(!count.empty());
-  const ByteCount skipped = BytesIn(run.first - region.pages.first);
+  POSTCOPY_CHECK(!run.count.empty() && run.first < parts_.back().pages.end());
+  const auto after = std::upper_bound(
+      parts_.begin(), parts_.end(), run.first,
+      [](PageIndex page, const Part& part) { return page < part.pages.first; });
+  return PieceOf(*(after - 1), run);
+}
+
+// The beginning of `run`, whose first page lies in `part`.
+DestinationRam::Piece DestinationRam::PieceOf(const Part& part,
+                                              PageRun run) const {
+  const Memory& memory = regions_[part.region];
+  const PageCount count = std::min(run.count, part.pages.end() - run.first);
+  const ByteCount into_part = BytesIn(run.first - part.pages.first);
+  const ByteCount into_region = BytesIn(run.first - memory.pages.first);
+  const bool mapped = part.address != HostAddress(0);
   return {
       .pages = {run.first, count},
-      .address = region.address + skipped,
-      .fd = region.fd.get(),
-      .file_offset = static_cast<off_t>(region.fd_offset + skipped.value())};
+      .address = mapped ? part.address + into_part : HostAddress(0),
+      .fd = memory.fd.get(),
+      .file_offset = static_cast<off_t>(memory.fd_offset + into_region.value()),
+      .unit = memory.unit};
+}
+
+PageRun DestinationRam::UnitOf(PageIndex page) const {
+  if (largest_unit_ == PageCount(1)) return {page, largest_unit_};
+  const Memory& memory = regions_[layout_.RegionOf(page)];
+  const uint64_t into = (page - memory.pages.first).value();
+  const PageCount skipped(into / memory.unit.value() * memory.unit.value());
+  return {memory.pages.first + skipped, memory.unit};
+}
+
+PageRun DestinationRam::RequestFor(PageRun run) const {
+  const PageRun unit = UnitOf(run.first);
+  if (unit.count > PageCount(1)) return unit;
+  const Memory& memory = regions_[layout_.RegionOf(run.first)];
+  return {run.first, std::min(run.count, memory.pages.end() - run.first)};
+}
+
+bool DestinationRam::has_files() const {
+  return std::all_of(regions_.begin(), regions_.end(),
+                     [](const Memory& memory) { return memory.fd.valid(); });
 }
 
 std::optional<PageIndex> DestinationRam::PageAt(HostAddress address) const {
   const auto after = std::upper_bound(
       by_address_.begin(), by_address_.end(), address,
-      [this](HostAddress a, size_t i) { return a < regions_[i].address; });
+      [this](HostAddress a, size_t i) { return a < parts_[i].address; });
   if (after == by_address_.begin()) return std::nullopt;
-  const Mapped& region = regions_[*(after - 1)];
-  const PageCount into((address - region.address).value() / kPageSize);
-  if (into >= region.pages.count) return std::nullopt;
-  return region.pages.first + into;
+  const Part& part = parts_[*(after - 1)];
+  const PageCount into((address - part.address).value() / kPageSize);
+  if (into >= part.pages.count) return std::nullopt;
+  return part.pages.first + into;
+}
+
+std::vector<PageRun> DestinationRam::PagesAt(HostAddress address,
+                                             ByteCount length) const {
+  std::vector<PageRun> runs;
+  const HostAddress end = address + length;
+  for (const size_t i : by_address_) {
+    const Part& part = parts_[i];
+    const HostAddress first = std::max(address, part.address);
+    const HostAddress last = std::min(end, part.address + part.bytes());
+    if (first >= last) continue;
+    runs.push_back({part.pages.first + PagesIn(first - part.address),
+                    PagesIn(last - first)});
+  }
+  return runs;
+}
+
+absl::StatusOr<std::vector<DestinationRam::Part>> DestinationRam::CutAt(
+    HostAddress address, ByteCount length) const {
+  std::vector<Part> parts;
+  for (const Part& part : parts_) {
+    Part rest = part;
+    for (const HostAddress cut : {address, address + length}) {
+      const bool inside = rest.address != HostAddress(0) &&
+                          cut > rest.address &&
+                          cut < rest.address + rest.bytes();
+      if (!inside) continue;
+      const PageCount before = PagesIn(cut - rest.address);
+      parts.push_back({{rest.pages.first, before}, rest.address, rest.region});
+      rest = {{rest.pages.first + before, rest.pages.count - before},
+              cut,
+              rest.region};
+    }
+    parts.push_back(rest);
+  }
+  if (parts.size() <= kMaxMappedParts) return parts;
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the VMM has broken its memory into more than ", kMaxMappedParts,
+      " mappings: it must not move guest RAM about while pages are missing"));
+}
+
+absl::Status DestinationRam::Remap(HostAddress from, HostAddress to,
+                                   ByteCount length) {
+  absl::Status unmapped = Unmap(to, length);
+  if (!unmapped.ok()) return unmapped;
+  absl::StatusOr<std::vector<Part>> parts = CutAt(from, length);
+  if (!parts.ok()) return parts.status();
+  for (Part& part : *parts) {
+    if (part.address >= from && part.address < from + length) {
+      part.address = to + (part.address - from);
+    }
+  }
+  Replace(*std::move(parts));
+  return absl::OkStatus();
+}
+
+absl::Status DestinationRam::Unmap(HostAddress address, ByteCount length) {
+  absl::StatusOr<std::vector<Part>> parts = CutAt(address, length);
+  if (!parts.ok()) return parts.status();
+  for (Part& part : *parts) {
+    if (part.address >= address && part.address < address + length) {
+      part.address = HostAddress(0);
+    }
+  }
+  Replace(*std::move(parts));
+  return absl::OkStatus();
 }
 
 bool DestinationRam::HasData(PageIndex page) const {
   const Piece piece = FirstPiece({page, PageCount(1)});
+  POSTCOPY_CHECK(piece.has_file());
   const off_t data = ::lseek(piece.fd, piece.file_offset, SEEK_DATA);
   if (data < 0) return errno != ENXIO;  // no data from here to the end
   return data == piece.file_offset;

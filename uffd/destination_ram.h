@@ -1,5 +1,5 @@
 // Where a VM's RAM pages lie at the destination: in the VMM's address space and
-// in the files behind it.
+// in the files behind it, where there are any that this process can reach.
 #ifndef UFFD_DESTINATION_RAM_H_
 #define UFFD_DESTINATION_RAM_H_
 
@@ -19,70 +19,125 @@ namespace postcopy {
 
 // The memory of one region of the layout, as the VMM described it.
 struct DestinationRegion {
-  // Where the VMM has mapped it, MAP_SHARED.
+  // Where the VMM has mapped it.
   HostAddress host_address;
-  // The memfd or tmpfs file behind that mapping, open for reading and writing.
-  // Borrowed: duplicated where it is kept.
+  // The memfd or tmpfs file behind that mapping, which then is MAP_SHARED; open
+  // for reading and writing. Borrowed: duplicated where it is kept. -1: no file
+  // that could be reached; the memory is the VMM's alone, anonymous, private or
+  // hugetlbfs.
   int memory_fd = -1;
   // Byte of the file that is the region's first.
   uint64_t fd_offset = 0;
 };
 
-// The regions of one VM, validated. Immutable and thread-safe. The files are
-// reached by system calls only: a mapping would allocate the holes that are
-// read, and end this process when the VMM shortens the file.
+// Parts that the VMM may break its mappings into by mremap(2): beyond them
+// serving ends, since nobody needs that many and the daemon must not grow.
+inline constexpr size_t kMaxMappedParts = 4096;
+
+// The regions of one VM, validated. The files are reached by system calls only:
+// a mapping would allocate the holes that are read, and end this process when
+// the VMM shortens the file.
+//
+// Thread-safe but for Remap and Unmap, during which nobody else may ask for
+// addresses (InstallGate); without them it never changes.
 class DestinationRam {
  public:
-  // Consecutive pages of one region.
+  // Consecutive pages of one region, at consecutive addresses.
   struct Piece {
     PageRun pages;
-    HostAddress address;
-    int fd;
+    HostAddress address;  // 0: the VMM has unmapped them
+    int fd;               // -1: no file
     off_t file_offset;
+    // Pages of kPageSize in one page of the region: 1 or 512.
+    PageCount unit;
 
     ByteCount bytes() const { return BytesIn(pages.count); }
+    bool has_file() const { return fd >= 0; }
+    bool mapped() const { return address != HostAddress(0); }
   };
 
   // `regions` are those of `layout`, in its order. INVALID_ARGUMENT, naming the
   // region and what to change: another number of regions, an address or offset
-  // that is not page-aligned or overflows, regions whose addresses or file
-  // ranges overlap, a descriptor that is not open for reading and writing, a
-  // file that is not shmem or ends before the region does. RESOURCE_EXHAUSTED
-  // if it cannot be duplicated.
+  // that is not page-aligned, is 0 or overflows, regions whose addresses or
+  // file ranges overlap, a file behind a region of huge pages, a descriptor
+  // that is not open for reading and writing, a file that is not shmem or ends
+  // before the region does. RESOURCE_EXHAUSTED if it cannot be duplicated.
   static absl::StatusOr<DestinationRam> Create(
       RamLayout layout, const std::vector<DestinationRegion>& regions);
 
   const RamLayout& layout() const { return layout_; }
   size_t region_count() const { return regions_.size(); }
 
-  // All of region `index`. REQUIRES: index < region_count().
+  // All of region `index`, as the VMM first mapped it.
+  // REQUIRES: index < region_count().
   Piece region(size_t index) const;
 
-  // The longest beginning of `run` that lies in one region.
-  // REQUIRES: run is not empty and lies in the layout.
+  // The longest beginning of `run` that lies in one region and at consecutive
+  // addresses. REQUIRES: run is not empty and lies in the layout.
   Piece FirstPiece(PageRun run) const;
+
+  // The page of its region that `page` is of: one page of kPageSize, or the 512
+  // of a huge page. REQUIRES: page lies in the layout.
+  PageRun UnitOf(PageIndex page) const;
+  // The largest unit of any region.
+  PageCount largest_unit() const { return largest_unit_; }
+  // What to ask a source for in place of `run`: the whole unit of its first
+  // page where that is a huge one, else the part of `run` in one region.
+  PageRun RequestFor(PageRun run) const;
+  // True if every region has a file.
+  bool has_files() const;
 
   // The RAM page that holds `address`; nullopt if it is in no region.
   std::optional<PageIndex> PageAt(HostAddress address) const;
 
+  // The RAM pages whose addresses lie in [address, address + length), in no
+  // order. Not for the path of a fault: allocates.
+  std::vector<PageRun> PagesAt(HostAddress address, ByteCount length) const;
+
+  // The VMM has moved [from, from + length) to `to`, as UFFD_EVENT_REMAP says.
+  // What is no RAM is left alone, what was at `to` is unmapped.
+  // RESOURCE_EXHAUSTED beyond kMaxMappedParts; the VM cannot be served then.
+  absl::Status Remap(HostAddress from, HostAddress to, ByteCount length);
+
+  // The VMM has unmapped it. Errors as Remap.
+  absl::Status Unmap(HostAddress address, ByteCount length);
+
   // False if `page` is a hole of its file, true if it holds data or the file
   // cannot tell. Moves the file offset of the open file description, which the
-  // VMM shares. REQUIRES: page lies in the layout.
+  // VMM shares. REQUIRES: page lies in a region that has a file.
   bool HasData(PageIndex page) const;
 
  private:
-  struct Mapped {
+  struct Memory {
     PageRun pages;
     HostAddress address;
     UniqueFd fd;
     uint64_t fd_offset;
+    PageCount unit;
+  };
+  // Consecutive pages of one region at consecutive addresses.
+  struct Part {
+    PageRun pages;
+    HostAddress address;  // 0: unmapped
+    size_t region;
+
+    ByteCount bytes() const { return BytesIn(pages.count); }
   };
 
-  DestinationRam(RamLayout layout, std::vector<Mapped> regions);
+  DestinationRam(RamLayout layout, std::vector<Memory> regions);
+
+  Piece PieceOf(const Part& part, PageRun run) const;
+  // `parts_` with cuts at both ends of the range, so that each part is inside
+  // or outside.
+  absl::StatusOr<std::vector<Part>> CutAt(HostAddress address,
+                                          ByteCount length) const;
+  void Replace(std::vector<Part> parts);
 
   RamLayout layout_;
-  std::vector<Mapped> regions_;     // in the layout's order
-  std::vector<size_t> by_address_;  // indices into regions_
+  std::vector<Memory> regions_;  // in the layout's order
+  PageCount largest_unit_{1};
+  std::vector<Part> parts_;         // ascending pages, all of the layout
+  std::vector<size_t> by_address_;  // indices into parts_, of the mapped ones
 };
 
 }  // namespace postcopy

@@ -7,6 +7,7 @@
 
 #include "dirtytrack/memfd.h"
 #include "gtest/gtest.h"
+#include "uffd/kernel_guest.h"
 
 namespace postcopy {
 namespace {
@@ -114,9 +115,98 @@ TEST_F(DestinationRamTest, NamesWhatDoesNotFit) {
   EXPECT_TRUE(DestinationRam::Create(TwoRegions(), regions).ok());
 }
 
+TEST_F(DestinationRamTest, PartsMoveAndGo) {
+  DestinationRam ram = *DestinationRam::Create(TwoRegions(), Good());
+  const auto bytes = [](uint64_t pages) { return BytesIn(PageCount(pages)); };
+  constexpr HostAddress kElsewhere{0x700000000000};
+  EXPECT_TRUE(ram.Remap(kHigh + bytes(10), kElsewhere, bytes(5)).ok());
+  EXPECT_EQ(ram.PageAt(kHigh + bytes(9)), PageIndex(9));
+  EXPECT_EQ(ram.PageAt(kHigh + bytes(10)), std::nullopt);
+  EXPECT_EQ(ram.PageAt(kHigh + bytes(15)), PageIndex(15));
+  EXPECT_EQ(ram.PageAt(kElsewhere + bytes(4)), PageIndex(14));
+  EXPECT_EQ(ram.PageAt(kElsewhere + bytes(5)), std::nullopt);
+  const DestinationRam::Piece piece =
+      ram.FirstPiece({PageIndex(12), PageCount(20)});
+  EXPECT_EQ(piece.address, kElsewhere + bytes(2));
+  EXPECT_EQ(piece.pages, (PageRun{PageIndex(12), PageCount(3)}));
+  EXPECT_EQ(piece.file_offset,
+            ram.region(0).file_offset + static_cast<off_t>(12 * kPageSize));
+
+  // Moved onto other RAM, it takes its place.
+  EXPECT_TRUE(ram.Remap(kElsewhere + bytes(1), kLow, bytes(1)).ok());
+  EXPECT_EQ(ram.PageAt(kLow), PageIndex(11));
+  EXPECT_FALSE(ram.FirstPiece({PageIndex(256), PageCount(1)}).mapped());
+  EXPECT_TRUE(ram.FirstPiece({PageIndex(257), PageCount(1)}).mapped());
+
+  EXPECT_TRUE(ram.Unmap(kLow, bytes(1)).ok());
+  EXPECT_EQ(ram.PageAt(kLow), std::nullopt);
+  EXPECT_TRUE(ram.PagesAt(kLow, bytes(1)).empty());
+  EXPECT_EQ(ram.PagesAt(kLow + bytes(1), bytes(2)),
+            (std::vector<PageRun>{{PageIndex(257), PageCount(2)}}));
+  // What is no RAM is nobody's business.
+  EXPECT_TRUE(ram.Unmap(HostAddress(kPageSize), bytes(1)).ok());
+}
+
+TEST(DestinationRamPartsTest, AreLimited) {
+  constexpr HostAddress kBase{1 << 30};
+  constexpr uint64_t kPages = 2 * kMaxMappedParts;
+  DestinationRam ram =
+      *DestinationRam::Create(LayoutOf({PageCount(kPages)}), {{kBase}});
+  const auto punch = [&](uint64_t page) {
+    return ram.Unmap(kBase + BytesIn(PageCount(page)), ByteCount(kPageSize));
+  };
+  // Each leaves two parts more: itself, and what lies behind it.
+  uint64_t page = 1;
+  for (size_t parts = 1; parts + 2 <= kMaxMappedParts; parts += 2, page += 2) {
+    ASSERT_TRUE(punch(page).ok()) << parts;
+  }
+  const absl::Status status = punch(page);
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+}
+
+TEST(DestinationRamUnitTest, AreThoseOfTheRegion) {
+  const DestinationRam ram = *DestinationRam::Create(
+      LayoutOf({GuestRegion{MemoryKind::kAnonymous, PageCount(3)},
+                GuestRegion{MemoryKind::kHugetlb, PageCount(1024)}}),
+      {{HostAddress(1 << 30)}, {HostAddress(1u << 31)}});
+  const PageRun huge{PageIndex(515), PageCount(512)};
+  EXPECT_EQ(ram.UnitOf(PageIndex(2)), (PageRun{PageIndex(2), PageCount(1)}));
+  EXPECT_EQ(ram.UnitOf(PageIndex(515)), huge);
+  EXPECT_EQ(ram.UnitOf(PageIndex(1026)), huge);
+  EXPECT_EQ(ram.largest_unit(), PageCount(512));
+  EXPECT_FALSE(ram.has_files());
+  // Not into the next region, and huge pages whole.
+  EXPECT_EQ(ram.RequestFor({PageIndex(1), PageCount(64)}),
+            (PageRun{PageIndex(1), PageCount(2)}));
+  EXPECT_EQ(ram.RequestFor({PageIndex(600), PageCount(64)}), huge);
+}
+
+TEST_F(DestinationRamTest, RefusesAddressesThatCannotBe) {
+  std::vector<DestinationRegion> regions = Good();
+  regions[0].host_address = HostAddress(0);
+  EXPECT_NE(ErrorOf(regions).find("is 0"), std::string::npos);
+}
+
+TEST(DestinationRamUnitTest, HugePagesAreAlignedAndHaveNoFile) {
+  const RamLayout layout =
+      LayoutOf({GuestRegion{MemoryKind::kHugetlb, PageCount(512)}});
+  const auto error = [&](DestinationRegion region) {
+    return std::string(
+        DestinationRam::Create(layout, {region}).status().message());
+  };
+  EXPECT_NE(error({HostAddress((1 << 30) + kPageSize)}).find("2097152"),
+            std::string::npos);
+  const UniqueFd fd = *CreateMemfd("m", kHugePageSize, 0);
+  EXPECT_NE(error({HostAddress(1 << 30), fd.get(), 0}).find("huge pages"),
+            std::string::npos);
+}
+
 TEST_F(DestinationRamTest, RefusesWhatIsNoRam) {
   std::vector<DestinationRegion> regions = Good();
-  regions[0].memory_fd = -1;
+  {
+    const UniqueFd closed(::dup(a_.get()));
+    regions[0].memory_fd = closed.get();
+  }
   EXPECT_NE(ErrorOf(regions).find("not open"), std::string::npos);
 
   const std::string path = "/proc/self/fd/" + std::to_string(a_.get());

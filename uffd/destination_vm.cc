@@ -31,11 +31,8 @@ absl::Status RegisterError(const std::string& region,
     case ENOENT:
       return absl::InvalidArgumentError(absl::StrCat(
           what,
-          "; the VMM has not mapped it there in full, or not MAP_SHARED "
-          "from a memfd"));
-    case EOPNOTSUPP:
-      return absl::InvalidArgumentError(
-          absl::StrCat(what, "; the VMM must not back it with huge pages"));
+          "; the VMM has not mapped it there in full, from memory that can be "
+          "served, or not aligned to its huge pages"));
     case EBUSY:
       return absl::InvalidArgumentError(absl::StrCat(
           what, "; it is registered with another userfaultfd already"));
@@ -46,20 +43,6 @@ absl::Status RegisterError(const std::string& region,
 
 absl::Status NoPages() {
   return absl::InvalidArgumentError("the peer sent an answer without pages");
-}
-
-absl::Status CheckRun(const RamLayout& layout, const ReceivedRun& run) {
-  if (run.pages.count.empty()) {
-    return absl::InvalidArgumentError("the peer sent a run of no pages");
-  }
-  absl::Status inside = layout.Check(run.pages.first, run.pages.count);
-  if (!inside.ok()) return inside;
-  // In the layout, so its bytes can be counted.
-  if (run.data.empty() || run.data.size() == BytesIn(run.pages.count).value()) {
-    return absl::OkStatus();
-  }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "the peer sent ", run.data.size(), " bytes for ", ToString(run.pages)));
 }
 
 }  // namespace
@@ -87,22 +70,48 @@ DestinationVm::DestinationVm(DestinationRam ram,
       state_(std::move(state)),
       ops_(std::move(ops)),
       clock_(*clock),
-      installer_(&ram_, ops_.get(), state_.get()),
+      gate_(ops_->tells_of_removals()),
+      changes_(&ram_, state_.get()),
       store_(&ram_, state_.get()) {}
 
 DestinationVm::~DestinationVm() { Abort(); }
 
 absl::Status DestinationVm::RegisterAll() {
+  Installer::Strategies strategies;
   for (size_t i = 0; i < ram_.region_count(); ++i) {
-    const DestinationRam::Piece region = ram_.region(i);
-    const UffdResult result = ops_->Register(region.address, region.bytes());
-    if (result.ok()) continue;
-    for (size_t done = 0; done < i; ++done) {
-      ops_->Unregister(ram_.region(done).address, ram_.region(done).bytes());
+    absl::StatusOr<std::unique_ptr<InstallStrategy>> strategy =
+        RegisterRegion(i);
+    if (!strategy.ok()) {
+      for (size_t done = 0; done < i; ++done) {
+        ops_->Unregister(ram_.region(done).address, ram_.region(done).bytes());
+      }
+      return strategy.status();
     }
-    return RegisterError(layout().regions()[i].name, region, result.error);
+    strategies.push_back(*std::move(strategy));
   }
+  installer_.emplace(&ram_, ops_.get(), state_.get(), &gate_,
+                     std::move(strategies));
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<InstallStrategy>> DestinationVm::RegisterRegion(
+    size_t index) {
+  const Region& region = layout().regions()[index];
+  const DestinationRam::Piece memory = ram_.region(index);
+  const UffdRegistration registered =
+      ops_->Register(memory.address, memory.bytes());
+  if (!registered.ok()) {
+    return RegisterError(region.name, memory, registered.error);
+  }
+  absl::StatusOr<std::unique_ptr<InstallStrategy>> strategy =
+      ChooseInstallStrategy(region.page_size, registered);
+  if (strategy.ok()) return strategy;
+  ops_->Unregister(memory.address, memory.bytes());
+  return absl::Status(absl::IsUnimplemented(strategy.status())
+                          ? absl::StatusCode::kInvalidArgument
+                          : strategy.status().code(),
+                      absl::StrCat("region \"", region.name,
+                                   "\": ", strategy.status().message()));
 }
 
 absl::Status DestinationVm::UnregisterAll() {
@@ -110,7 +119,9 @@ absl::Status DestinationVm::UnregisterAll() {
   for (size_t i = 0; i < ram_.region_count(); ++i) {
     const DestinationRam::Piece region = ram_.region(i);
     const UffdResult result = ops_->Unregister(region.address, region.bytes());
-    if (result.ok() || !status.ok()) continue;
+    // EINVAL: nothing is mapped there any more.
+    const bool unmapped = result.error == EINVAL && gate_.needed();
+    if (result.ok() || unmapped || !status.ok()) continue;
     // mmget_not_zero() fails with ENOMEM in userfaultfd_unregister().
     const bool gone = result.error == ENOMEM || result.error == ESRCH;
     status = absl::Status(
@@ -129,6 +140,11 @@ absl::Status DestinationVm::StorePrecopied(absl::Span<const ReceivedRun> runs) {
   }
   absl::Status status = Validate(runs).status();
   if (!status.ok()) return status;
+  if (!runs.empty() && !ram_.has_files()) {
+    return absl::FailedPreconditionError(
+        "precopied pages cannot be stored: the VMM's memory is private to it; "
+        "give it a memfd, or migrate with the policy postcopy-only");
+  }
   stage_.store(Stage::kPrecopy);
   for (const ReceivedRun& run : runs) {
     ReceiveResult result = store_.Store(run);
@@ -162,13 +178,25 @@ absl::Status DestinationVm::StartServing(
     std::function<void(absl::Status)> on_end) {
   if (stage_.load() != Stage::kDiscarded) return WrongStage("StartServing");
   pull_ = std::make_unique<BackgroundPull>(
-      state_.get(), &order_, &clock_, bulk_limit_bytes_per_second,
+      &ram_, state_.get(), &order_, &clock_, bulk_limit_bytes_per_second,
       [this, on_end = std::move(on_end)](absl::Status status) {
         on_end(EndStatus(std::move(status)));
       });
   absl::StatusOr<std::unique_ptr<FaultLoop>> fault_loop = FaultLoop::Create(
-      &ram_, ops_.get(), state_.get(), &installer_, &order_, &clock_,
-      [this](absl::Status status) { pull_->Fail(std::move(status)); });
+      {.ram = &ram_,
+       .ops = ops_.get(),
+       .state = state_.get(),
+       .gate = &gate_,
+       .changes = &changes_,
+       .installer = &*installer_,
+       .order = &order_,
+       .clock = &clock_,
+       .on_given_up =
+           [this] {
+             if (state_->missing().empty()) pull_->OnComplete();
+           },
+       .on_end =
+           [this](absl::Status status) { pull_->Fail(std::move(status)); }});
   if (!fault_loop.ok()) return fault_loop.status();
   fault_loop_ = *std::move(fault_loop);
   pull_->SetSource(source);
@@ -263,9 +291,9 @@ DestinationCounters DestinationVm::counters() const {
   counters.discarded = PageCount(Load(discarded_));
   counters.faulted = PageCount(Load(faulted_));
   counters.background = PageCount(Load(background_));
-  counters.already_present = installer_.already_present();
-  counters.unmapped_pages = installer_.unmapped();
-  counters.install_retries = installer_.retries();
+  counters.already_present = installer_->already_present();
+  counters.unmapped_pages = installer_->unmapped();
+  counters.install_retries = installer_->retries();
   if (served_.load()) AddServingCounters(&counters);
   return counters;
 }
@@ -278,6 +306,13 @@ void DestinationVm::AddServingCounters(DestinationCounters* counters) const {
   counters->late_faults = Load(faults.late);
   counters->foreign_faults = Load(faults.foreign);
   counters->unexpected_events = Load(faults.unexpected_events);
+  counters->deferred_faults = Load(faults.deferred);
+  counters->overflowed_faults = Load(faults.overflowed);
+  const MemoryChangeCounters& changes = changes_.counters();
+  counters->given_up = PageCount(Load(changes.removed_pages));
+  counters->removals = Load(changes.removals);
+  counters->unmaps = Load(changes.unmaps);
+  counters->remaps = Load(changes.remaps);
   counters->lost_pages = Load(faults.lost);
   counters->outstanding_faults = fault_loop_->outstanding();
   counters->urgent_requests = Load(faults.requests);
@@ -290,11 +325,46 @@ absl::StatusOr<PageCount> DestinationVm::Validate(
     absl::Span<const ReceivedRun> runs) const {
   PageCount pages;
   for (const ReceivedRun& run : runs) {
-    absl::Status status = CheckRun(layout(), run);
-    if (!status.ok()) return status;
-    pages += run.pages.count;
+    const absl::StatusOr<PageCount> of_run = CheckRun(run);
+    if (!of_run.ok()) return of_run.status();
+    pages += *of_run;
   }
   return pages;
+}
+
+absl::StatusOr<PageCount> DestinationVm::CheckRun(
+    const ReceivedRun& run) const {
+  if (run.pages.count.empty()) {
+    return absl::InvalidArgumentError("the peer sent a run of no pages");
+  }
+  absl::Status inside = layout().Check(run.pages.first, run.pages.count);
+  if (!inside.ok()) return inside;
+  // In the layout, so its bytes can be counted.
+  if (!run.data.empty() &&
+      run.data.size() != BytesIn(run.pages.count).value()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the peer sent ", run.data.size(), " bytes for ", ToString(run.pages)));
+  }
+  if (ram_.largest_unit() == PageCount(1)) return run.pages.count;
+  return CountUnits(run.pages);
+}
+
+absl::StatusOr<PageCount> DestinationVm::CountUnits(PageRun run) const {
+  PageCount units;
+  PageIndex at = run.first;
+  while (at < run.end()) {
+    const PageRun unit = ram_.UnitOf(at);
+    if (unit.first != at || unit.end() > run.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the peer sent ", ToString(run),
+                       ", in which there is a part of the "
+                       "huge page of ",
+                       ToString(unit)));
+    }
+    units += PageCount(1);
+    at = unit.end();
+  }
+  return units;
 }
 
 absl::Status DestinationVm::WrongStage(const char* call) const {
@@ -307,15 +377,15 @@ absl::Status DestinationVm::WrongStage(const char* call) const {
 
 ReceiveResult DestinationVm::InstallUrgent(const ReceivedRun& run) {
   ReceiveResult result = run.data.empty()
-                             ? installer_.InstallZero(run.pages)
-                             : installer_.InstallData(run.pages, run.data);
+                             ? installer_->InstallZero(run.pages)
+                             : installer_->InstallData(run.pages, run.data);
   if (result.status.ok()) RecordLatency(run.pages);
   return result;
 }
 
 ReceiveResult DestinationVm::InstallBulk(const ReceivedRun& run) {
-  return run.data.empty() ? installer_.AdmitZero(run.pages)
-                          : installer_.InstallData(run.pages, run.data);
+  return run.data.empty() ? installer_->AdmitZero(run.pages)
+                          : installer_->InstallData(run.pages, run.data);
 }
 
 absl::Status DestinationVm::InstallAll(absl::Span<const ReceivedRun> runs,
@@ -335,7 +405,8 @@ absl::Status DestinationVm::InstallAll(absl::Span<const ReceivedRun> runs,
 
 void DestinationVm::RecordLatency(PageRun run) {
   const int64_t now_ns = clock_.NowNanos();
-  for (PageIndex page = run.first; page < run.end(); page += PageCount(1)) {
+  for (PageIndex page = run.first; page < run.end();
+       page = ram_.UnitOf(page).end()) {
     const std::optional<int64_t> first_read_ns = fault_loop_->Resolve(page);
     if (first_read_ns.has_value()) latency_.Record(now_ns - *first_read_ns);
   }

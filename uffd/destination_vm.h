@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -19,8 +20,11 @@
 #include "uffd/background_pull.h"
 #include "uffd/destination_ram.h"
 #include "uffd/fault_loop.h"
+#include "uffd/install_gate.h"
+#include "uffd/install_strategy.h"
 #include "uffd/installer.h"
 #include "uffd/latency_histogram.h"
+#include "uffd/memory_changes.h"
 #include "uffd/page_source.h"
 #include "uffd/page_state.h"
 #include "uffd/precopy_store.h"
@@ -30,7 +34,7 @@
 namespace postcopy {
 
 // Numbers of one VM. Each is right at its own moment; when nothing is under way
-// total == missing + precopied - discarded + faulted + background.
+// total == missing + precopied - discarded + faulted + background + given_up.
 struct DestinationCounters {
   PageCount total;
   // Pages whose current content is not here.
@@ -45,6 +49,9 @@ struct DestinationCounters {
   // Pages that became received by OnUrgentPages and by OnBulkPages.
   PageCount faulted;
   PageCount background;
+  // Pages that the VMM gave up or unmapped while they were missing: zeros, if
+  // anybody still looks.
+  PageCount given_up;
 
   // Messages of the userfaultfd, and among them: for a page that was asked for
   // already; for a page of zeros, answered here; for a page that had come in
@@ -54,7 +61,14 @@ struct DestinationCounters {
   uint64_t local_faults = 0;
   uint64_t late_faults = 0;
   uint64_t foreign_faults = 0;
-  // Messages that are no missing-page fault; the first ends the serving.
+  // Faults that had to be tried again, and such for which there was no room.
+  uint64_t deferred_faults = 0;
+  uint64_t overflowed_faults = 0;
+  // Messages about memory given up, unmapped and moved.
+  uint64_t removals = 0;
+  uint64_t unmaps = 0;
+  uint64_t remaps = 0;
+  // Messages that mean nothing here; the first ends the serving.
   uint64_t unexpected_events = 0;
   // Received pages that vanished from the RAM file, and were poisoned.
   uint64_t lost_pages = 0;
@@ -89,10 +103,11 @@ struct DestinationCounters {
 // and the end: the fault loop, and the background thread.
 //
 // Errors of pages from the peer: OUT_OF_RANGE (outside the layout) and
-// INVALID_ARGUMENT (a run of no pages, or with data of another length); then no
-// run of the call was taken. ABORTED means everywhere: the VMM's process is
-// gone. RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL: of the kernel; part of the
-// runs may have been taken, and the call can be made again.
+// INVALID_ARGUMENT (a run of no pages, with a part of a huge page, or with data
+// of another length); then no run of the call was taken. ABORTED means
+// everywhere: the VMM's process is gone. RESOURCE_EXHAUSTED, UNAVAILABLE,
+// INTERNAL: of the kernel; part of the runs may have been taken, and the call
+// can be made again.
 class DestinationVm {
  public:
   // Registers every region with `ops`. INVALID_ARGUMENT names the region that
@@ -110,20 +125,24 @@ class DestinationVm {
   ~DestinationVm();
 
   const RamLayout& layout() const { return ram_.layout(); }
+  // Addresses in it may change while the VM is served.
+  const DestinationRam& ram() const { return ram_; }
   // The memfd of PageState, for those who keep it over a restart.
   int state_fd() const { return state_->fd(); }
 
   // Takes pages of a precopy round, replacing what was there. In order: a
   // later call's content wins. No runs at all is not an error. Before
-  // StartServing only.
+  // StartServing only. FAILED_PRECONDITION if a region has no file to put them
+  // into.
   absl::Status StorePrecopied(absl::Span<const ReceivedRun> runs);
 
   // Makes every page of `stale` missing, and empties every page that is not
   // received, whoever has written to it: the VMM may have loaded a ROM there.
-  // From here on a touch of a missing page is a fault. Returns how many of the
-  // stale pages had been received. INVALID_ARGUMENT unless stale.pages() is the
-  // layout's. May be called again after more StorePrecopied. On failure call
-  // it again before the guest runs.
+  // From here on a touch of a missing page is a fault. Memory without a file
+  // cannot be emptied: what the VMM had touched there stays. Returns how many
+  // of the stale pages had been received. INVALID_ARGUMENT unless stale.pages()
+  // is the layout's. May be called again after more StorePrecopied. On failure
+  // call it again before the guest runs.
   absl::StatusOr<PageCount> DiscardStale(PageBitmapView stale);
 
   // Serves faults from now on. `source` outlives the serving, or the next
@@ -193,10 +212,15 @@ class DestinationVm {
   DestinationVm(DestinationRam ram, std::unique_ptr<PageState> state,
                 std::unique_ptr<UffdOps> ops, Clock* clock);
 
+  // Makes installer_.
   absl::Status RegisterAll();
+  absl::StatusOr<std::unique_ptr<InstallStrategy>> RegisterRegion(size_t index);
   absl::Status UnregisterAll();
-  // How many pages `runs` have; an error unless every run can be taken.
+  // How many pages `runs` have, huge ones where a region is made of them; an
+  // error unless every run can be taken.
   absl::StatusOr<PageCount> Validate(absl::Span<const ReceivedRun> runs) const;
+  absl::StatusOr<PageCount> CheckRun(const ReceivedRun& run) const;
+  absl::StatusOr<PageCount> CountUnits(PageRun run) const;
   // FAILED_PRECONDITION, saying why not `call`.
   absl::Status WrongStage(const char* call) const;
   ReceiveResult InstallUrgent(const ReceivedRun& run);
@@ -210,13 +234,15 @@ class DestinationVm {
   absl::Status EndStatus(absl::Status status) const;
   void StopThreads();
 
+  DestinationRam ram_;  // changed by changes_ alone
   // Constant after construction.
-  const DestinationRam ram_;
   const std::unique_ptr<PageState> state_;
   const std::unique_ptr<UffdOps> ops_;
   Clock& clock_;
 
-  Installer installer_;
+  InstallGate gate_;
+  MemoryChanges changes_;
+  std::optional<Installer> installer_;  // set by Create
   PrecopyStore store_;
   AfterFaultOrder order_;
   LatencyHistogram latency_;

@@ -6,31 +6,26 @@
 #include "uffd/kernel_guest.h"
 
 namespace postcopy {
-namespace {
-
-std::vector<PageIndex> PagesOf(PageRun run) {
-  std::vector<PageIndex> pages;
-  for (uint64_t i = 0; i < run.count.value(); ++i) {
-    pages.push_back(run.first + PageCount(i));
-  }
-  return pages;
-}
-
-}  // namespace
-
 Answer::Answer(absl::Span<const PageIndex> pages,
                const std::set<uint64_t>& zeros) {
-  for (const PageIndex page : pages) Add(page, zeros);
+  for (const PageIndex page : pages) Add({page, PageCount(1)}, zeros);
 }
 
 Answer::Answer(PageRun run, const std::set<uint64_t>& zeros) {
-  for (const PageIndex page : PagesOf(run)) Add(page, zeros);
+  for (uint64_t i = 0; i < run.count.value(); ++i) {
+    Add({run.first + PageCount(i), PageCount(1)}, zeros);
+  }
 }
 
-void Answer::Add(PageIndex page, const std::set<uint64_t>& zeros) {
-  bytes_.push_back(zeros.contains(page.value()) ? std::vector<uint8_t>()
-                                                : PatternOf(page));
-  runs_.push_back({{page, PageCount(1)}, bytes_.back()});
+Answer::Answer(const std::vector<PageRun>& units,
+               const std::set<uint64_t>& zeros) {
+  for (const PageRun unit : units) Add(unit, zeros);
+}
+
+void Answer::Add(PageRun unit, const std::set<uint64_t>& zeros) {
+  bytes_.push_back(zeros.contains(unit.first.value()) ? std::vector<uint8_t>()
+                                                      : PatternOf(unit));
+  runs_.push_back({unit, bytes_.back()});
 }
 
 absl::Status FakePageSource::RequestUrgent(absl::Span<const PageIndex> pages) {
@@ -107,11 +102,18 @@ void ServingPageSource::Stop() {
 
 absl::Status ServingPageSource::RequestUrgent(
     absl::Span<const PageIndex> pages) {
-  return Push(&urgent_, {pages.begin(), pages.end()});
+  std::vector<PageRun> units;
+  for (const PageIndex page : pages) units.push_back(vm_->ram().UnitOf(page));
+  return Push(&urgent_, std::move(units));
 }
 
 absl::Status ServingPageSource::RequestBulk(PageRun run) {
-  return Push(&bulk_, PagesOf(run));
+  std::vector<PageRun> units;
+  for (PageIndex page = run.first; page < run.end();
+       page = units.back().end()) {
+    units.push_back(vm_->ram().UnitOf(page));
+  }
+  return Push(&bulk_, std::move(units));
 }
 
 absl::Status ServingPageSource::status() {
@@ -119,17 +121,17 @@ absl::Status ServingPageSource::status() {
   return status_;
 }
 
-absl::Status ServingPageSource::Push(Lane* lane, std::vector<PageIndex> pages) {
+absl::Status ServingPageSource::Push(Lane* lane, std::vector<PageRun> units) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (stopping_) return absl::UnavailableError("the source is stopped");
-  lane->requests.push_back(std::move(pages));
+  lane->requests.push_back(std::move(units));
   changed_.notify_all();
   return absl::OkStatus();
 }
 
 void ServingPageSource::Run(Lane* lane, bool urgent) {
-  for (std::vector<PageIndex> pages; !(pages = Pop(lane)).empty();) {
-    const Answer answer(pages, zeros_);
+  for (std::vector<PageRun> units; !(units = Pop(lane)).empty();) {
+    const Answer answer(units, zeros_);
     const absl::Status taken = urgent ? vm_->OnUrgentPages(answer.runs())
                                       : vm_->OnBulkPages(answer.runs());
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -137,16 +139,16 @@ void ServingPageSource::Run(Lane* lane, bool urgent) {
   }
 }
 
-std::vector<PageIndex> ServingPageSource::Pop(Lane* lane) {
+std::vector<PageRun> ServingPageSource::Pop(Lane* lane) {
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [&] { return stopping_ || !lane->requests.empty(); });
   if (stopping_) return {};
   const auto drawn =
       lane->requests.begin() +
       static_cast<ptrdiff_t>(lane->random() % lane->requests.size());
-  std::vector<PageIndex> pages = std::move(*drawn);
+  std::vector<PageRun> units = std::move(*drawn);
   lane->requests.erase(drawn);
-  return pages;
+  return units;
 }
 
 }  // namespace postcopy

@@ -27,11 +27,13 @@ class Answer {
   // PatternOf the pages; zeros for those in `zeros`.
   Answer(absl::Span<const PageIndex> pages, const std::set<uint64_t>& zeros);
   Answer(PageRun run, const std::set<uint64_t>& zeros);
+  // Huge pages, which are zeros if their first page is in `zeros`.
+  Answer(const std::vector<PageRun>& units, const std::set<uint64_t>& zeros);
 
   absl::Span<const ReceivedRun> runs() const { return runs_; }
 
  private:
-  void Add(PageIndex page, const std::set<uint64_t>& zeros);
+  void Add(PageRun unit, const std::set<uint64_t>& zeros);
 
   std::deque<std::vector<uint8_t>> bytes_;
   std::vector<ReceivedRun> runs_;
@@ -86,15 +88,15 @@ class ServingPageSource final : public PageSource {
 
  private:
   struct Lane {
-    std::deque<std::vector<PageIndex>> requests;
+    std::deque<std::vector<PageRun>> requests;
     std::mt19937_64 random;
     std::thread thread;
   };
 
-  absl::Status Push(Lane* lane, std::vector<PageIndex> pages);
+  absl::Status Push(Lane* lane, std::vector<PageRun> units);
   void Run(Lane* lane, bool urgent);
-  // The pages of one request; empty: stopped.
-  std::vector<PageIndex> Pop(Lane* lane);
+  // What one request is for; empty: stopped.
+  std::vector<PageRun> Pop(Lane* lane);
 
   const std::set<uint64_t> zeros_;
   DestinationVm* vm_ = nullptr;

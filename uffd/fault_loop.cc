@@ -17,9 +17,6 @@ namespace {
 
 constexpr PageCount kOnePage{1};
 
-// Between two tries to fill a page for which there is no memory.
-constexpr int64_t kRetryNanos = kNanosPerMilli;
-
 void Count(std::atomic<uint64_t>* counter, uint64_t by = 1) {
   counter->fetch_add(by, std::memory_order_relaxed);
 }
@@ -46,30 +43,27 @@ absl::Status UnexpectedEvent(const uffd_msg& message) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<FaultLoop>> FaultLoop::Create(
-    const DestinationRam* ram, UffdOps* ops, PageState* state,
-    Installer* installer, PullOrder* order, Clock* clock,
-    std::function<void(absl::Status)> on_end) {
+absl::StatusOr<std::unique_ptr<FaultLoop>> FaultLoop::Create(Parts parts) {
   UniqueFd wake_fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_fd.valid()) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "no eventfd for the fault loop: ", ::strerrordesc_np(errno)));
   }
   return std::unique_ptr<FaultLoop>(
-      new FaultLoop(ram, ops, state, installer, order, clock, std::move(on_end),
-                    std::move(wake_fd)));
+      new FaultLoop(std::move(parts), std::move(wake_fd)));
 }
 
-FaultLoop::FaultLoop(const DestinationRam* ram, UffdOps* ops, PageState* state,
-                     Installer* installer, PullOrder* order, Clock* clock,
-                     std::function<void(absl::Status)> on_end, UniqueFd wake_fd)
-    : ram_(*ram),
-      ops_(*ops),
-      state_(*state),
-      installer_(*installer),
-      order_(*order),
-      clock_(*clock),
-      on_end_(std::move(on_end)),
+FaultLoop::FaultLoop(Parts parts, UniqueFd wake_fd)
+    : ram_(*parts.ram),
+      ops_(*parts.ops),
+      state_(*parts.state),
+      gate_(*parts.gate),
+      changes_(*parts.changes),
+      installer_(*parts.installer),
+      order_(*parts.order),
+      clock_(*parts.clock),
+      on_given_up_(std::move(parts.on_given_up)),
+      on_end_(std::move(parts.on_end)),
       wake_fd_(std::move(wake_fd)) {}
 
 FaultLoop::~FaultLoop() { Stop(); }
@@ -114,14 +108,17 @@ absl::Status FaultLoop::Loop() {
 
 absl::Status FaultLoop::Wait() {
   wants_room_.store(true);
-  const bool room = pending_.Room() > 0;
+  const bool room = HasRoom();
   if (room) wants_room_.store(false);
   // A negative descriptor is not polled: the kernel keeps the faults for which
   // there is no room, and its readiness must not turn this into a busy loop.
+  const bool reads = room || gate_.needed();
   std::array<pollfd, 2> waited = {
       {{.fd = wake_fd_.get(), .events = POLLIN, .revents = 0},
-       {.fd = room ? ops_.poll_fd() : -1, .events = POLLIN, .revents = 0}}};
-  if (::poll(waited.data(), waited.size(), /*timeout=*/-1) < 0) {
+       {.fd = reads ? ops_.poll_fd() : -1, .events = POLLIN, .revents = 0}}};
+  int timeout = deferred_count_ > 0 ? kRetryMillis : -1;
+  if (overflowed_ && room) timeout = 0;
+  if (::poll(waited.data(), waited.size(), timeout) < 0) {
     return errno == EINTR ? absl::OkStatus() : SystemError("poll", errno);
   }
   if (waited[0].revents & POLLIN) {
@@ -135,26 +132,71 @@ absl::Status FaultLoop::Wait() {
   return absl::OkStatus();
 }
 
+bool FaultLoop::HasRoom() const {
+  if (!overflowed_) return pending_.Room() > 0;
+  return pending_.Room() >= kMaxOutstandingFaults / 2 && deferred_count_ == 0;
+}
+
+void FaultLoop::TakeBackOverflow() {
+  if (!overflowed_ || !HasRoom()) return;
+  overflowed_ = false;
+  installer_.Wake({PageIndex(0), state_.pages()});
+}
+
 absl::StatusOr<bool> FaultLoop::Serve() {
+  TakeBackOverflow();
+  const size_t deferred = deferred_count_;
+  absl::Status noted;
+  const absl::StatusOr<size_t> read = ReadMessages(&noted);
+  if (!read.ok()) return read.status();
+  const auto messages = absl::MakeConstSpan(messages_.data(), *read);
+  absl::Status handled = HandleAll(messages);
+  // Behind the read, which lets the kernel take them.
+  if (handled.ok() && deferred > 0) handled = RetryDeferred();
+  if (!noted.ok()) return noted;
+  if (!handled.ok()) return handled;
+  return *read > 0 || deferred > 0;
+}
+
+absl::StatusOr<size_t> FaultLoop::ReadMessages(absl::Status* noted) {
   // What has been read cannot be put back: take no more than fits the table.
-  const size_t room = std::min(pending_.Room(), messages_.size());
-  if (room == 0) return false;
+  const size_t room = gate_.needed()
+                          ? messages_.size()
+                          : std::min(pending_.Room(), messages_.size());
+  if (room == 0) return 0;
+  const InstallGate::Closed closed = gate_.Close();
   const UffdReadResult read = ops_.Read(absl::MakeSpan(messages_.data(), room));
-  if (read.error == EAGAIN) return false;
+  if (read.error == EAGAIN) return 0;
   if (read.error != 0) return SystemError("reading faults", read.error);
+  for (size_t i = 0; i < read.messages && gate_.needed(); ++i) {
+    if (!MemoryChanges::Is(messages_[i])) continue;
+    absl::Status applied = changes_.Apply(messages_[i]);
+    if (noted->ok()) *noted = std::move(applied);
+  }
+  return read.messages;
+}
+
+absl::Status FaultLoop::HandleAll(absl::Span<const uffd_msg> messages) {
+  if (messages.empty()) return absl::OkStatus();
   const int64_t now_ns = clock_.NowNanos();
   absl::Status status;
-  {
-    const std::lock_guard<std::mutex> lock(source_mutex_);
-    for (size_t i = 0; i < read.messages; ++i) {
-      // All of them, also behind a bad one: their threads wait.
-      absl::Status handled = Handle(messages_[i], now_ns);
-      if (status.ok()) status = std::move(handled);
+  bool given_up = false;
+  const std::lock_guard<std::mutex> lock(source_mutex_);
+  for (const uffd_msg& message : messages) {
+    absl::Status handled;
+    if (gate_.needed() && MemoryChanges::Is(message)) {
+      const MemoryChanges::Range range = MemoryChanges::WakeAfter(message);
+      ops_.Wake(range.address, range.length);
+      given_up = true;
+    } else {
+      handled = Handle(message, now_ns);
     }
-    AskForNew();
+    // All of them, also behind a bad one: their threads wait.
+    if (status.ok()) status = std::move(handled);
   }
-  if (!status.ok()) return status;
-  return read.messages > 0;
+  AskForNew();
+  if (given_up) on_given_up_();
+  return status;
 }
 
 absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
@@ -163,21 +205,20 @@ absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
     return UnexpectedEvent(message);
   }
   Count(&counters_.faults);
-  const std::optional<PageIndex> page =
+  const std::optional<PageIndex> touched =
       ram_.PageAt(HostAddress(message.arg.pagefault.address));
-  if (!page.has_value()) {
+  if (!touched.has_value()) {
     Count(&counters_.foreign);
     return absl::OkStatus();
   }
-  if (state_.IsReceived(*page)) return HandleReceived(*page);
-  return Collect(*page, now_ns);
+  const PageIndex page = ram_.UnitOf(*touched).first;
+  if (state_.IsReceived(page)) return HandleReceived(page);
+  return Collect(page, now_ns);
 }
 
 absl::Status FaultLoop::HandleReceived(PageIndex page) {
-  if (state_.IsZero(page)) {
-    Count(&counters_.local);
-    return FillLocally(page);
-  }
+  const DestinationRam::Piece piece = ram_.FirstPiece({page, kOnePage});
+  if (state_.IsZero(page) || !piece.has_file()) return FillLocally(page);
   if (!ram_.HasData(page)) return Lose(page);
   Count(&counters_.late);
   installer_.Wake({page, kOnePage});
@@ -185,13 +226,35 @@ absl::Status FaultLoop::HandleReceived(PageIndex page) {
 }
 
 absl::Status FaultLoop::FillLocally(PageIndex page) {
-  absl::Status status = installer_.InstallZero({page, kOnePage}).status;
-  if (status.ok() || absl::IsAborted(status)) return status;
-  // The host has no memory to spare just now. That must not end the serving of
-  // all other pages: the thread is woken, faults again and comes back here.
-  Count(&counters_.local_failures);
-  clock_.SleepFor(kRetryNanos);
-  installer_.Wake({page, kOnePage});
+  const bool is_zero = state_.IsZero(page);
+  switch (installer_.TryZero(page)) {
+    case 0:
+      Count(&counters_.local);
+      return absl::OkStatus();
+    case EEXIST:
+      Count(is_zero ? &counters_.local : &counters_.late);
+      return absl::OkStatus();
+    case ESRCH:
+      return absl::AbortedError("the VMM's process is gone");
+    default:
+      // A message waits to be read, or the host has no memory to spare just
+      // now. Neither must keep all other pages waiting.
+      Count(&counters_.deferred);
+      overflowed_ |= deferred_count_ == deferred_.size();
+      if (deferred_count_ < deferred_.size()) {
+        deferred_[deferred_count_++] = page;
+      }
+      return absl::OkStatus();
+  }
+}
+
+absl::Status FaultLoop::RetryDeferred() {
+  const size_t count = std::exchange(deferred_count_, 0);
+  for (size_t i = 0; i < count; ++i) {
+    // Defers again to a place that has been looked at.
+    absl::Status filled = FillLocally(deferred_[i]);
+    if (!filled.ok()) return filled;
+  }
   return absl::OkStatus();
 }
 
@@ -201,7 +264,9 @@ absl::Status FaultLoop::Collect(PageIndex page, int64_t now_ns) {
       Count(&counters_.duplicates);
       return absl::OkStatus();
     case PendingFaults::AddResult::kFull:
-      POSTCOPY_CHECK(false && "no more messages are read than there is room");
+      Count(&counters_.overflowed);
+      overflowed_ = true;
+      return absl::OkStatus();
     case PendingFaults::AddResult::kNew:
       break;
   }

@@ -21,7 +21,9 @@
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
 #include "uffd/destination_ram.h"
+#include "uffd/install_gate.h"
 #include "uffd/installer.h"
+#include "uffd/memory_changes.h"
 #include "uffd/page_source.h"
 #include "uffd/page_state.h"
 #include "uffd/pending_faults.h"
@@ -33,12 +35,18 @@ namespace postcopy {
 // Messages taken by one read: as many pages as one urgent request can name.
 inline constexpr size_t kMaxFaultBatch = kMaxUrgentPages;
 
+// Pages of zeros that could not be filled at once and are tried again, each
+// time that messages have been read and at least once in kRetryMillis.
+inline constexpr size_t kMaxDeferredFaults = 64;
+inline constexpr int kRetryMillis = 1;
+
 // Counts; see DestinationCounters for what they mean.
 struct FaultCounters {
   std::atomic<uint64_t> faults{0};
   std::atomic<uint64_t> duplicates{0};
   std::atomic<uint64_t> local{0};
-  std::atomic<uint64_t> local_failures{0};  // of these, tried again
+  std::atomic<uint64_t> deferred{0};  // of these, tried again
+  std::atomic<uint64_t> overflowed{0};
   std::atomic<uint64_t> late{0};
   std::atomic<uint64_t> foreign{0};
   std::atomic<uint64_t> unexpected_events{0};
@@ -56,20 +64,41 @@ struct FaultCounters {
 //   received, zeros               filled with zeros here
 //   received, in the RAM file     woken: it came while the fault was under way
 //   received, a hole all the same lost: poisoned, never zeros
+//   received, no file             woken if it is there; else the VMM has thrown
+//                                 it away, which nobody else can: zeros
 //   missing, asked for            nothing
 //   missing                       asked for, once per read for all of them
+// In memory of huge pages all of that happens to huge pages, named by their
+// first page.
+//
+// Messages of one read about memory given up or moved are taken note of before
+// its faults are looked at. While the VMM sends such messages they are read
+// even if there is no room for more faults: who gives up memory sleeps until
+// then, and nothing can be installed. Faults beyond the room are let go, and
+// come again by a wake of all RAM when half of the room is free.
 //
 // The thread ends, and calls on_end with the reason, if the userfaultfd says
 // something that this service does not understand, or the VMM is gone.
 class FaultLoop {
  public:
-  // Pointers outlive the object. `on_end` is called at most once, by the
-  // thread, and not after Stop has begun. RESOURCE_EXHAUSTED if there is no
-  // descriptor left.
-  static absl::StatusOr<std::unique_ptr<FaultLoop>> Create(
-      const DestinationRam* ram, UffdOps* ops, PageState* state,
-      Installer* installer, PullOrder* order, Clock* clock,
-      std::function<void(absl::Status)> on_end);
+  // What it works on; all outlive it.
+  struct Parts {
+    const DestinationRam* ram;
+    UffdOps* ops;
+    PageState* state;
+    InstallGate* gate;
+    MemoryChanges* changes;
+    Installer* installer;
+    PullOrder* order;
+    Clock* clock;
+    // Pages that were missing have been given up. By the thread.
+    std::function<void()> on_given_up;
+    // Called at most once, by the thread, and not after Stop has begun.
+    std::function<void(absl::Status)> on_end;
+  };
+
+  // RESOURCE_EXHAUSTED if there is no descriptor left.
+  static absl::StatusOr<std::unique_ptr<FaultLoop>> Create(Parts parts);
   // Stop().
   ~FaultLoop();
 
@@ -92,23 +121,31 @@ class FaultLoop {
   const FaultCounters& counters() const { return counters_; }
 
   // One read and what follows from it, for simulations that have no thread.
-  // True if any message was read. REQUIRES: Start was not called.
+  // True if there was anything to do. REQUIRES: Start was not called.
   absl::StatusOr<bool> ServeOnce() { return Serve(); }
 
  private:
-  FaultLoop(const DestinationRam* ram, UffdOps* ops, PageState* state,
-            Installer* installer, PullOrder* order, Clock* clock,
-            std::function<void(absl::Status)> on_end, UniqueFd wake_fd);
+  FaultLoop(Parts parts, UniqueFd wake_fd);
 
   void Run();
   absl::Status Loop();
-  // Waits for messages, if there is room for them, or for wake_fd_.
+  // Waits for messages, if there is room for them, or for wake_fd_, or until
+  // deferred pages are to be tried again.
   absl::Status Wait();
   absl::StatusOr<bool> Serve();
+  // Reads into messages_, and takes note of what they say about memory. Returns
+  // how many there are; `noted` is the first error of the notes.
+  absl::StatusOr<size_t> ReadMessages(absl::Status* noted);
+  // Those of removals, then faults.
+  absl::Status HandleAll(absl::Span<const uffd_msg> messages);
   absl::Status Handle(const uffd_msg& message, int64_t now_ns);
   absl::Status HandleReceived(PageIndex page);
   absl::Status FillLocally(PageIndex page);
+  absl::Status RetryDeferred();
   absl::Status Collect(PageIndex page, int64_t now_ns);
+  // There is room for a fault, or for those that were let go.
+  bool HasRoom() const;
+  void TakeBackOverflow();
   absl::Status Lose(PageIndex page);
   // Hands new_pages_ to the source.
   void AskForNew();
@@ -119,9 +156,12 @@ class FaultLoop {
   const DestinationRam& ram_;
   UffdOps& ops_;
   PageState& state_;
+  InstallGate& gate_;
+  MemoryChanges& changes_;
   Installer& installer_;
   PullOrder& order_;
   Clock& clock_;
+  const std::function<void()> on_given_up_;
   const std::function<void(absl::Status)> on_end_;
   const UniqueFd wake_fd_;  // eventfd: stop, or there is room again
   std::thread thread_;
@@ -134,6 +174,9 @@ class FaultLoop {
   std::array<uffd_msg, kMaxFaultBatch> messages_;
   std::array<PageIndex, kMaxFaultBatch> new_pages_;
   size_t new_count_ = 0;
+  std::array<PageIndex, kMaxDeferredFaults> deferred_;
+  size_t deferred_count_ = 0;
+  bool overflowed_ = false;  // faults were let go
 
   // Held while a page goes from new to asked for, so that no page is asked for
   // twice, and during RequestUrgent. Shared with whoever reconnects.

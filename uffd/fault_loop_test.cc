@@ -66,19 +66,31 @@ class FaultLoopTest : public testing::Test {
   const ByteCount size_ = BytesIn(PageCount(kPages));
   const UniqueFd fd_ = *CreateMemfd("ram", size_, 0);
   const UniqueFd other_fd_ = *CreateMemfd("other", size_, 0);
-  const DestinationRam ram_ = *DestinationRam::Create(
-      LayoutOf({PageCount(kPages)}), {{kBase, fd_.get(), 0}});
+  DestinationRam ram_ = *DestinationRam::Create(LayoutOf({PageCount(kPages)}),
+                                                {{kBase, fd_.get(), 0}});
   const std::unique_ptr<PageState> state_ =
       *PageState::Create(PageCount(kPages));
   SimulatedClock clock_;
   SimulatedUffd uffd_;
-  Installer installer_{&ram_, &uffd_, state_.get()};
+  InstallGate gate_{/*needed=*/false};
+  MemoryChanges changes_{&ram_, state_.get()};
+  Installer installer_{&ram_, &uffd_, state_.get(), &gate_,
+                       SmallPageStrategies(1)};
   AfterFaultOrder order_;
   FakePageSource source_;
   std::promise<absl::Status> end_;
   const std::unique_ptr<FaultLoop> loop_ = *FaultLoop::Create(
-      &ram_, &uffd_, state_.get(), &installer_, &order_, &clock_,
-      [this](const absl::Status& status) { end_.set_value(status); });
+      {.ram = &ram_,
+       .ops = &uffd_,
+       .state = state_.get(),
+       .gate = &gate_,
+       .changes = &changes_,
+       .installer = &installer_,
+       .order = &order_,
+       .clock = &clock_,
+       .on_given_up = [] {},
+       .on_end =
+           [this](const absl::Status& status) { end_.set_value(status); }});
 };
 
 TEST_F(FaultLoopTest, OneRequestForAllThatWait) {
@@ -135,8 +147,8 @@ TEST_F(FaultLoopTest, ZerosThatFindNoMemoryAreTriedAgain) {
   uffd_.FailNext(Call::kZeroPage, ENOMEM);
   Fault(5);
   EXPECT_TRUE(Serve().ok());
-  EXPECT_EQ(Counted(&FaultCounters::local_failures), 1u);
-  EXPECT_EQ(Counted(&FaultCounters::local), 2u) << "woken, it touched again";
+  EXPECT_EQ(Counted(&FaultCounters::deferred), 1u);
+  EXPECT_EQ(Counted(&FaultCounters::local), 1u);
   EXPECT_FALSE(uffd_.IsWaiting(5));
   EXPECT_EQ(uffd_.TouchPage(5, at(5)), Touch::kPresent);
 }
@@ -178,6 +190,19 @@ TEST_F(FaultLoopTest, UnexpectedEventsEndItBehindTheFaults) {
   EXPECT_TRUE(absl::IsFailedPrecondition(Serve()));
   EXPECT_EQ(source_.TimesAsked(PageIndex(5)), 1);
   EXPECT_EQ(Counted(&FaultCounters::unexpected_events), 1u);
+}
+
+TEST_F(FaultLoopTest, MoreThanCanBeDeferredComeAgain) {
+  constexpr uint64_t kMore = kMaxDeferredFaults + 2;
+  state_->MarkReceived({PageIndex(0), PageCount(kMore)}, /*is_zero=*/true);
+  uffd_.FailNext(Call::kZeroPage, ENOMEM, kMore);
+  for (uint64_t page = 0; page < kMore; ++page) Fault(page);
+  EXPECT_TRUE(loop_->ServeOnce().ok());
+  EXPECT_TRUE(loop_->ServeOnce().ok());
+  EXPECT_EQ(Counted(&FaultCounters::deferred), kMore);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(uffd_.waiting(), 0u);
+  EXPECT_EQ(Counted(&FaultCounters::local), kMore);
 }
 
 TEST_F(FaultLoopTest, OtherKindsOfFaultAreUnexpected) {
@@ -277,22 +302,137 @@ TEST_F(FaultLoopTest, ThreadEndsWithTheVmm) {
   EXPECT_TRUE(absl::IsAborted(end_.get_future().get()));
 }
 
+// A VMM that gives memory up.
+class GivingUpTest : public testing::Test {
+ protected:
+  GivingUpTest() {
+    uffd_.SetFeatures(UFFD_FEATURE_EVENT_REMOVE);
+    uffd_.Map(kBase, size_, fd_.get(), 0);
+    EXPECT_TRUE(uffd_.Register(kBase, size_).ok());
+    EXPECT_TRUE(loop_->SetSource(&source_).ok());
+  }
+  ~GivingUpTest() override { loop_->Stop(); }
+
+  HostAddress at(uint64_t page) const {
+    return kBase + BytesIn(PageCount(page));
+  }
+  void Fault(uint64_t page) {
+    EXPECT_EQ(uffd_.TouchPage(static_cast<int>(page), at(page)),
+              Touch::kWaiting);
+  }
+
+  const ByteCount size_ = BytesIn(PageCount(kPages));
+  const UniqueFd fd_ = *CreateMemfd("ram", size_, 0);
+  DestinationRam ram_ = *DestinationRam::Create(LayoutOf({PageCount(kPages)}),
+                                                {{kBase, fd_.get(), 0}});
+  const std::unique_ptr<PageState> state_ =
+      *PageState::Create(PageCount(kPages));
+  SimulatedClock clock_;
+  SimulatedUffd uffd_;
+  InstallGate gate_{/*needed=*/true};
+  MemoryChanges changes_{&ram_, state_.get()};
+  Installer installer_{&ram_, &uffd_, state_.get(), &gate_,
+                       SmallPageStrategies(1)};
+  AfterFaultOrder order_;
+  FakePageSource source_;
+  int given_up_ = 0;
+  const std::unique_ptr<FaultLoop> loop_ =
+      *FaultLoop::Create({.ram = &ram_,
+                          .ops = &uffd_,
+                          .state = state_.get(),
+                          .gate = &gate_,
+                          .changes = &changes_,
+                          .installer = &installer_,
+                          .order = &order_,
+                          .clock = &clock_,
+                          .on_given_up = [this] { ++given_up_; },
+                          .on_end = [](const absl::Status&) {}});
+};
+
+// The kernel gives faults out before what happened before them.
+TEST_F(GivingUpTest, RemovalsOfAReadComeBeforeItsFaults) {
+  uffd_.GiveUp(at(5), ByteCount(kPageSize));
+  Fault(5);
+  Fault(6);
+  EXPECT_TRUE(loop_->ServeOnce().ok());
+  EXPECT_EQ(source_.TimesAsked(PageIndex(5)), 0);
+  EXPECT_EQ(source_.TimesAsked(PageIndex(6)), 1);
+  EXPECT_FALSE(uffd_.IsWaiting(5));
+  EXPECT_EQ(given_up_, 1);
+}
+
+// With the table full of faults the message behind them is read all the same:
+// until then nothing could be installed, and no room would ever come.
+TEST_F(GivingUpTest, IsReadWhenThereIsNoRoomForFaults) {
+  constexpr uint64_t kMore = kMaxOutstandingFaults + 3;
+  for (uint64_t page = 0; page < kMore; ++page) Fault(page);
+  uffd_.GiveUp(at(kPages - 1), ByteCount(kPageSize));
+  while (uffd_.IsChanging()) EXPECT_TRUE(loop_->ServeOnce().ok());
+  EXPECT_TRUE(uffd_.EndGivingUp());
+  EXPECT_EQ(loop_->counters().overflowed.load(), 3u);
+  EXPECT_EQ(loop_->outstanding(), kMaxOutstandingFaults);
+  // Those that were let go come again when half of the table is free, and not
+  // before.
+  for (uint64_t page = 0; page < kMaxOutstandingFaults / 2; ++page) {
+    EXPECT_EQ(source_.TimesAsked(PageIndex(kMore - 1)), 0);
+    EXPECT_TRUE(installer_
+                    .InstallData({PageIndex(page), PageCount(1)},
+                                 PatternOf(PageIndex(page)))
+                    .status.ok());
+    EXPECT_TRUE(loop_->Resolve(PageIndex(page)).has_value());
+    EXPECT_TRUE(loop_->ServeOnce().ok());
+  }
+  while (*loop_->ServeOnce()) {
+  }
+  EXPECT_EQ(source_.TimesAsked(PageIndex(kMore - 1)), 1);
+}
+
+TEST_F(GivingUpTest, AThreadThatServesNeitherSpinsNorSleepsOverIt) {
+  constexpr uint64_t kMore = kMaxOutstandingFaults + 3;
+  for (uint64_t page = 0; page < kMore; ++page) Fault(page);
+  loop_->Start();
+  while (loop_->counters().overflowed.load() < 3) std::this_thread::yield();
+  for (uint64_t page = 0; page < kMaxOutstandingFaults; ++page) {
+    EXPECT_TRUE(installer_
+                    .InstallData({PageIndex(page), PageCount(1)},
+                                 PatternOf(PageIndex(page)))
+                    .status.ok());
+    loop_->Resolve(PageIndex(page));
+  }
+  while (source_.TimesAsked(PageIndex(kMore - 1)) == 0) {
+    std::this_thread::yield();
+  }
+  loop_->Stop();
+  EXPECT_LE(uffd_.calls(Call::kRead), 2 * static_cast<int>(kMore));
+}
+
 TEST(KernelFaultLoopTest, AUserfaultfdMadeBlockingEndsTheLoop) {
   std::string reason;
   const auto guest = KernelGuest::Create({PageCount(1)}, &reason);
   if (guest == nullptr) GTEST_SKIP() << reason;
   const auto ops = guest->TakeOps();
   ASSERT_EQ(::fcntl(ops->poll_fd(), F_SETFL, O_RDWR), 0);
-  const DestinationRam ram =
+  DestinationRam ram =
       *DestinationRam::Create(guest->layout(), guest->regions());
   const auto state = *PageState::Create(PageCount(1));
-  Installer installer(&ram, ops.get(), state.get());
+  InstallGate gate(/*needed=*/false);
+  MemoryChanges changes(&ram, state.get());
+  Installer installer(&ram, ops.get(), state.get(), &gate,
+                      SmallPageStrategies(1));
   AfterFaultOrder order;
   SimulatedClock clock;
   std::promise<absl::Status> end;
   const auto loop = *FaultLoop::Create(
-      &ram, ops.get(), state.get(), &installer, &order, &clock,
-      [&](const absl::Status& status) { end.set_value(status); });
+      {.ram = &ram,
+       .ops = ops.get(),
+       .state = state.get(),
+       .gate = &gate,
+       .changes = &changes,
+       .installer = &installer,
+       .order = &order,
+       .clock = &clock,
+       .on_given_up = [] {},
+       .on_end = [&](const absl::Status& status) { end.set_value(status); }});
   loop->Start();
   EXPECT_TRUE(absl::IsInternal(end.get_future().get()));
 }

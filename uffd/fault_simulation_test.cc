@@ -1,11 +1,13 @@
-// The fault loop, the installer and the pull order under interleavings drawn
-// from a seed, in one thread and without the kernel: a seed that fails, fails
-// again. POSTCOPY_SEED=N runs that one alone.
+// The fault loop, the installer and the pull order, with a VMM that gives
+// memory up meanwhile, under interleavings drawn from a seed, in one thread and
+// without the kernel: a seed that fails, fails again. POSTCOPY_SEED=N runs that
+// one alone.
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <random>
 #include <set>
@@ -39,6 +41,7 @@ class Simulation {
     for (uint64_t page = 0; page < kPages; ++page) {
       if (Draw(4) == 0) zeros_.insert(page);
     }
+    uffd_.SetFeatures(UFFD_FEATURE_EVENT_REMOVE);
     uffd_.Map(kFirst, first_, fd_.get(), 0);
     uffd_.Map(kSecond, second_, fd_.get(), first_.value());
     EXPECT_TRUE(uffd_.Register(kFirst, first_).ok());
@@ -50,12 +53,13 @@ class Simulation {
     while (!state_->missing().empty()) Step();
     // Nobody may be left waiting once the last messages have been read. Twice:
     // a failure of the first read may be in store.
-    while (Serve() || Serve()) {
+    while (Serve() || Serve() || EndGivingUp()) {
     }
     EXPECT_EQ(uffd_.waiting(), 0u);
     for (uint64_t page = 0; page < kPages; ++page) Touched(page);
     EXPECT_EQ(loop_->counters().lost, 0u);
-    EXPECT_EQ(received_, kPages);
+    EXPECT_EQ(received_ + changes_.counters().removed_pages, kPages);
+    zeros_.merge(given_up_);
     EXPECT_EQ(state_->zero(), PageCount(zeros_.size()));
   }
 
@@ -69,7 +73,7 @@ class Simulation {
   }
 
   void Step() {
-    switch (Draw(8)) {
+    switch (Draw(10)) {
       case 0:
       case 1:
         return TouchSome();
@@ -83,6 +87,11 @@ class Simulation {
         return AskForBulk();
       case 6:
         return AnswerBulk();
+      case 7:
+        return GiveUpSome();
+      case 8:
+        EndGivingUp();
+        return;
       default:
         return Disturb();
     }
@@ -97,9 +106,37 @@ class Simulation {
     if (touch == Touch::kPresent) CheckContent(page);
   }
 
+  // The balloon takes a page or a few.
+  void GiveUpSome() {
+    if (Draw(4) != 0) return;
+    const uint64_t first = Draw(kPages);
+    const uint64_t end = first < kFirstPages ? kFirstPages : kPages;
+    const uint64_t count = 1 + Draw(std::min<uint64_t>(8, end - first));
+    uffd_.GiveUp(at(first), BytesIn(PageCount(count)));
+    giving_up_.push_back({PageIndex(first), PageCount(count)});
+  }
+
+  bool EndGivingUp() {
+    if (!uffd_.EndGivingUp()) return false;
+    const PageRun run = giving_up_.front();
+    giving_up_.pop_front();
+    for (uint64_t i = 0; i < run.count.value(); ++i) {
+      given_up_.insert(run.first.value() + i);
+    }
+    return true;
+  }
+
+  bool IsBeingGivenUp(uint64_t page) const {
+    return std::any_of(
+        giving_up_.begin(), giving_up_.end(),
+        [page](PageRun run) { return run.Contains(PageIndex(page)); });
+  }
+
   // At the end each page is there, or a hole that the loop fills with zeros.
   void Touched(uint64_t page) {
-    if (uffd_.TouchPage(0, at(page)) == Touch::kWaiting) Serve();
+    uffd_.TouchPage(0, at(page));
+    while (uffd_.IsWaiting(0) && (Serve() || Serve())) {
+    }
     EXPECT_FALSE(uffd_.IsWaiting(0)) << page;
     CheckContent(page);
   }
@@ -113,7 +150,9 @@ class Simulation {
   // Any request that was ever made, answered before or not.
   void AnswerUrgent() {
     const auto requests = source_.urgent();
-    if (requests.empty()) return;
+    // While memory is given up the installer would wait for a read, which
+    // another thread does.
+    if (requests.empty() || uffd_.IsChanging()) return;
     const size_t back = std::min<size_t>(requests.size(), 1 + Draw(6));
     for (const PageIndex page : requests[requests.size() - back]) {
       const Answer answer(std::vector<PageIndex>{page}, zeros_);
@@ -131,7 +170,7 @@ class Simulation {
   }
 
   void AnswerBulk() {
-    if (bulk_.empty()) return;
+    if (bulk_.empty() || uffd_.IsChanging()) return;
     const size_t index = Draw(bulk_.size());
     const Answer answer(bulk_[index], zeros_);
     bulk_.erase(bulk_.begin() + static_cast<ptrdiff_t>(index));
@@ -169,33 +208,48 @@ class Simulation {
   }
 
   void CheckContent(uint64_t page) {
+    if (IsBeingGivenUp(page)) return;  // it may still be what it was
     std::vector<uint8_t> bytes(kPageSize);
     ASSERT_EQ(::pread(fd_.get(), bytes.data(), kPageSize,
                       static_cast<off_t>(page * kPageSize)),
               static_cast<ssize_t>(kPageSize));
-    EXPECT_EQ(bytes, zeros_.contains(page) ? std::vector<uint8_t>(kPageSize)
-                                           : PatternOf(PageIndex(page)))
+    const bool zero = zeros_.contains(page) || given_up_.contains(page);
+    EXPECT_EQ(bytes, zero ? std::vector<uint8_t>(kPageSize)
+                          : PatternOf(PageIndex(page)))
         << "page " << page;
   }
 
   std::mt19937_64 random_;
   std::set<uint64_t> zeros_;
+  std::deque<PageRun> giving_up_;  // as SimulatedUffd has them
+  std::set<uint64_t> given_up_;
   const ByteCount first_ = BytesIn(PageCount(kFirstPages));
   const ByteCount second_ = BytesIn(PageCount(kPages - kFirstPages));
   const UniqueFd fd_ = *CreateMemfd("ram", first_ + second_, 0);
-  const DestinationRam ram_ = *DestinationRam::Create(
+  DestinationRam ram_ = *DestinationRam::Create(
       LayoutOf({PageCount(kFirstPages), PageCount(kPages - kFirstPages)}),
       {{kFirst, fd_.get(), 0}, {kSecond, fd_.get(), first_.value()}});
   const std::unique_ptr<PageState> state_ =
       *PageState::Create(PageCount(kPages));
   SimulatedClock clock_;
   SimulatedUffd uffd_;
-  Installer installer_{&ram_, &uffd_, state_.get()};
+  InstallGate gate_{/*needed=*/true};
+  MemoryChanges changes_{&ram_, state_.get()};
+  Installer installer_{&ram_, &uffd_, state_.get(), &gate_,
+                       SmallPageStrategies(2)};
   AfterFaultOrder order_;
   FakePageSource source_;
   const std::unique_ptr<FaultLoop> loop_ =
-      *FaultLoop::Create(&ram_, &uffd_, state_.get(), &installer_, &order_,
-                         &clock_, [](const absl::Status&) {});
+      *FaultLoop::Create({.ram = &ram_,
+                          .ops = &uffd_,
+                          .state = state_.get(),
+                          .gate = &gate_,
+                          .changes = &changes_,
+                          .installer = &installer_,
+                          .order = &order_,
+                          .clock = &clock_,
+                          .on_given_up = [] {},
+                          .on_end = [](const absl::Status&) {}});
   std::vector<PageRun> bulk_;
   uint64_t received_ = 0;
 };

@@ -1,6 +1,7 @@
 #include "uffd/installer.h"
 
 #include <sched.h>
+#include <time.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -14,8 +15,6 @@
 
 namespace postcopy {
 namespace {
-
-constexpr PageCount kOnePage{1};
 
 absl::Status InstallError(int error, PageRun run) {
   const std::string what = absl::StrCat("installing ", ToString(run), ": ",
@@ -38,27 +37,21 @@ absl::Status InstallError(int error, PageRun run) {
   }
 }
 
-void Append(ReceiveResult part, ReceiveResult* whole) {
-  whole->received += part.received;
-  whole->status = std::move(part.status);
-}
-
 PageRun Rest(PageRun run, PageCount done) {
   return {run.first + done, run.count - done};
 }
 
-// What is left of `piece` behind its first `done` pages.
-DestinationRam::Piece RestOf(const DestinationRam::Piece& piece,
-                             PageCount done) {
-  DestinationRam::Piece rest = piece;
-  rest.pages = Rest(piece.pages, done);
-  rest.address += BytesIn(done);
-  rest.file_offset += static_cast<off_t>(BytesIn(done).value());
-  return rest;
-}
-
 const uint8_t* Advance(const uint8_t* bytes, PageCount pages) {
   return bytes == nullptr ? nullptr : bytes + BytesIn(pages).value();
+}
+
+void Pause(int retries) {
+  constexpr timespec kSleep = {.tv_sec = 0, .tv_nsec = 50'000};
+  if (retries <= kMaxInstallYields) {
+    ::sched_yield();
+  } else {
+    ::nanosleep(&kSleep, nullptr);
+  }
 }
 
 void Count(std::atomic<uint64_t>* counter) {
@@ -91,48 +84,86 @@ ReceiveResult Installer::AdmitZero(PageRun run) {
 }
 
 void Installer::Wake(PageRun run) {
+  const InstallGate::Pass pass = gate_.Enter();
   while (!run.count.empty()) {
     const Piece piece = ram_.FirstPiece(run);
-    ops_.Wake(piece.address, piece.bytes());
+    WakePiece(piece);
     run = Rest(run, piece.pages.count);
+  }
+}
+
+int Installer::TryZero(PageIndex page) {
+  const InstallGate::Pass pass = gate_.Enter();
+  const Piece piece = ram_.FirstPiece(ram_.UnitOf(page));
+  if (!piece.mapped()) return 0;
+  const UffdResult result = Insert(piece, nullptr);
+  switch (result.error) {
+    case 0:
+      state_.MarkReceived(piece.pages, /*is_zero=*/true);
+      return 0;
+    case EEXIST:
+      WakePiece(piece);
+      return EEXIST;
+    case ENOENT:
+      Count(&unmapped_);
+      WakePiece(piece);
+      return 0;
+    default:
+      return result.error;
   }
 }
 
 ReceiveResult Installer::Install(PageRun run, const uint8_t* bytes) {
   ReceiveResult result;
-  while (!run.count.empty() && result.status.ok()) {
-    const Piece piece = ram_.FirstPiece(run);
-    Append(InstallPiece(piece, bytes), &result);
-    bytes = Advance(bytes, piece.pages.count);
-    run = Rest(run, piece.pages.count);
+  Attempt attempt;
+  while (!run.count.empty()) {
+    const PageCount settled =
+        InstallSome(run, bytes, &attempt, &result.received);
+    if (attempt.error != 0) {
+      result.status = InstallError(attempt.error, run);
+      return result;
+    }
+    if (settled.empty()) {
+      if (attempt.retries > 0) Pause(attempt.retries);
+      continue;
+    }
+    attempt = Attempt();
+    bytes = Advance(bytes, settled);
+    run = Rest(run, settled);
   }
   return result;
 }
 
-// Cuts `piece` into runs that need content, and runs that do not.
-ReceiveResult Installer::InstallPiece(const Piece& piece,
-                                      const uint8_t* bytes) {
+PageCount Installer::InstallSome(PageRun rest, const uint8_t* bytes,
+                                 Attempt* attempt, PageCount* received) {
   const bool is_zero = bytes == nullptr;
-  ReceiveResult result;
-  Piece rest = piece;
-  while (!rest.pages.count.empty() && result.status.ok()) {
-    const bool needs = Needs(rest.pages.first, is_zero);
-    PageCount same(1);
-    while (same < rest.pages.count &&
-           Needs(rest.pages.first + same, is_zero) == needs) {
-      same += kOnePage;
-    }
-    Piece part = rest;
-    part.pages.count = same;
-    if (needs) {
-      Append(Transfer(part, bytes), &result);
-    } else {
-      ops_.Wake(part.address, part.bytes());
-    }
-    bytes = Advance(bytes, same);
-    rest = RestOf(rest, same);
+  const InstallGate::Pass pass = gate_.Enter();
+  Piece piece = ram_.FirstPiece(rest);
+  if (gate_.needed()) {
+    const PageCount most = std::max(kPagesPerPass, piece.unit);
+    piece.pages.count = std::min(piece.pages.count, most);
   }
-  return result;
+  piece = SameNeeds(piece, is_zero);
+  if (!Needs(piece.pages.first, is_zero)) {
+    WakePiece(piece);
+    return piece.pages.count;
+  }
+  const PageCount settled = Transfer(piece, bytes, attempt);
+  if (!settled.empty()) {
+    *received += state_.MarkReceived({piece.pages.first, settled}, is_zero);
+  }
+  return settled;
+}
+
+DestinationRam::Piece Installer::SameNeeds(Piece piece, bool is_zero) const {
+  const bool needs = Needs(piece.pages.first, is_zero);
+  PageCount same = piece.unit;
+  while (same < piece.pages.count &&
+         Needs(piece.pages.first + same, is_zero) == needs) {
+    same += piece.unit;
+  }
+  piece.pages.count = std::min(same, piece.pages.count);
+  return piece;
 }
 
 // A page received with content must never be filled again, not even where it
@@ -142,57 +173,47 @@ bool Installer::Needs(PageIndex page, bool is_zero) const {
   return !state_.IsReceived(page) || (is_zero && state_.IsZero(page));
 }
 
-ReceiveResult Installer::Transfer(const Piece& piece, const uint8_t* bytes) {
-  ReceiveResult result;
-  Piece rest = piece;
-  Attempt attempt;
-  while (!rest.pages.count.empty()) {
-    const PageCount settled = TransferSome(rest, bytes, &attempt);
-    if (attempt.error != 0) {
-      result.status = InstallError(attempt.error, rest.pages);
-      return result;
-    }
-    if (settled.empty()) continue;
-    attempt = Attempt();
-    result.received += state_.MarkReceived({rest.pages.first, settled},
-                                           /*is_zero=*/bytes == nullptr);
-    bytes = Advance(bytes, settled);
-    rest = RestOf(rest, settled);
-  }
-  return result;
-}
-
-PageCount Installer::TransferSome(const Piece& rest, const uint8_t* bytes,
-                                  Attempt* attempt) {
-  const PageCount asked = attempt->one_page ? kOnePage : rest.pages.count;
-  const UffdResult result =
-      bytes == nullptr
-          ? ops_.ZeroPage(rest.address, BytesIn(asked), /*wake=*/true)
-          : ops_.Copy(rest.address, bytes, BytesIn(asked), /*wake=*/true);
+PageCount Installer::Transfer(const Piece& piece, const uint8_t* bytes,
+                              Attempt* attempt) {
+  Piece asked = piece;
+  if (attempt->one_page) asked.pages.count = piece.unit;
+  const UffdResult result = Insert(asked, bytes);
   const PageCount done(result.done.value() / kPageSize);
   if (!done.empty()) return done;
   switch (result.error) {
     case EEXIST:
       Count(&already_present_);
-      ops_.Wake(rest.address, BytesIn(kOnePage));
-      return kOnePage;
+      asked.pages.count = piece.unit;
+      WakePiece(asked);
+      return piece.unit;
     case ENOENT:
       // Also said of a range that crosses from one mapping into the next: the
       // VMM may have split its memory with mprotect() or madvise().
-      attempt->one_page = asked > kOnePage;
+      attempt->one_page = asked.pages.count > piece.unit;
       if (attempt->one_page) return PageCount(0);
       Count(&unmapped_);
-      return kOnePage;
+      return piece.unit;
     case EAGAIN:
       Count(&retries_);
       if (++attempt->retries > kMaxInstallRetries) attempt->error = EAGAIN;
-      ::sched_yield();
       return PageCount(0);
     default:
       // Success without progress would repeat for ever.
       attempt->error = result.error != 0 ? result.error : EIO;
       return PageCount(0);
   }
+}
+
+UffdResult Installer::Insert(const Piece& piece, const uint8_t* bytes) {
+  const InstallStrategy& strategy =
+      *strategies_[ram_.layout().RegionOf(piece.pages.first)];
+  return bytes == nullptr
+             ? strategy.Zero(ops_, piece.address, piece.bytes())
+             : strategy.Data(ops_, piece.address, bytes, piece.bytes());
+}
+
+void Installer::WakePiece(const Piece& piece) {
+  if (piece.mapped()) ops_.Wake(piece.address, piece.bytes());
 }
 
 }  // namespace postcopy

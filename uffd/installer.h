@@ -4,29 +4,38 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "dirtytrack/types.h"
 #include "uffd/destination_ram.h"
+#include "uffd/install_gate.h"
+#include "uffd/install_strategy.h"
 #include "uffd/page_state.h"
 #include "uffd/uffd_ops.h"
 
 namespace postcopy {
 
-// Times that EAGAIN is answered with a yield, in a row and without progress,
-// before an install gives up: the kernel waits for the fault loop to read an
-// event, which takes it microseconds or never happens.
+// Times that EAGAIN is taken, in a row and without progress, before an install
+// gives up: the kernel waits for the fault loop to read a message, which takes
+// it microseconds, or long if it is kept from running, or never happens. After
+// the first of them with a yield in between, then with a sleep: a second or so
+// altogether.
 inline constexpr int kMaxInstallRetries = 10'000;
+inline constexpr int kMaxInstallYields = 1'000;
 
-// Installs with UFFDIO_COPY and UFFDIO_ZEROPAGE, which insert only where there
+// Installs with each region's InstallStrategy, which inserts only where there
 // is no page: what the guest has written since is never overwritten, whoever
 // else installs the same page at the same time. Each ioctl wakes the waiters of
 // what it installed; a separate UFFDIO_WAKE for a batch would cost a second
 // system call to save a look at an empty wait queue. The mark in PageState
 // comes after the ioctl: a page that is received is there.
 //
-// Thread-safe, lock-free; allocates only for error messages.
+// Thread-safe; waits for nobody but at an InstallGate that is needed; allocates
+// only for error messages.
 //
 // Errors: ABORTED: the VMM's process is gone. UNAVAILABLE: EAGAIN
 // kMaxInstallRetries times. RESOURCE_EXHAUSTED: no memory at this host, or the
@@ -34,12 +43,20 @@ inline constexpr int kMaxInstallRetries = 10'000;
 // are installed and marked, the rest is not; the call can be made again.
 class Installer {
  public:
-  // All three outlive the object.
-  Installer(const DestinationRam* ram, UffdOps* ops, PageState* state)
-      : ram_(*ram), ops_(*ops), state_(*state) {}
+  // One for each region, in the layout's order.
+  using Strategies = std::vector<std::unique_ptr<InstallStrategy>>;
 
-  // REQUIRES for all: run is not empty and lies in the layout. It may cross
-  // regions.
+  // All but the last outlive the object.
+  Installer(const DestinationRam* ram, UffdOps* ops, PageState* state,
+            InstallGate* gate, Strategies strategies)
+      : ram_(*ram),
+        ops_(*ops),
+        state_(*state),
+        gate_(*gate),
+        strategies_(std::move(strategies)) {}
+
+  // REQUIRES for all: run is not empty, lies in the layout, and has whole pages
+  // of each region (DestinationRam::UnitOf). It may cross regions.
 
   // Gives the missing pages of `run` their content. Pages received already are
   // left alone and woken. A page that the kernel finds present counts as
@@ -58,6 +75,12 @@ class Installer {
 
   // Wakes who waits for `run`.
   void Wake(PageRun run);
+
+  // One attempt, for the fault loop, to fill the region's page that holds
+  // `page` with zeros if it is not there, whatever PageState says of it; wakes
+  // who waits for it. 0 if it is zeros now, or nothing is mapped there; EEXIST
+  // if it was there; else EAGAIN until messages have been read, ENOMEM, ESRCH.
+  int TryZero(PageIndex page);
 
   // Pages found present by the kernel; pages unmapped; EAGAINs.
   uint64_t already_present() const { return Load(already_present_); }
@@ -80,18 +103,25 @@ class Installer {
 
   // `bytes` is null for zeros in all of these.
   ReceiveResult Install(PageRun run, const uint8_t* bytes);
-  ReceiveResult InstallPiece(const Piece& piece, const uint8_t* bytes);
-  // Installs all of `piece`, in as many ioctls as the kernel makes of it.
-  ReceiveResult Transfer(const Piece& piece, const uint8_t* bytes);
-  // One ioctl. Returns how many pages from the start of `rest` are settled; if
-  // none, `attempt` says whether and how to try again.
-  PageCount TransferSome(const Piece& rest, const uint8_t* bytes,
-                         Attempt* attempt);
+  // One pass through the gate and one ioctl. Returns how many pages from the
+  // start of `rest` are settled, and adds to `received` those that were
+  // missing; if none is settled, `attempt` says whether and how to try again.
+  PageCount InstallSome(PageRun rest, const uint8_t* bytes, Attempt* attempt,
+                        PageCount* received);
+  // The beginning of `piece` of which all pages need content, or none does.
+  Piece SameNeeds(Piece piece, bool is_zero) const;
+  PageCount Transfer(const Piece& piece, const uint8_t* bytes,
+                     Attempt* attempt);
+  // REQUIRES for these: inside the gate.
+  UffdResult Insert(const Piece& piece, const uint8_t* bytes);
+  void WakePiece(const Piece& piece);
   bool Needs(PageIndex page, bool is_zero) const;
 
   const DestinationRam& ram_;
   UffdOps& ops_;
   PageState& state_;
+  InstallGate& gate_;
+  const Strategies strategies_;
   std::atomic<uint64_t> already_present_{0};
   std::atomic<uint64_t> unmapped_{0};
   std::atomic<uint64_t> retries_{0};

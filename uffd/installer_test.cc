@@ -64,7 +64,9 @@ class InstallerTest : public testing::Test {
       {{kFirst, fd_.get(), 0}, {kSecond, fd_.get(), size_.value()}});
   const std::unique_ptr<PageState> state_ = *PageState::Create(PageCount(200));
   SimulatedUffd uffd_;
-  Installer installer_{&ram_, &uffd_, state_.get()};
+  InstallGate gate_{/*needed=*/false};
+  Installer installer_{&ram_, &uffd_, state_.get(), &gate_,
+                       SmallPageStrategies(2)};
 };
 
 TEST_F(InstallerTest, OneCallPerRegion) {
@@ -201,7 +203,9 @@ TEST(KernelInstallerTest, InstallsUnderAGuestThatTouches) {
     ASSERT_TRUE(
         ops->Register(ram.region(i).address, ram.region(i).bytes()).ok());
   }
-  Installer installer(&ram, ops.get(), state.get());
+  InstallGate gate(/*needed=*/false);
+  Installer installer(&ram, ops.get(), state.get(), &gate,
+                      SmallPageStrategies(2));
   guest->WriteFile(PageIndex(63), PatternOf(PageIndex(63)));
   std::thread toucher([&] {
     for (uint64_t i = 0; i < 128; ++i) {

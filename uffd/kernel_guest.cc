@@ -1,6 +1,7 @@
 #include "uffd/kernel_guest.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -9,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/check.h"
+#include "dirtytrack/memfd.h"
 #include "uffd/kernel_uffd.h"
 
 namespace postcopy {
@@ -47,22 +49,56 @@ bool HasPattern(const uint8_t* bytes, PageIndex page) {
 }
 
 RamLayout LayoutOf(const std::vector<PageCount>& sizes) {
+  std::vector<GuestRegion> regions;
+  for (const PageCount pages : sizes) regions.push_back({.pages = pages});
+  return LayoutOf(regions);
+}
+
+RamLayout LayoutOf(const std::vector<GuestRegion>& guest_regions) {
   std::vector<Region> regions;
   RamOffset start;
-  for (const PageCount size : sizes) {
-    regions.push_back({.name = absl::StrCat("ram", regions.size()),
-                       .start = start,
-                       .length = BytesIn(size)});
+  for (const GuestRegion& guest_region : guest_regions) {
+    const bool huge = guest_region.kind == MemoryKind::kHugetlb;
+    regions.push_back(
+        {.name = absl::StrCat("ram", regions.size()),
+         .start = start,
+         .length = BytesIn(guest_region.pages),
+         .page_size = huge ? kHugePageSize : ByteCount(kPageSize)});
     start = regions.back().end();
   }
-  absl::StatusOr<RamLayout> layout = RamLayout::Create(std::move(regions));
+  absl::StatusOr<RamLayout> layout =
+      RamLayout::Create(std::move(regions), RegionPages::kSmallOrHuge);
   POSTCOPY_CHECK(layout.ok());
   return *std::move(layout);
 }
 
+std::string NameOf(MemoryKind kind) {
+  switch (kind) {
+    case MemoryKind::kMemfd:
+      return "Memfd";
+    case MemoryKind::kAnonymous:
+      return "Anonymous";
+    case MemoryKind::kHugetlb:
+      return "Hugetlb";
+  }
+  return "";
+}
+
+void KernelGuest::Unmapper::operator()(uint8_t* data) const {
+  ::munmap(data, length);
+}
+
 std::unique_ptr<KernelGuest> KernelGuest::Create(
     const std::vector<PageCount>& sizes, std::string* reason) {
-  absl::StatusOr<NewUserfaultfd> uffd = CreateUserfaultfd();
+  std::vector<GuestRegion> regions;
+  for (const PageCount pages : sizes) regions.push_back({.pages = pages});
+  return Create(regions, /*features=*/0, reason);
+}
+
+std::unique_ptr<KernelGuest> KernelGuest::Create(
+    const std::vector<GuestRegion>& regions, uint64_t features,
+    std::string* reason) {
+  absl::StatusOr<NewUserfaultfd> uffd = CreateUserfaultfd(features);
   if (!uffd.ok()) {
     *reason = std::string(uffd.status().message());
     return nullptr;
@@ -70,26 +106,56 @@ std::unique_ptr<KernelGuest> KernelGuest::Create(
   absl::StatusOr<std::unique_ptr<KernelUffd>> ops =
       KernelUffd::Adopt(std::move(uffd->fd));
   POSTCOPY_CHECK(ops.ok());
-  std::unique_ptr<KernelGuest> guest(new KernelGuest(LayoutOf(sizes)));
+  std::unique_ptr<KernelGuest> guest(new KernelGuest(LayoutOf(regions)));
   guest->ops_ = *std::move(ops);
-  for (const Region& region : guest->layout_.regions()) {
-    absl::StatusOr<UniqueFd> fd = CreateMemfd(
-        region.name, region.length + ByteCount(kFdOffset), F_SEAL_SHRINK);
-    POSTCOPY_CHECK(fd.ok());
-    absl::StatusOr<SharedMapping> mapping =
-        SharedMapping::Map(fd->get(), ByteCount(kFdOffset), region.length,
-                           SharedMapping::Access::kReadWrite);
-    POSTCOPY_CHECK(mapping.ok());
-    guest->memory_.push_back({*std::move(fd), *std::move(mapping)});
+  for (size_t i = 0; i < regions.size(); ++i) {
+    absl::StatusOr<Memory> memory =
+        MapMemory(regions[i].kind, guest->layout_.regions()[i]);
+    if (!memory.ok()) {
+      *reason = std::string(memory.status().message());
+      return nullptr;
+    }
+    guest->memory_.push_back(*std::move(memory));
   }
   return guest;
+}
+
+absl::StatusOr<KernelGuest::Memory> KernelGuest::MapMemory(
+    MemoryKind kind, const Region& region) {
+  Memory memory{.kind = kind, .fd = UniqueFd(), .data = {nullptr, {}}};
+  int flags = MAP_SHARED;
+  if (kind == MemoryKind::kMemfd) {
+    absl::StatusOr<UniqueFd> fd = CreateMemfd(
+        region.name, region.length + ByteCount(kFdOffset), F_SEAL_SHRINK);
+    if (!fd.ok()) return fd.status();
+    memory.fd = *std::move(fd);
+  } else {
+    flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    if (kind == MemoryKind::kHugetlb) flags |= MAP_HUGETLB;
+  }
+  void* const data = ::mmap(nullptr, region.length.value(),
+                            PROT_READ | PROT_WRITE, flags, memory.fd.get(),
+                            kind == MemoryKind::kMemfd ? off_t{kFdOffset} : 0);
+  if (data == MAP_FAILED) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no ", ToString(region.length), " of memory ", NameOf(kind), ": ",
+        ::strerrordesc_np(errno), " (huge pages: /proc/sys/vm/nr_hugepages)"));
+  }
+  memory.data = std::unique_ptr<uint8_t, Unmapper>(
+      static_cast<uint8_t*>(data), Unmapper{region.length.value()});
+  return memory;
 }
 
 std::vector<DestinationRegion> KernelGuest::regions() const {
   std::vector<DestinationRegion> regions;
   for (const Memory& memory : memory_) {
-    const auto address = reinterpret_cast<uintptr_t>(memory.mapping.data());
-    regions.push_back({HostAddress(address), memory.fd.get(), kFdOffset});
+    const auto address = reinterpret_cast<uintptr_t>(memory.data.get());
+    DestinationRegion region = {.host_address = HostAddress(address)};
+    if (memory.kind == MemoryKind::kMemfd) {
+      region.memory_fd = memory.fd.get();
+      region.fd_offset = kFdOffset;
+    }
+    regions.push_back(region);
   }
   return regions;
 }
@@ -104,7 +170,7 @@ uint64_t KernelGuest::OffsetInRegion(PageIndex page) const {
 }
 
 uint8_t* KernelGuest::at(PageIndex page) const {
-  return memory(page).mapping.data() + OffsetInRegion(page);
+  return memory(page).data.get() + OffsetInRegion(page);
 }
 
 HostAddress KernelGuest::address(PageIndex page) const {
@@ -127,6 +193,14 @@ void KernelGuest::Punch(PageIndex page) const {
 bool KernelGuest::HasData(PageIndex page) const {
   const off_t offset = static_cast<off_t>(kFdOffset + OffsetInRegion(page));
   return ::lseek(memory(page).fd.get(), offset, SEEK_DATA) == offset;
+}
+
+void KernelGuest::GiveUp(PageRun run) const {
+  const int advice = memory(run.first).kind == MemoryKind::kMemfd
+                         ? MADV_REMOVE
+                         : MADV_DONTNEED;
+  POSTCOPY_CHECK(::madvise(at(run.first), BytesIn(run.count).value(), advice) ==
+                 0);
 }
 
 bool KernelCanRead(const uint8_t* address) {

@@ -3,14 +3,15 @@
 #ifndef UFFD_KERNEL_GUEST_H_
 #define UFFD_KERNEL_GUEST_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "dirtytrack/memfd.h"
 #include "dirtytrack/ram_layout.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
@@ -29,13 +30,35 @@ bool HasPattern(const uint8_t* bytes, PageIndex page);
 // A layout with regions "ram0", "ram1", … of these sizes.
 RamLayout LayoutOf(const std::vector<PageCount>& sizes);
 
-// A VM whose VMM is this process. Each region is a memfd of its own, mapped
-// from its second page on.
+// What the memory of a region is.
+enum class MemoryKind {
+  kMemfd,      // a memfd, mapped MAP_SHARED from its second page on
+  kAnonymous,  // private
+  kHugetlb,    // private, of 2 MiB pages
+};
+
+// For names of tests.
+std::string NameOf(MemoryKind kind);
+
+struct GuestRegion {
+  MemoryKind kind = MemoryKind::kMemfd;
+  PageCount pages;
+};
+
+RamLayout LayoutOf(const std::vector<GuestRegion>& regions);
+
+// A VM whose VMM is this process.
 class KernelGuest {
  public:
-  // Null, with a sentence in `reason`, where userfaultfd is not permitted.
+  // Regions of memfds. Null, with a sentence in `reason`, where userfaultfd is
+  // not permitted.
   static std::unique_ptr<KernelGuest> Create(
       const std::vector<PageCount>& sizes, std::string* reason);
+  // Any regions, and a userfaultfd with `features`. Null also where there are
+  // not enough huge pages.
+  static std::unique_ptr<KernelGuest> Create(
+      const std::vector<GuestRegion>& regions, uint64_t features,
+      std::string* reason);
 
   const RamLayout& layout() const { return layout_; }
   std::vector<DestinationRegion> regions() const;
@@ -47,20 +70,32 @@ class KernelGuest {
   uint8_t* at(PageIndex page) const;
   HostAddress address(PageIndex page) const;
   // Writes to the file behind `page`, not through the mapping.
+  // REQUIRES for it and the two below: the region is a memfd.
   void WriteFile(PageIndex page, absl::Span<const uint8_t> bytes) const;
-  // Makes `page` a hole of its file, as a balloon would.
+  // Makes `page` a hole of its file, behind the kernel's back.
   void Punch(PageIndex page) const;
   bool HasData(PageIndex page) const;
+  // Gives `run` up as a balloon would, by the call of madvise(2) for its kind:
+  // if the userfaultfd tells of it, this waits until the message is read.
+  // REQUIRES: `run` lies in one region, and is whole pages of it.
+  void GiveUp(PageRun run) const;
 
  private:
   static constexpr uint64_t kFdOffset = kPageSize;
 
+  struct Unmapper {
+    size_t length = 0;
+    void operator()(uint8_t* data) const;
+  };
   struct Memory {
+    MemoryKind kind;
     UniqueFd fd;
-    SharedMapping mapping;
+    std::unique_ptr<uint8_t, Unmapper> data;
   };
 
   explicit KernelGuest(RamLayout layout) : layout_(std::move(layout)) {}
+  static absl::StatusOr<Memory> MapMemory(MemoryKind kind,
+                                          const Region& region);
   const Memory& memory(PageIndex page) const;
   // Byte of `page` in its region.
   uint64_t OffsetInRegion(PageIndex page) const;

@@ -27,18 +27,12 @@ struct NamedFeature {
   const char* name;
 };
 
-// Each would have to be answered, and is not. SIGBUS turns messages off.
+// A fork would need a second VM served, with a state of its own. SIGBUS turns
+// messages off.
 constexpr NamedFeature kUnservedFeatures[] = {
     {UFFD_FEATURE_EVENT_FORK, "EVENT_FORK"},
-    {UFFD_FEATURE_EVENT_REMAP, "EVENT_REMAP"},
-    {UFFD_FEATURE_EVENT_REMOVE, "EVENT_REMOVE"},
-    {UFFD_FEATURE_EVENT_UNMAP, "EVENT_UNMAP"},
     {UFFD_FEATURE_SIGBUS, "SIGBUS"},
 };
-
-constexpr uint64_t kNeededRangeIoctls = uint64_t{1} << _UFFDIO_COPY |
-                                        uint64_t{1} << _UFFDIO_ZEROPAGE |
-                                        uint64_t{1} << _UFFDIO_WAKE;
 
 // The contents of a small file of /proc; empty if it cannot be read.
 std::string ReadSmallFile(const std::string& path) {
@@ -128,20 +122,15 @@ absl::StatusOr<std::unique_ptr<KernelUffd>> KernelUffd::Adopt(UniqueFd fd) {
   absl::Status status = CheckFeatures(*features);
   if (status.ok()) status = SetNonBlocking(fd.get());
   if (!status.ok()) return status;
-  return std::unique_ptr<KernelUffd>(new KernelUffd(std::move(fd)));
+  return std::unique_ptr<KernelUffd>(new KernelUffd(std::move(fd), *features));
 }
 
-UffdResult KernelUffd::Register(HostAddress address, ByteCount length) {
+UffdRegistration KernelUffd::Register(HostAddress address, ByteCount length) {
   uffdio_register request = {.range = RangeOf(address, length),
                              .mode = UFFDIO_REGISTER_MODE_MISSING,
                              .ioctls = 0};
-  const UffdResult result =
-      ResultOf(::ioctl(fd_.get(), UFFDIO_REGISTER, &request), length);
-  if (!result.ok() || (~request.ioctls & kNeededRangeIoctls) == 0) {
-    return result;
-  }
-  Unregister(address, length);
-  return {.error = EOPNOTSUPP, .done = ByteCount(0)};
+  const int returned = ::ioctl(fd_.get(), UFFDIO_REGISTER, &request);
+  return {.error = returned == 0 ? 0 : errno, .ioctls = request.ioctls};
 }
 
 UffdResult KernelUffd::Unregister(HostAddress address, ByteCount length) {

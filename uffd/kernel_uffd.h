@@ -18,11 +18,12 @@ class KernelUffd final : public UffdOps {
   // Takes over a userfaultfd that a VMM created and sent. INVALID_ARGUMENT,
   // with what its author should change, if `fd` is something else, UFFDIO_API
   // was not done, or it was done with a feature that this service cannot
-  // serve: the events FORK, REMAP, REMOVE, UNMAP, and SIGBUS. Makes it
-  // non-blocking, for every holder, as poll() requires. Reads /proc/self.
+  // serve: EVENT_FORK, and SIGBUS. Makes it non-blocking, for every holder, as
+  // poll() requires. Reads /proc/self.
   static absl::StatusOr<std::unique_ptr<KernelUffd>> Adopt(UniqueFd fd);
 
-  UffdResult Register(HostAddress address, ByteCount length) override;
+  uint64_t features() const override { return features_; }
+  UffdRegistration Register(HostAddress address, ByteCount length) override;
   UffdResult Unregister(HostAddress address, ByteCount length) override;
   UffdResult Copy(HostAddress address, const uint8_t* source, ByteCount length,
                   bool wake) override;
@@ -34,9 +35,11 @@ class KernelUffd final : public UffdOps {
   int poll_fd() const override { return fd_.get(); }
 
  private:
-  explicit KernelUffd(UniqueFd fd) : fd_(std::move(fd)) {}
+  KernelUffd(UniqueFd fd, uint64_t features)
+      : fd_(std::move(fd)), features_(features) {}
 
   const UniqueFd fd_;
+  const uint64_t features_;
 };
 
 }  // namespace postcopy

@@ -12,7 +12,8 @@
 
 namespace postcopy {
 
-// Pages in one RequestUrgent, and in one answer to it.
+// Pages in one RequestUrgent, and in one answer to it; huge ones where a region
+// is made of them.
 inline constexpr size_t kMaxUrgentPages = 64;
 // Pages in one RequestBulk: 256 KiB, what a faulted page may have to wait for
 // where both lanes share a wire.
@@ -41,13 +42,14 @@ class PageSource {
   virtual ~PageSource() = default;
 
   // Asks for faulted pages, 1 to kMaxUrgentPages of them, distinct; the answer
-  // goes to OnUrgentPages. Called by the fault loop's thread or, in
-  // OnSourceBack, by the caller of that; never by two at a time.
+  // goes to OnUrgentPages. A huge page is named by its first page, and answered
+  // whole. Called by the fault loop's thread or, in OnSourceBack, by the caller
+  // of that; never by two at a time.
   virtual absl::Status RequestUrgent(absl::Span<const PageIndex> pages) = 0;
 
-  // Asks for 1 to kMaxBulkPages consecutive pages; the answer goes to
-  // OnBulkPages. Called by the background thread only, concurrently with
-  // RequestUrgent.
+  // Asks for 1 to kMaxBulkPages consecutive pages of one region, or for one
+  // huge page; the answer goes to OnBulkPages. Called by the background thread
+  // only, concurrently with RequestUrgent.
   virtual absl::Status RequestBulk(PageRun run) = 0;
 };
 

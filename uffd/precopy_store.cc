@@ -128,7 +128,7 @@ absl::Status PrecopyStore::EmptyMissing() {
 absl::Status PrecopyStore::Punch(PageRun run) {
   while (!run.count.empty()) {
     const DestinationRam::Piece piece = ram_.FirstPiece(run);
-    const int error = PunchHole(piece);
+    const int error = piece.has_file() ? PunchHole(piece) : 0;
     if (error != 0) return Error("empty", piece.pages, error);
     run = Rest(run, piece.pages.count);
   }

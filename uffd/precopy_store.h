@@ -34,13 +34,14 @@ class PrecopyStore {
   // received. Zeros become holes. On failure the pages stored so far are
   // received, pages left in an unknown state are missing, the rest is as
   // before.
-  // REQUIRES: the run is not empty, lies in the layout, and its data is empty
-  // or of the right size.
+  // REQUIRES: the run is not empty, lies in the layout, in regions that have
+  // files, and its data is empty or of the right size.
   ReceiveResult Store(const ReceivedRun& run);
 
   // Makes every page of `stale` missing and punches it out of its file. The
   // first call punches all that is not received, also what the VMM has written
-  // to before it attached; from then on it cannot. Later calls cost a look at
+  // to before it attached; from then on it cannot. Regions without a file are
+  // left as they are. Later calls cost a look at
   // each bitmap word and a system call for each run that was received. On
   // failure some pages are not punched: call it again, which then punches all
   // once more.

@@ -1,5 +1,6 @@
 #include "uffd/simulated_uffd.h"
 
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -21,7 +22,8 @@ class SharedUffd final : public UffdOps {
  public:
   explicit SharedUffd(SimulatedUffd* uffd) : uffd_(*uffd) {}
 
-  UffdResult Register(HostAddress address, ByteCount length) override {
+  uint64_t features() const override { return uffd_.features(); }
+  UffdRegistration Register(HostAddress address, ByteCount length) override {
     return uffd_.Register(address, length);
   }
   UffdResult Unregister(HostAddress address, ByteCount length) override {
@@ -50,7 +52,20 @@ class SharedUffd final : public UffdOps {
   SimulatedUffd& uffd_;
 };
 
+// What the kernel can do in anonymous and shmem memory.
+constexpr uint64_t kRangeIoctls = uint64_t{1} << _UFFDIO_COPY |
+                                  uint64_t{1} << _UFFDIO_ZEROPAGE |
+                                  uint64_t{1} << _UFFDIO_WAKE;
+
 UffdResult Error(int error) { return {.error = error, .done = ByteCount(0)}; }
+
+uffd_msg RemovalOf(HostAddress address, ByteCount length) {
+  uffd_msg message = {};
+  message.event = UFFD_EVENT_REMOVE;
+  message.arg.remove.start = address.value();
+  message.arg.remove.end = (address + length).value();
+  return message;
+}
 
 bool Holds(HostAddress start, ByteCount length, HostAddress address) {
   return address >= start && address < start + length;
@@ -141,15 +156,47 @@ int SimulatedUffd::calls(Call call) {
   return calls_[static_cast<size_t>(call)];
 }
 
-UffdResult SimulatedUffd::Register(HostAddress address, ByteCount length) {
+void SimulatedUffd::GiveUp(HostAddress address, ByteCount length) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (const int error = TakeFailure(Call::kRegister)) return Error(error);
-  if (!process_alive_) return Error(ENOMEM);
-  if (Find(address, length) == nullptr) return Error(EINVAL);
+  removals_.push_back({address, length});
+  SignalIfReadable();
+}
+
+bool SimulatedUffd::EndGivingUp() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (removals_.empty() || !removals_.front().message_read) return false;
+  const Removal removal = removals_.front();
+  removals_.pop_front();
+  const Mapping* const mapping = Find(removal.address, removal.length);
+  POSTCOPY_CHECK(mapping != nullptr);
+  POSTCOPY_CHECK(::fallocate(mapping->fd,
+                             FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                             OffsetOf(*mapping, removal.address),
+                             static_cast<off_t>(removal.length.value())) == 0);
+  return true;
+}
+
+bool SimulatedUffd::IsChanging() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return IsChangingLocked();
+}
+
+bool SimulatedUffd::IsChangingLocked() const {
+  return std::any_of(
+      removals_.begin(), removals_.end(),
+      [](const Removal& removal) { return !removal.message_read; });
+}
+
+UffdRegistration SimulatedUffd::Register(HostAddress address,
+                                         ByteCount length) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (const int error = TakeFailure(Call::kRegister)) return {.error = error};
+  if (!process_alive_) return {.error = ENOMEM};
+  if (Find(address, length) == nullptr) return {.error = EINVAL};
   for (uint64_t at = 0; at < length.value(); at += kPageSize) {
     registered_.insert(address.value() + at);
   }
-  return {.error = 0, .done = length};
+  return {.error = 0, .ioctls = kRangeIoctls};
 }
 
 UffdResult SimulatedUffd::Unregister(HostAddress address, ByteCount length) {
@@ -179,6 +226,7 @@ UffdResult SimulatedUffd::Insert(Call call, HostAddress address,
                                  bool wake) {
   if (const int error = TakeFailure(call)) return Error(error);
   if (!process_alive_) return Error(ESRCH);
+  if (IsChangingLocked()) return Error(EAGAIN);
   const Mapping* mapping = Find(address, length);
   if (mapping == nullptr || !IsRegistered(address)) return Error(ENOENT);
   const uint64_t stop =
@@ -237,6 +285,11 @@ UffdReadResult SimulatedUffd::Read(absl::Span<uffd_msg> messages) {
     if (std::exchange(waiter.message_read, true)) continue;
     messages[count++] = FaultAt(waiter.page);
   }
+  for (Removal& removal : removals_) {
+    if (count == messages.size()) break;
+    if (std::exchange(removal.message_read, true)) continue;
+    messages[count++] = RemovalOf(removal.address, removal.length);
+  }
   eventfd_t ignored = 0;
   ::eventfd_read(event_fd_.get(), &ignored);
   SignalIfReadable();
@@ -267,16 +320,18 @@ bool SimulatedUffd::IsRegistered(HostAddress page) const {
   return registered_.contains(page.value());
 }
 
+off_t SimulatedUffd::OffsetOf(const Mapping& mapping, HostAddress page) {
+  return static_cast<off_t>(mapping.offset + (page - mapping.address).value());
+}
+
 bool SimulatedUffd::IsPresent(const Mapping& mapping, HostAddress page) const {
-  const off_t offset =
-      static_cast<off_t>(mapping.offset + (page - mapping.address).value());
+  const off_t offset = OffsetOf(mapping, page);
   return ::lseek(mapping.fd, offset, SEEK_DATA) == offset;
 }
 
 void SimulatedUffd::WriteNewPage(const Mapping& mapping, HostAddress page,
                                  const uint8_t* content) {
-  const off_t offset =
-      static_cast<off_t>(mapping.offset + (page - mapping.address).value());
+  const off_t offset = OffsetOf(mapping, page);
   POSTCOPY_CHECK(::pwrite(mapping.fd, content, kPageSize, offset) ==
                  static_cast<ssize_t>(kPageSize));
 }
@@ -300,8 +355,19 @@ void SimulatedUffd::SignalIfReadable() {
   const bool readable =
       !injected_.empty() ||
       std::any_of(waiters_.begin(), waiters_.end(),
-                  [](const Waiter& waiter) { return !waiter.message_read; });
+                  [](const Waiter& waiter) { return !waiter.message_read; }) ||
+      IsChangingLocked();
   if (readable) ::eventfd_write(event_fd_.get(), 1);
+}
+
+std::vector<std::unique_ptr<InstallStrategy>> SmallPageStrategies(
+    size_t regions) {
+  std::vector<std::unique_ptr<InstallStrategy>> strategies;
+  for (size_t i = 0; i < regions; ++i) {
+    strategies.push_back(*ChooseInstallStrategy(
+        ByteCount(kPageSize), {.error = 0, .ioctls = kRangeIoctls}));
+  }
+  return strategies;
 }
 
 std::unique_ptr<UffdOps> Share(SimulatedUffd* uffd) {

@@ -2,6 +2,8 @@
 #ifndef UFFD_SIMULATED_UFFD_H_
 #define UFFD_SIMULATED_UFFD_H_
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -12,6 +14,7 @@
 
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
+#include "uffd/install_strategy.h"
 #include "uffd/uffd_ops.h"
 
 namespace postcopy {
@@ -19,6 +22,11 @@ namespace postcopy {
 // A VMM whose memory is a shared mapping of a memfd, and its userfaultfd. The
 // memfd is real, so a page is present exactly if its file has data there, as
 // with shmem; threads that fault are numbers, and touch when the test says so.
+//
+// Memory is given up in three steps, as by madvise(2): GiveUp queues the
+// message; a Read behind all faults takes it; EndGivingUp empties the pages. In
+// between nothing can be inserted until the read, and anything after it.
+//
 // Thread-safe, but a run is repeatable only with one thread.
 class SimulatedUffd final : public UffdOps {
  public:
@@ -40,6 +48,17 @@ class SimulatedUffd final : public UffdOps {
   // The VMM's process ends: ESRCH and ENOMEM from here on.
   void KillProcess();
 
+  // UFFD_FEATURE_...; none unless set.
+  void SetFeatures(uint64_t features) { features_ = features; }
+
+  // Some thread begins to give the range up (REMOVE).
+  void GiveUp(HostAddress address, ByteCount length);
+  // The first such thread whose message has been read goes on: the pages are
+  // holes. False if there is none.
+  bool EndGivingUp();
+  // True if the message of one waits to be read: nothing can be inserted.
+  bool IsChanging();
+
   // Thread `thread` touches the page at `address`.
   // REQUIRES: it does not wait; the page is mapped.
   Touch TouchPage(int thread, HostAddress address);
@@ -56,7 +75,8 @@ class SimulatedUffd final : public UffdOps {
   // How often `call` was made.
   int calls(Call call);
 
-  UffdResult Register(HostAddress address, ByteCount length) override;
+  uint64_t features() const override { return features_; }
+  UffdRegistration Register(HostAddress address, ByteCount length) override;
   UffdResult Unregister(HostAddress address, ByteCount length) override;
   UffdResult Copy(HostAddress address, const uint8_t* source, ByteCount length,
                   bool wake) override;
@@ -81,6 +101,11 @@ class SimulatedUffd final : public UffdOps {
     HostAddress page;
     bool message_read;
   };
+  struct Removal {
+    HostAddress address;
+    ByteCount length;
+    bool message_read = false;
+  };
   struct Failure {
     int error = 0;
     int times = 0;
@@ -88,8 +113,10 @@ class SimulatedUffd final : public UffdOps {
 
   // All REQUIRE mutex_.
   int TakeFailure(Call call);
+  bool IsChangingLocked() const;
   const Mapping* Find(HostAddress address, ByteCount length) const;
   bool IsRegistered(HostAddress page) const;
+  static off_t OffsetOf(const Mapping& mapping, HostAddress page);
   bool IsPresent(const Mapping& mapping, HostAddress page) const;
   void WriteNewPage(const Mapping& mapping, HostAddress page,
                     const uint8_t* content);
@@ -100,6 +127,7 @@ class SimulatedUffd final : public UffdOps {
   void SignalIfReadable();
 
   const UniqueFd event_fd_;  // readable while messages wait
+  uint64_t features_ = 0;
 
   std::mutex mutex_;
   bool process_alive_ = true;
@@ -108,10 +136,15 @@ class SimulatedUffd final : public UffdOps {
   std::set<uint64_t> poisoned_;
   std::deque<Waiter> waiters_;  // in the order in which they faulted
   std::deque<uffd_msg> injected_;
+  std::deque<Removal> removals_;
   Failure failures_[kCalls];
   int calls_[kCalls] = {};
   PageCount stop_after_;
 };
+
+// The strategies of `regions` regions of small pages.
+std::vector<std::unique_ptr<InstallStrategy>> SmallPageStrategies(
+    size_t regions);
 
 // A SimulatedUffd that a test keeps while a DestinationVm owns it too.
 std::unique_ptr<UffdOps> Share(SimulatedUffd* uffd);

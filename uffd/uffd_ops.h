@@ -23,6 +23,19 @@ struct UffdResult {
   bool ok() const { return error == 0; }
 };
 
+// What registering a range gave.
+struct UffdRegistration {
+  // 0, or the errno.
+  int error = 0;
+  // Bit _UFFDIO_X is set if UFFDIO_X can be used there.
+  uint64_t ioctls = 0;
+
+  bool ok() const { return error == 0; }
+  bool Can(unsigned ioctl_number) const {
+    return (ioctls >> ioctl_number & 1) != 0;
+  }
+};
+
 // What a read() of messages gave.
 struct UffdReadResult {
   // 0, or the errno. EAGAIN: no message was waiting.
@@ -39,11 +52,21 @@ class UffdOps {
  public:
   virtual ~UffdOps() = default;
 
+  // UFFD_FEATURE_... that the userfaultfd was set up with.
+  virtual uint64_t features() const = 0;
+  // True if memory that the VMM gives up or moves is told of. Such messages are
+  // read behind all faults that wait, and who caused one sleeps until it is
+  // read; meanwhile Copy and ZeroPage say EAGAIN.
+  bool tells_of_removals() const {
+    return (features() & (UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP |
+                          UFFD_FEATURE_EVENT_REMAP)) != 0;
+  }
+
   // Reports faults on pages of the range that are not there (mode MISSING).
-  // EOPNOTSUPP (ours) if the kernel cannot COPY, ZEROPAGE and WAKE there:
-  // hugetlbfs. EINVAL: not mapped, or not shmem, anonymous memory. EBUSY:
+  // Not an error where that is done already. EINVAL: not mapped, not aligned to
+  // its huge pages, or not anonymous, shmem or hugetlbfs memory. EBUSY:
   // registered with another userfaultfd. ENOMEM: the process is gone.
-  virtual UffdResult Register(HostAddress address, ByteCount length) = 0;
+  virtual UffdRegistration Register(HostAddress address, ByteCount length) = 0;
 
   // Ends that; every thread that waits there goes on and finds missing pages
   // to be zeros, also one whose fault began meanwhile. ENOMEM: the process is

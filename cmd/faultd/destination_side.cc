@@ -126,8 +126,8 @@ absl::StatusOr<std::unique_ptr<DestinationVm>> RegisterVm(
                        attachment.memory_fd(i),
                        attachment.memory[i].fd_offset});
   }
-  return DestinationVm::Create(attachment.layout, std::move(regions),
-                               *std::move(uffd), Clock::Monotonic());
+  return DestinationVm::Create(attachment.layout, regions, *std::move(uffd),
+                               Clock::Monotonic());
 }
 
 }  // namespace

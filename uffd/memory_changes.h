@@ -1,0 +1,72 @@
+// What the VMM does to its memory meanwhile: gives it up, unmaps it, moves it.
+#ifndef UFFD_MEMORY_CHANGES_H_
+#define UFFD_MEMORY_CHANGES_H_
+
+#include <linux/userfaultfd.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "dirtytrack/types.h"
+#include "uffd/destination_ram.h"
+#include "uffd/page_state.h"
+
+namespace postcopy {
+
+// Counts of messages, and of pages that were missing and will not be fetched.
+struct MemoryChangeCounters {
+  std::atomic<uint64_t> removals{0};
+  std::atomic<uint64_t> unmaps{0};
+  std::atomic<uint64_t> remaps{0};
+  std::atomic<uint64_t> removed_pages{0};
+};
+
+// Writes down what the events of a userfaultfd say:
+//
+//   REMOVE  madvise(2) with MADV_DONTNEED, MADV_FREE or MADV_REMOVE, as balloon
+//           drivers do: the pages are zeros from now on, and never fetched
+//   UNMAP   munmap(2): nobody can miss the pages any more
+//   REMAP   mremap(2): the pages are at other addresses
+//
+// Shared memory is taken as given up too, though MADV_DONTNEED would leave it
+// in its file: the kernel does not say which call it was, and a balloon means
+// the other. What the file has already stays what the guest sees.
+//
+// For the thread that reads messages.
+class MemoryChanges {
+ public:
+  // Both outlive the object.
+  MemoryChanges(DestinationRam* ram, PageState* state)
+      : ram_(*ram), state_(*state) {}
+
+  // True for the three events above.
+  static bool Is(const uffd_msg& message);
+
+  // Takes note of `message`. Who waits in the addresses WakeAfter has to be
+  // woken afterwards. RESOURCE_EXHAUSTED: of DestinationRam::Remap.
+  // REQUIRES: Is(message); the InstallGate is closed.
+  absl::Status Apply(const uffd_msg& message);
+
+  struct Range {
+    HostAddress address;
+    ByteCount length;
+  };
+  // Where threads may wait for pages that will not come there.
+  // REQUIRES: Is(message).
+  static Range WakeAfter(const uffd_msg& message);
+
+  const MemoryChangeCounters& counters() const { return counters_; }
+
+ private:
+  // Its pages are zeros, and here.
+  void GiveUp(Range range);
+
+  DestinationRam& ram_;
+  PageState& state_;
+  MemoryChangeCounters counters_;
+};
+
+}  // namespace postcopy
+
+#endif  // UFFD_MEMORY_CHANGES_H_

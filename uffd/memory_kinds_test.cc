@@ -1,0 +1,339 @@
+// Every kind of memory that a VM may have, on the kernel's userfaultfd, with a
+// VMM (this process) that gives memory up, unmaps and moves it meanwhile.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <future>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "uffd/destination_vm.h"
+#include "uffd/fake_page_source.h"
+#include "uffd/kernel_guest.h"
+
+namespace postcopy {
+namespace {
+
+constexpr uint64_t kEvents = UFFD_FEATURE_EVENT_REMOVE |
+                             UFFD_FEATURE_EVENT_UNMAP |
+                             UFFD_FEATURE_EVENT_REMAP;
+
+bool IsZeros(const uint8_t* bytes, ByteCount length) {
+  return std::all_of(bytes, bytes + length.value(),
+                     [](uint8_t byte) { return byte == 0; });
+}
+
+// Unmaps the range, and reserves its addresses for who unmaps it again.
+bool Unmap(uint8_t* address, size_t length) {
+  return ::mmap(address, length, PROT_NONE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == address;
+}
+
+class MemoryKindsTest : public testing::TestWithParam<MemoryKind> {
+ protected:
+  ~MemoryKindsTest() override {
+    source_.Stop();
+    vm_.reset();
+  }
+
+  // `units` pages of each region, huge ones where it is made of them.
+  void Begin(const std::vector<MemoryKind>& kinds, uint64_t units,
+             uint64_t features, bool serve = true) {
+    std::vector<GuestRegion> regions;
+    for (const MemoryKind kind : kinds) {
+      const bool huge = kind == MemoryKind::kHugetlb;
+      regions.push_back({kind, PageCount(units * (huge ? 512 : 1))});
+    }
+    std::string reason;
+    guest_ = KernelGuest::Create(regions, features, &reason);
+    if (guest_ == nullptr) GTEST_SKIP() << reason;
+    auto vm = DestinationVm::Create(guest_->layout(), guest_->regions(),
+                                    guest_->TakeOps(), Clock::Monotonic());
+    ASSERT_TRUE(vm.ok()) << vm.status();
+    vm_ = *std::move(vm);
+    PageSource* source = &idle_;
+    if (serve) {
+      source_.Serve(vm_.get());
+      source = &source_;
+    }
+    const PageBitmap stale = *PageBitmap::Create(guest_->layout().pages());
+    ASSERT_TRUE(vm_->DiscardStale(stale.view()).ok());
+    ASSERT_TRUE(vm_->StartServing(source, 0,
+                                  [this](absl::Status status) {
+                                    end_.set_value(std::move(status));
+                                  })
+                    .ok());
+  }
+
+  PageRun Unit(uint64_t index) const {
+    PageRun unit = vm_->ram().UnitOf(PageIndex(0));
+    for (uint64_t i = 0; i < index; ++i) unit = vm_->ram().UnitOf(unit.end());
+    return unit;
+  }
+  bool HasContent(PageRun unit) const {
+    for (PageIndex page = unit.first; page < unit.end(); page += PageCount(1)) {
+      if (!HasPattern(guest_->at(page), page)) return false;
+    }
+    return true;
+  }
+  bool IsZero(PageRun unit) const {
+    return IsZeros(guest_->at(unit.first), BytesIn(unit.count));
+  }
+  void AwaitEnd() {
+    const absl::Status end = end_.get_future().get();
+    EXPECT_TRUE(end.ok()) << end;
+    EXPECT_TRUE(source_.status().ok()) << source_.status();
+  }
+
+  std::unique_ptr<KernelGuest> guest_;
+  std::unique_ptr<DestinationVm> vm_;
+  FakePageSource idle_;
+  ServingPageSource source_{1, {}};
+  std::promise<absl::Status> end_;
+};
+
+TEST_P(MemoryKindsTest, BringsEveryPage) {
+  Begin({GetParam()}, 8, 0);
+  if (vm_ == nullptr) return;
+  for (const uint64_t i : {5, 2}) EXPECT_TRUE(HasContent(Unit(i))) << i;
+  EXPECT_TRUE(vm_->StartBackground().ok());
+  AwaitEnd();
+  EXPECT_TRUE(vm_->Finish().ok());
+  for (uint64_t i = 0; i < 8; ++i) EXPECT_TRUE(HasContent(Unit(i))) << i;
+}
+
+TEST_P(MemoryKindsTest, ZerosCostNothingUntilTouched) {
+  Begin({GetParam()}, 4, 0, /*serve=*/false);
+  if (vm_ == nullptr) return;
+  const ReceivedRun zeros{{PageIndex(0), guest_->layout().pages()}, {}};
+  EXPECT_TRUE(vm_->OnBulkPages({zeros}).ok());
+  EXPECT_TRUE(IsZero(Unit(3)));
+  // Counted behind the ioctl that lets this thread go on.
+  while (vm_->counters().local_faults == 0) std::this_thread::yield();
+  EXPECT_TRUE(idle_.urgent().empty());
+}
+
+TEST_P(MemoryKindsTest, ThreadsThatWaitAreGivenZeros) {
+  Begin({GetParam()}, 4, 0, /*serve=*/false);
+  if (vm_ == nullptr) return;
+  std::thread guest([&] { EXPECT_TRUE(IsZero(Unit(1))); });
+  idle_.AwaitUrgent(1);
+  EXPECT_TRUE(vm_->OnUrgentPages({ReceivedRun{Unit(1), {}}}).ok());
+  guest.join();
+}
+
+// A balloon takes pages that never came, and such that had.
+TEST_P(MemoryKindsTest, WhatIsGivenUpIsZeros) {
+  Begin({GetParam()}, 8, kEvents);
+  if (vm_ == nullptr) return;
+  EXPECT_TRUE(HasContent(Unit(3)));
+  guest_->GiveUp({Unit(2).first, Unit(2).count + Unit(3).count});
+  EXPECT_TRUE(IsZero(Unit(3)));
+  EXPECT_TRUE(IsZero(Unit(2)));
+  EXPECT_TRUE(vm_->StartBackground().ok());
+  AwaitEnd();
+  EXPECT_TRUE(IsZero(Unit(2)));
+  EXPECT_TRUE(HasContent(Unit(4)));
+  const DestinationCounters counters = vm_->counters();
+  EXPECT_EQ(counters.removals, 1u);
+  EXPECT_EQ(counters.given_up, Unit(2).count);
+  EXPECT_EQ(counters.total,
+            counters.faulted + counters.background + counters.given_up);
+  EXPECT_TRUE(vm_->Finish().ok());
+}
+
+// Its answer is on the way when the page is given up.
+TEST_P(MemoryKindsTest, AnAnswerThatComesTooLateIsDropped) {
+  Begin({GetParam()}, 4, kEvents, /*serve=*/false);
+  if (vm_ == nullptr) return;
+  std::thread guest([&] { EXPECT_TRUE(IsZero(Unit(1))); });
+  idle_.AwaitUrgent(1);
+  guest_->GiveUp(Unit(1));
+  const std::vector<uint8_t> bytes = PatternOf(Unit(1));
+  EXPECT_TRUE(vm_->OnUrgentPages({ReceivedRun{Unit(1), bytes}}).ok());
+  guest.join();
+  EXPECT_TRUE(IsZero(Unit(1)));
+  EXPECT_EQ(vm_->counters().outstanding_faults, 0u);
+}
+
+// Without events nobody is told, and nobody asks for the page again.
+TEST_P(MemoryKindsTest, WhatIsGivenUpUnseenIsZerosInPrivateMemory) {
+  if (GetParam() == MemoryKind::kMemfd) {
+    GTEST_SKIP() << "in a file it may be a loss: ALostPageIsPoisonedNotZeroed";
+  }
+  Begin({GetParam()}, 4, 0);
+  if (vm_ == nullptr) return;
+  EXPECT_TRUE(HasContent(Unit(1)));
+  guest_->GiveUp(Unit(1));
+  EXPECT_TRUE(IsZero(Unit(1)));
+}
+
+TEST_P(MemoryKindsTest, NobodyMissesWhatIsUnmapped) {
+  Begin({GetParam()}, 4, kEvents);
+  if (vm_ == nullptr) return;
+  const PageRun unit = Unit(1);
+  const size_t length = BytesIn(unit.count).value();
+  ASSERT_TRUE(Unmap(guest_->at(unit.first), length));
+  EXPECT_TRUE(vm_->StartBackground().ok());
+  AwaitEnd();
+  EXPECT_EQ(vm_->counters().unmaps, 1u);
+  EXPECT_EQ(vm_->counters().given_up, unit.count);
+  EXPECT_TRUE(vm_->Finish().ok());
+  EXPECT_TRUE(HasContent(Unit(2)));
+}
+
+TEST_P(MemoryKindsTest, ARegionUnmappedWholeDoesNotFailTheEnd) {
+  Begin({GetParam(), MemoryKind::kAnonymous}, 4, kEvents);
+  if (vm_ == nullptr) return;
+  const Region& first = guest_->layout().regions()[0];
+  ASSERT_TRUE(Unmap(guest_->at(PageIndex(0)), first.length.value()));
+  EXPECT_TRUE(vm_->StartBackground().ok());
+  AwaitEnd();
+  EXPECT_TRUE(vm_->Finish().ok()) << vm_->Finish();
+}
+
+TEST_P(MemoryKindsTest, MovedMemoryIsServedWhereItIs) {
+  Begin({GetParam()}, 8, kEvents);
+  if (vm_ == nullptr) return;
+  const PageRun from = Unit(4);
+  const size_t length = BytesIn(from.count).value();
+  // Room at an address that huge pages fit.
+  const size_t room = 2 * std::max<size_t>(length, kHugePageSize.value());
+  void* const reserved =
+      ::mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(reserved, MAP_FAILED);
+  const auto address = reinterpret_cast<uintptr_t>(reserved);
+  const uintptr_t huge = kHugePageSize.value();
+  void* const to = reinterpret_cast<void*>((address + huge - 1) / huge * huge);
+  void* const moved = ::mremap(guest_->at(from.first), length, length,
+                               MREMAP_MAYMOVE | MREMAP_FIXED, to);
+  if (moved == MAP_FAILED && errno == EINVAL) {
+    ::munmap(reserved, room);
+    GTEST_SKIP() << "this kernel does not move such memory";
+  }
+  ASSERT_EQ(moved, to) << errno;
+  ASSERT_TRUE(Unmap(guest_->at(from.first), length));
+  const auto* const bytes = static_cast<const uint8_t*>(moved);
+  EXPECT_TRUE(HasPattern(bytes, from.first));
+  EXPECT_TRUE(vm_->StartBackground().ok());
+  AwaitEnd();
+  EXPECT_EQ(vm_->counters().remaps, 1u);
+  EXPECT_TRUE(HasContent(Unit(3)));
+  EXPECT_TRUE(HasContent(Unit(5)));
+  EXPECT_TRUE(vm_->Finish().ok());
+  source_.Stop();
+  vm_.reset();  // before its memory goes
+  ::munmap(reserved, room);
+}
+
+// Threads read and give up pages of their own while the rest is fetched: what a
+// thread has given up is zeros to it from then on, whoever installs what.
+TEST_P(MemoryKindsTest, NothingGivenUpComesBack) {
+  constexpr uint64_t kThreads = 4;
+  const bool huge = GetParam() == MemoryKind::kHugetlb;
+  const uint64_t units = huge ? 16 : 2048;
+  Begin({GetParam()}, units, kEvents);
+  if (vm_ == nullptr) return;
+  std::vector<PageRun> all;
+  for (uint64_t i = 0; i < units; ++i) {
+    all.push_back(all.empty() ? vm_->ram().UnitOf(PageIndex(0))
+                              : vm_->ram().UnitOf(all.back().end()));
+  }
+  ASSERT_TRUE(vm_->StartBackground().ok());
+  std::vector<std::thread> threads;
+  for (uint64_t thread = 0; thread < kThreads; ++thread) {
+    threads.emplace_back([&, thread] {
+      std::mt19937_64 random(thread);
+      std::set<uint64_t> gone;
+      for (uint64_t step = 0; step < 2 * units; ++step) {
+        const uint64_t mine = random() % (units / kThreads) * kThreads + thread;
+        const PageRun unit = all[mine];
+        if (random() % 3 == 0) {
+          guest_->GiveUp(unit);
+          gone.insert(mine);
+        }
+        const bool right = gone.contains(mine)
+                               ? IsZero(unit)
+                               : HasPattern(guest_->at(unit.first), unit.first);
+        EXPECT_TRUE(right) << "page " << mine << " step " << step;
+        if (!right) return;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  AwaitEnd();
+  EXPECT_TRUE(vm_->Finish().ok());
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, MemoryKindsTest,
+                         testing::Values(MemoryKind::kMemfd,
+                                         MemoryKind::kAnonymous,
+                                         MemoryKind::kHugetlb),
+                         [](const auto& kind) { return NameOf(kind.param); });
+
+class MixedMemoryTest : public MemoryKindsTest {};
+
+TEST_P(MixedMemoryTest, OneVmMayHaveAll) {
+  Begin({MemoryKind::kAnonymous, GetParam(), MemoryKind::kMemfd}, 5, kEvents);
+  if (vm_ == nullptr) return;
+  for (const uint64_t i : {0, 5, 10, 14}) {
+    EXPECT_TRUE(HasContent(Unit(i))) << i;
+  }
+  EXPECT_TRUE(vm_->StartBackground().ok());
+  AwaitEnd();
+  for (uint64_t i = 0; i < 15; ++i) EXPECT_TRUE(HasContent(Unit(i))) << i;
+  EXPECT_TRUE(vm_->Finish().ok());
+}
+
+TEST_P(MixedMemoryTest, PrivateMemoryTakesNoPrecopy) {
+  std::string reason;
+  const bool huge = GetParam() == MemoryKind::kHugetlb;
+  guest_ = KernelGuest::Create(
+      {GuestRegion{GetParam(), PageCount(huge ? 512 : 1)}}, 0, &reason);
+  if (guest_ == nullptr) GTEST_SKIP() << reason;
+  auto vm = *DestinationVm::Create(guest_->layout(), guest_->regions(),
+                                   guest_->TakeOps(), Clock::Monotonic());
+  const ReceivedRun run{{PageIndex(0), guest_->layout().pages()}, {}};
+  const absl::Status stored = vm->StorePrecopied({run});
+  EXPECT_TRUE(absl::IsFailedPrecondition(stored)) << stored;
+}
+
+TEST_P(MixedMemoryTest, PartsOfHugePagesAreRefused) {
+  if (GetParam() != MemoryKind::kHugetlb) GTEST_SKIP() << "no huge pages";
+  Begin({GetParam()}, 2, 0, /*serve=*/false);
+  if (vm_ == nullptr) return;
+  for (const PageRun run : {PageRun{PageIndex(0), PageCount(511)},
+                            PageRun{PageIndex(1), PageCount(512)},
+                            PageRun{PageIndex(0), PageCount(513)}}) {
+    const absl::Status taken = vm_->OnBulkPages({ReceivedRun{run, {}}});
+    EXPECT_TRUE(absl::IsInvalidArgument(taken)) << taken;
+  }
+  EXPECT_EQ(vm_->counters().missing, PageCount(1024));
+}
+
+TEST_P(MixedMemoryTest, HugePagesMustBeCalledSo) {
+  if (GetParam() != MemoryKind::kHugetlb) GTEST_SKIP() << "no huge pages";
+  std::string reason;
+  guest_ = KernelGuest::Create({GuestRegion{GetParam(), PageCount(512)}}, 0,
+                               &reason);
+  if (guest_ == nullptr) GTEST_SKIP() << reason;
+  const auto vm =
+      DestinationVm::Create(LayoutOf({PageCount(512)}), guest_->regions(),
+                            guest_->TakeOps(), Clock::Monotonic());
+  EXPECT_TRUE(absl::IsInvalidArgument(vm.status())) << vm.status();
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, MixedMemoryTest,
+                         testing::Values(MemoryKind::kAnonymous,
+                                         MemoryKind::kHugetlb),
+                         [](const auto& kind) { return NameOf(kind.param); });
+
+}  // namespace
+}  // namespace postcopy
