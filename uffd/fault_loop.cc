@@ -85,11 +85,13 @@ absl::Status FaultLoop::SetSource(PageSource* source) {
 }
 
 std::optional<int64_t> FaultLoop::Resolve(PageIndex page) {
-  const std::optional<int64_t> first_read_ns = pending_.Take(page);
+  const std::optional<PendingFaults::Fault> fault = pending_.Take(page);
+  if (!fault.has_value()) return std::nullopt;
   // Sequentially consistent on both sides: either the loop sees the room, or
   // this sees that the loop wants it.
-  if (first_read_ns.has_value() && wants_room_.exchange(false)) WakeUp();
-  return first_read_ns;
+  if (wants_room_.exchange(false)) WakeUp();
+  if (fault->duplicated) installer_.Wake(ram_.UnitOf(page));
+  return fault->first_read_ns;
 }
 
 void FaultLoop::Run() {

@@ -113,8 +113,10 @@ class FaultLoop {
   // case they stay pending. Any thread.
   absl::Status SetSource(PageSource* source);
 
-  // `page` has been installed. Returns when its fault was first read, nullopt
-  // if no such fault is outstanding. Any thread.
+  // `page` has been installed and is received. Returns when its fault was first
+  // read, nullopt if no such fault is outstanding. Wakes who faulted meanwhile:
+  // a thread that found the page, threw it away and touched it again before it
+  // was known to be received, was taken for one that waits for it. Any thread.
   std::optional<int64_t> Resolve(PageIndex page);
 
   size_t outstanding() const { return pending_.size(); }

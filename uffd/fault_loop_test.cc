@@ -3,11 +3,13 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <future>
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "dirtytrack/memfd.h"
 #include "dirtytrack/simulated_clock.h"
@@ -122,6 +124,20 @@ TEST_F(FaultLoopTest, TellsWhenAFaultWasFirstRead) {
   EXPECT_TRUE(Serve().ok());
   EXPECT_EQ(loop_->Resolve(PageIndex(5)), 50);
   EXPECT_EQ(loop_->Resolve(PageIndex(5)), std::nullopt);
+}
+
+// The guest found the page and threw it away again before the installer could
+// write down that it had come.
+TEST_F(FaultLoopTest, ADuplicateIsWokenByTheAnswer) {
+  Fault(5);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(uffd_.TouchPage(100, at(5)), Touch::kWaiting);
+  EXPECT_TRUE(Serve().ok());
+  state_->MarkReceived(Page(5), /*is_zero=*/true);
+  EXPECT_TRUE(uffd_.IsWaiting(100));
+  EXPECT_TRUE(loop_->Resolve(PageIndex(5)).has_value());
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_FALSE(uffd_.IsWaiting(100));
 }
 
 TEST_F(FaultLoopTest, ForeignAddressesAreCounted) {
@@ -385,6 +401,39 @@ TEST_F(GivingUpTest, IsReadWhenThereIsNoRoomForFaults) {
   while (*loop_->ServeOnce()) {
   }
   EXPECT_EQ(source_.TimesAsked(PageIndex(kMore - 1)), 1);
+}
+
+// Forces what takes the kernel a descheduled thread: the page is found missing,
+// then given up, its message read and the memory emptied, and only then copied.
+// Without the gate the guest gets back what it threw away.
+TEST_F(GivingUpTest, AnInstallBetweenCheckAndCopyBringsNothingBack) {
+  Fault(5);
+  EXPECT_TRUE(loop_->ServeOnce().ok());
+  std::thread reader;
+  std::atomic<bool> read{false};
+  uffd_.BeforeNext(Call::kCopy, [&] {
+    uffd_.GiveUp(at(5), ByteCount(kPageSize));
+    reader = std::thread([&] {
+      EXPECT_TRUE(loop_->ServeOnce().ok());
+      read.store(true);
+    });
+    while (!read.load() && !gate_.IsClosing()) std::this_thread::yield();
+    uffd_.EndGivingUp();  // does nothing unless the message has been read
+  });
+  EXPECT_TRUE(
+      installer_
+          .InstallData({PageIndex(5), PageCount(1)}, PatternOf(PageIndex(5)))
+          .status.ok());
+  reader.join();
+  uffd_.EndGivingUp();
+  EXPECT_TRUE(state_->IsZero(PageIndex(5)));
+  uffd_.TouchPage(100, at(5));
+  EXPECT_TRUE(loop_->ServeOnce().ok());
+  EXPECT_EQ(uffd_.TouchPage(101, at(5)), Touch::kPresent);
+  std::vector<uint8_t> bytes(kPageSize, 1);
+  ASSERT_EQ(::pread(fd_.get(), bytes.data(), kPageSize, 5 * kPageSize),
+            static_cast<ssize_t>(kPageSize));
+  EXPECT_EQ(bytes, std::vector<uint8_t>(kPageSize));
 }
 
 TEST_F(GivingUpTest, AThreadThatServesNeitherSpinsNorSleepsOverIt) {

@@ -2,6 +2,7 @@
 #ifndef UFFD_INSTALL_GATE_H_
 #define UFFD_INSTALL_GATE_H_
 
+#include <atomic>
 #include <mutex>
 #include <shared_mutex>
 
@@ -41,11 +42,17 @@ class InstallGate {
   Closed Close() {
     if (!needed_) return Closed();
     const std::lock_guard<std::mutex> turn(turnstile_);
-    return Closed(inside_);
+    closing_.store(true, std::memory_order_relaxed);
+    Closed closed(inside_);
+    closing_.store(false, std::memory_order_relaxed);
+    return closed;
   }
+  // True while somebody waits in Close. For tests.
+  bool IsClosing() const { return closing_.load(std::memory_order_relaxed); }
 
  private:
   const bool needed_;
+  std::atomic<bool> closing_{false};
   std::mutex turnstile_;
   std::shared_mutex inside_;
 };

@@ -28,21 +28,24 @@ size_t PendingFaults::Find(PageIndex page) const {
 PendingFaults::AddResult PendingFaults::Add(PageIndex page, int64_t now_ns) {
   const std::lock_guard<std::mutex> lock(mutex_);
   Slot& slot = slots_[Find(page)];
-  if (slot.used) return AddResult::kDuplicate;
+  if (slot.used) {
+    slot.fault.duplicated = true;
+    return AddResult::kDuplicate;
+  }
   if (size_ == kMaxOutstandingFaults) return AddResult::kFull;
-  slot = {.used = true, .page = page, .first_read_ns = now_ns};
+  slot = {.used = true, .page = page, .fault = {.first_read_ns = now_ns}};
   ++size_;
   return AddResult::kNew;
 }
 
-std::optional<int64_t> PendingFaults::Take(PageIndex page) {
+std::optional<PendingFaults::Fault> PendingFaults::Take(PageIndex page) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const size_t slot = Find(page);
   if (!slots_[slot].used) return std::nullopt;
-  const int64_t first_read_ns = slots_[slot].first_read_ns;
+  const Fault fault = slots_[slot].fault;
   Erase(slot);
   --size_;
-  return first_read_ns;
+  return fault;
 }
 
 void PendingFaults::Erase(size_t slot) {

@@ -27,12 +27,21 @@ class PendingFaults {
 
   PendingFaults();
 
-  // Adds `page`, first read at `now_ns`. kDuplicate leaves the earlier time.
+  // Adds `page`, first read at `now_ns`. kDuplicate leaves the earlier time,
+  // and is remembered.
   // kFull: there are kMaxOutstandingFaults others.
   AddResult Add(PageIndex page, int64_t now_ns);
 
-  // Removes `page`; returns when it was first read, nullopt if not there.
-  std::optional<int64_t> Take(PageIndex page);
+  // What was pending.
+  struct Fault {
+    int64_t first_read_ns = 0;
+    // It was read again meanwhile.
+    bool duplicated = false;
+
+    friend bool operator==(const Fault&, const Fault&) = default;
+  };
+  // Removes `page`; nullopt if it is not there.
+  std::optional<Fault> Take(PageIndex page);
 
   // How many pages can be added.
   size_t Room() const;
@@ -49,7 +58,7 @@ class PendingFaults {
   struct Slot {
     bool used = false;
     PageIndex page;
-    int64_t first_read_ns = 0;
+    Fault fault;
   };
 
   static size_t HomeOf(PageIndex page);

@@ -18,7 +18,8 @@ TEST(PendingFaultsTest, AddsOnceAndTakesOnce) {
   EXPECT_EQ(faults->Add(PageIndex(7), 100), AddResult::kNew);
   EXPECT_EQ(faults->Add(PageIndex(7), 200), AddResult::kDuplicate);
   EXPECT_EQ(faults->size(), 1u);
-  EXPECT_EQ(faults->Take(PageIndex(7)), 100);
+  EXPECT_EQ(faults->Take(PageIndex(7)),
+            (PendingFaults::Fault{.first_read_ns = 100, .duplicated = true}));
   EXPECT_EQ(faults->Take(PageIndex(7)), std::nullopt);
   EXPECT_EQ(faults->size(), 0u);
 }
@@ -56,7 +57,7 @@ TEST(PendingFaultsTest, AgreesWithAMap) {
         expected[page] = step;
       }
     } else if (expected.contains(page)) {
-      EXPECT_EQ(faults->Take(page), expected[page]);
+      EXPECT_EQ(faults->Take(page)->first_read_ns, expected[page]);
       expected.erase(page);
     } else {
       EXPECT_EQ(faults->Take(page), std::nullopt);

@@ -140,6 +140,20 @@ void SimulatedUffd::FailNext(Call call, int error, int times) {
   failures_[static_cast<size_t>(call)] = {error, times};
 }
 
+void SimulatedUffd::BeforeNext(Call call, std::function<void()> action) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  before_[static_cast<size_t>(call)] = std::move(action);
+}
+
+void SimulatedUffd::RunBefore(Call call) {
+  std::function<void()> action;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    action = std::exchange(before_[static_cast<size_t>(call)], nullptr);
+  }
+  if (action) action();
+}
+
 void SimulatedUffd::StopNextAfter(PageCount pages) {
   const std::lock_guard<std::mutex> lock(mutex_);
   stop_after_ = pages;
@@ -211,12 +225,14 @@ UffdResult SimulatedUffd::Unregister(HostAddress address, ByteCount length) {
 
 UffdResult SimulatedUffd::Copy(HostAddress address, const uint8_t* source,
                                ByteCount length, bool wake) {
+  RunBefore(Call::kCopy);
   const std::lock_guard<std::mutex> lock(mutex_);
   return Insert(Call::kCopy, address, source, length, wake);
 }
 
 UffdResult SimulatedUffd::ZeroPage(HostAddress address, ByteCount length,
                                    bool wake) {
+  RunBefore(Call::kZeroPage);
   const std::lock_guard<std::mutex> lock(mutex_);
   return Insert(Call::kZeroPage, address, nullptr, length, wake);
 }

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -68,6 +69,9 @@ class SimulatedUffd final : public UffdOps {
 
   // The next `times` calls of `call` do nothing and return `error`.
   void FailNext(Call call, int error, int times = 1);
+  // The next call of `call` first does this, as if its thread were kept from
+  // running just before it enters the kernel.
+  void BeforeNext(Call call, std::function<void()> action);
   // The next Copy or ZeroPage stops after `pages`, with EAGAIN.
   void StopNextAfter(PageCount pages);
   // A message that no touch caused.
@@ -111,6 +115,9 @@ class SimulatedUffd final : public UffdOps {
     int times = 0;
   };
 
+  // Without mutex_.
+  void RunBefore(Call call);
+
   // All REQUIRE mutex_.
   int TakeFailure(Call call);
   bool IsChangingLocked() const;
@@ -138,6 +145,7 @@ class SimulatedUffd final : public UffdOps {
   std::deque<uffd_msg> injected_;
   std::deque<Removal> removals_;
   Failure failures_[kCalls];
+  std::function<void()> before_[kCalls];
   int calls_[kCalls] = {};
   PageCount stop_after_;
 };
