@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "cmd/vmm_channel/descriptors.h"
 #include "cmd/vmm_channel/wire_status.h"
 
 namespace postcopy {
@@ -23,24 +24,6 @@ union ControlBuffer {
 // too many always shows as MSG_CTRUNC.
 static_assert(CMSG_SPACE(kMaxDescriptors * sizeof(int)) ==
               CMSG_LEN(kMaxDescriptors * sizeof(int)));
-
-// Takes ownership of every descriptor in `header`.
-std::vector<UniqueFd> TakeDescriptors(msghdr& header) {
-  std::vector<UniqueFd> fds;
-  for (cmsghdr* control = CMSG_FIRSTHDR(&header); control != nullptr;
-       control = CMSG_NXTHDR(&header, control)) {
-    if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) {
-      continue;
-    }
-    const size_t count = (control->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < count; ++i) {
-      int fd;
-      std::memcpy(&fd, CMSG_DATA(control) + i * sizeof(int), sizeof(int));
-      fds.emplace_back(fd);
-    }
-  }
-  return fds;
-}
 
 void PutDescriptors(absl::Span<const int> fds, ControlBuffer& buffer,
                     msghdr& header) {

@@ -7,10 +7,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstring>
 #include <filesystem>
 #include <iterator>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -66,6 +69,29 @@ inline UniqueFd Memfd(uint64_t bytes, int seals = 0) {
   return fd.ok() ? *std::move(fd) : UniqueFd();
 }
 
+// What happened, in order, such as which VMs came and went: "+a", "-a".
+// Thread-safe.
+class Journal {
+ public:
+  void Add(std::string entry) {
+    std::lock_guard lock(mutex_);
+    entries_.push_back(std::move(entry));
+    changed_.notify_all();
+  }
+  // Waits until there are `count` entries.
+  std::vector<std::string> Await(size_t count) {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(30),
+                                  [&] { return entries_.size() >= count; }));
+    return entries_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::string> entries_;
+};
+
 // Both ends of a SEQPACKET connection.
 inline std::pair<UniqueFd, UniqueFd> SocketPair() {
   int fds[2];
@@ -73,10 +99,10 @@ inline std::pair<UniqueFd, UniqueFd> SocketPair() {
   return {UniqueFd(fds[0]), UniqueFd(fds[1])};
 }
 
-// Sends a packet that PacketSocket would not send. At most 253 descriptors,
-// the kernel's limit.
-inline void SendRaw(int socket, std::string bytes,
-                    const std::vector<int>& fds) {
+// Sends a packet that PacketSocket would not send, or bytes on a stream; what
+// sendmsg(2) says. At most 253 descriptors, the kernel's limit.
+inline ssize_t TrySendRaw(int socket, std::string bytes,
+                          const std::vector<int>& fds) {
   iovec part{bytes.data(), bytes.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(253 * sizeof(int))] = {};
   msghdr header = {};
@@ -91,8 +117,13 @@ inline void SendRaw(int socket, std::string bytes,
     rights->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
     std::memcpy(CMSG_DATA(rights), fds.data(), fds.size() * sizeof(int));
   }
-  EXPECT_EQ(::sendmsg(socket, &header, MSG_NOSIGNAL),
-            static_cast<ssize_t>(bytes.size()));
+  return ::sendmsg(socket, &header, MSG_NOSIGNAL);
+}
+
+// The same, which must not fail.
+inline void SendRaw(int socket, const std::string& bytes,
+                    const std::vector<int>& fds) {
+  EXPECT_EQ(TrySendRaw(socket, bytes, fds), static_cast<ssize_t>(bytes.size()));
 }
 
 // A guest of 64 pages in one region, with all that a source needs.

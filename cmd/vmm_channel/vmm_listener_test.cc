@@ -6,10 +6,8 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstring>
 #include <fstream>
-#include <mutex>
 #include <random>
 #include <thread>
 
@@ -25,28 +23,6 @@ namespace {
 using absl::StatusCode;
 
 constexpr absl::Duration kLong = absl::Seconds(30);
-
-// Which VMs came and went, in order: "+a", "-a".
-class Journal {
- public:
-  void Add(std::string entry) {
-    std::lock_guard lock(mutex_);
-    entries_.push_back(std::move(entry));
-    changed_.notify_all();
-  }
-  // Waits until there are `count` entries.
-  std::vector<std::string> Await(size_t count) {
-    std::unique_lock lock(mutex_);
-    EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(30),
-                                  [&] { return entries_.size() >= count; }));
-    return entries_;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<std::string> entries_;
-};
 
 class VmmListenerTest : public testing::Test {
  protected:
