@@ -10,8 +10,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/clock.h"
-#include "dirtytrack/page_checksum.h"
 #include "postcopy/v1/data_plane.grpc.pb.h"
+#include "uffd/response_decoder.h"
 
 namespace postcopy {
 namespace {
@@ -26,16 +26,9 @@ constexpr size_t kRetainedBytesMax = 4 << 20;
 // A host that vanished without a word is noticed after this much silence.
 constexpr int kKeepaliveMillis = 5000;
 
-// Pages of one run that are looked at: more than a layout can have is no run.
-constexpr uint64_t kRunPagesMax = kMaxRamBytes.value() / kPageSize;
-
 absl::Status FromGrpc(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
                       status.error_message());
-}
-
-absl::Span<const uint8_t> AsBytes(const std::string& text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
 }
 
 // A channel that shares its connection with no other.
@@ -49,31 +42,6 @@ std::shared_ptr<grpc::Channel> NewLane(const std::string& address) {
   arguments.SetMaxReceiveMessageSize(kDataPlaneResponseBytesMax);
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
                                    arguments);
-}
-
-// Decodes runs whose checksum fits; counts the others. `runs` points into
-// `encoded`. INVALID_ARGUMENT for a run that is none.
-absl::Status DecodeRuns(
-    const google::protobuf::RepeatedPtrField<v1::PageRun>& encoded,
-    std::vector<ReceivedRun>& runs, uint64_t& damaged) {
-  runs.clear();
-  damaged = 0;
-  for (const v1::PageRun& run : encoded) {
-    const RamOffset at(run.ram_offset_bytes());
-    const absl::Span<const uint8_t> data = AsBytes(run.data());
-    if (PlacedCrc32c(at, run.page_count(), data) != run.crc32c()) {
-      ++damaged;
-      continue;
-    }
-    if (!IsPageAligned(at) || run.page_count() == 0 ||
-        run.page_count() > kRunPagesMax) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the source sent a run of ", run.page_count(),
-                       " pages at ", ToString(at), ", which is none"));
-    }
-    runs.push_back({{PageOf(at), PageCount(run.page_count())}, data});
-  }
-  return absl::OkStatus();
 }
 
 // One lane: a bidirectional stream whose end is seen once and then remembered.
@@ -200,20 +168,13 @@ class GrpcSourceConnection final : public SourceConnection {
   absl::StatusOr<absl::Span<const ReceivedRun>> ReceiveUrgent() override {
     absl::StatusOr<const v1::UrgentResponse*> response = urgent_.Read();
     if (!response.ok()) return response.status();
-    uint64_t damaged = 0;
-    absl::Status status =
-        DecodeRuns((*response)->runs(), urgent_runs_, damaged);
-    if (!status.ok()) return status;
-    if (damaged > 0) {
-      return absl::DataLossError("the checksum of a faulted page did not fit");
-    }
-    return absl::MakeConstSpan(urgent_runs_);
+    return DecodeUrgent(**response, urgent_runs_);
   }
 
   absl::StatusOr<BulkEvent> ReceiveBulk() override {
     absl::StatusOr<const v1::BulkResponse*> response = bulk_.Read();
     if (!response.ok()) return response.status();
-    return Decode(**response);
+    return DecodeBulk(**response, bulk_runs_);
   }
 
   absl::Status SendRoundAck(uint32_t round, uint64_t damaged_runs) override {
@@ -258,54 +219,6 @@ class GrpcSourceConnection final : public SourceConnection {
     v1::BulkRequest request;
     *request.mutable_session() = session_;
     return request;
-  }
-
-  absl::StatusOr<BulkEvent> Decode(const v1::BulkResponse& response) {
-    switch (response.message_case()) {
-      case v1::BulkResponse::kPages:
-        return DecodePages(response.pages());
-      case v1::BulkResponse::kRoundEnd:
-        return RoundEnded{response.round_end().round()};
-      case v1::BulkResponse::kStale:
-        return DecodeStale(response.stale());
-      case v1::BulkResponse::kEarlyDiscard:
-        return EarlyDiscard{response.early_discard().round()};
-      case v1::BulkResponse::kDeviceState:
-        return DeviceStatePiece{{response.device_state().data().data(),
-                                 response.device_state().data().size()}};
-      case v1::BulkResponse::kSwitchOver:
-        return SwitchOverComplete{
-            PageCount(response.switch_over().stale_pages()),
-            response.switch_over().device_state_bytes(),
-            response.switch_over().device_state_crc32c()};
-      case v1::BulkResponse::kCommit:
-        return Committed{};
-      default:
-        return absl::InvalidArgumentError(
-            "the source sent a bulk message without content");
-    }
-  }
-
-  absl::StatusOr<BulkEvent> DecodePages(const v1::PageBatch& batch) {
-    PagesArrived pages;
-    absl::Status status =
-        DecodeRuns(batch.runs(), bulk_runs_, pages.damaged_runs);
-    if (!status.ok()) return status;
-    pages.runs = bulk_runs_;
-    return pages;
-  }
-
-  static absl::StatusOr<BulkEvent> DecodeStale(const v1::StaleBitmap& piece) {
-    const RamOffset at(piece.ram_offset_bytes());
-    const absl::Span<const uint8_t> bits = AsBytes(piece.bits());
-    if (PlacedCrc32c(at, bits.size(), bits) != piece.crc32c()) {
-      return absl::DataLossError("the checksum of the stale set did not fit");
-    }
-    if (at.value() % (64 * kPageSize) != 0 || bits.size() % 8 != 0) {
-      return absl::InvalidArgumentError(
-          "the source sent a piece of the stale set that is not aligned");
-    }
-    return StalePiece{PageOf(at), bits};
   }
 
   const std::shared_ptr<grpc::Channel> channel_;

@@ -1,0 +1,287 @@
+// What a source may say on the data plane, through the destination's decoder
+// and into a DestinationVm.
+//
+// Input: one byte of Options, then an UrgentResponse or a BulkResponse as it
+// travels. A checksum that fits is nothing a fuzzer finds, nor are thousands of
+// bytes of page data; so the options mend what came before it is decoded.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "dirtytrack/check.h"
+#include "dirtytrack/memfd.h"
+#include "dirtytrack/page_checksum.h"
+#include "dirtytrack/ram_layout.h"
+#include "dirtytrack/simulated_clock.h"
+#include "dirtytrack/types.h"
+#include "dirtytrack/unique_fd.h"
+#include "postcopy/v1/data_plane.pb.h"
+#include "tests/fuzz/byte_reader.h"
+#include "uffd/destination_vm.h"
+#include "uffd/kernel_guest.h"
+#include "uffd/response_decoder.h"
+#include "uffd/simulated_uffd.h"
+
+namespace postcopy {
+namespace {
+
+using Runs = google::protobuf::RepeatedPtrField<v1::PageRun>;
+
+enum Options : uint8_t {
+  kUrgent = 1 << 0,          // an UrgentResponse; else a BulkResponse
+  kMendChecksums = 1 << 1,   // of all runs, and of a stale piece
+  kMendEveryOther = 1 << 2,  // with kMendChecksums: from the first run on
+  kMendData = 1 << 3,        // to the length that page_count says
+  kMendPlaces = 1 << 4,      // to pages in the layout or close behind it
+};
+
+constexpr uint64_t kPages[] = {24, 1, 39};
+constexpr uint64_t kAllPages = 64;
+constexpr uint64_t kRunPagesMax = kMaxRamBytes.value() / kPageSize;
+// The pages of data that kMendData makes for one run.
+constexpr uint64_t kMendedPagesMax = 8;
+constexpr HostAddress kAddress{0x100000000};
+
+// One VM for all inputs. It stays in precopy, where content is replaced, so
+// that no input depends on those before it.
+class Destination {
+ public:
+  Destination() {
+    const ByteCount all = BytesIn(PageCount(kAllPages));
+    uffd_.Map(kAddress, all, fd_.get(), 0);
+    std::vector<PageCount> sizes;
+    std::vector<DestinationRegion> regions;
+    ByteCount offset;
+    for (const uint64_t pages : kPages) {
+      sizes.emplace_back(pages);
+      regions.push_back({kAddress + offset, fd_.get(), offset.value()});
+      offset += BytesIn(PageCount(pages));
+    }
+    vm_ = *DestinationVm::Create(LayoutOf(sizes), regions, Share(&uffd_),
+                                 &clock_);
+  }
+
+  absl::Status Store(absl::Span<const ReceivedRun> runs) {
+    return vm_->StorePrecopied(runs);
+  }
+  std::vector<uint8_t> Content(PageRun run) const {
+    std::vector<uint8_t> bytes(BytesIn(run.count).value());
+    POSTCOPY_CHECK(::pread(fd_.get(), bytes.data(), bytes.size(),
+                           static_cast<off_t>(OffsetOf(run.first).value())) ==
+                   static_cast<ssize_t>(bytes.size()));
+    return bytes;
+  }
+
+ private:
+  const UniqueFd fd_ = *CreateMemfd("ram", BytesIn(PageCount(kAllPages)), 0);
+  SimulatedClock clock_;
+  SimulatedUffd uffd_;
+  std::unique_ptr<DestinationVm> vm_;
+};
+
+// The checksum as the protocol's text has it.
+uint32_t Checksum(uint64_t at, uint64_t count, const std::string& data) {
+  std::string bytes;
+  for (const uint64_t number : {at, count}) {
+    for (int shift = 0; shift < 64; shift += 8) {
+      bytes.push_back(static_cast<char>(number >> shift));
+    }
+  }
+  bytes += data;
+  return Crc32c({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
+}
+
+uint32_t Checksum(const v1::PageRun& run) {
+  return Checksum(run.ram_offset_bytes(), run.page_count(), run.data());
+}
+
+void Mend(uint8_t options, Runs& runs) {
+  for (int i = 0; i < runs.size(); ++i) {
+    v1::PageRun& run = runs[i];
+    if ((options & kMendPlaces) != 0) {
+      run.set_ram_offset_bytes(run.ram_offset_bytes() % (kAllPages + 2) *
+                               kPageSize);
+      run.set_page_count(run.page_count() % (kAllPages + 2));
+    }
+    if ((options & kMendData) != 0 && !run.data().empty()) {
+      const uint64_t pages = std::min(run.page_count(), kMendedPagesMax);
+      run.mutable_data()->resize(pages * kPageSize, run.data().back());
+    }
+    if ((options & kMendChecksums) != 0 &&
+        ((options & kMendEveryOther) == 0 || i % 2 == 0)) {
+      run.set_crc32c(Checksum(run));
+    }
+  }
+}
+
+bool IsRun(const v1::PageRun& run) {
+  return run.ram_offset_bytes() % kPageSize == 0 && run.page_count() > 0 &&
+         run.page_count() <= kRunPagesMax;
+}
+
+// The runs whose checksum fits.
+std::vector<const v1::PageRun*> Fitting(const Runs& runs) {
+  std::vector<const v1::PageRun*> fitting;
+  for (const v1::PageRun& run : runs) {
+    if (run.crc32c() == Checksum(run)) fitting.push_back(&run);
+  }
+  return fitting;
+}
+
+bool AllAreRuns(const std::vector<const v1::PageRun*>& runs) {
+  return std::all_of(runs.begin(), runs.end(),
+                     [](const v1::PageRun* run) { return IsRun(*run); });
+}
+
+void CheckDecoded(const std::vector<const v1::PageRun*>& wanted,
+                  absl::Span<const ReceivedRun> got) {
+  POSTCOPY_CHECK(got.size() == wanted.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    const v1::PageRun& run = *wanted[i];
+    POSTCOPY_CHECK(OffsetOf(got[i].pages.first).value() ==
+                   run.ram_offset_bytes());
+    POSTCOPY_CHECK(got[i].pages.count.value() == run.page_count());
+    POSTCOPY_CHECK(got[i].data.size() == run.data().size());
+    POSTCOPY_CHECK(std::equal(
+        got[i].data.begin(), got[i].data.end(), run.data().begin(),
+        [](uint8_t a, char b) { return a == static_cast<uint8_t>(b); }));
+  }
+}
+
+// What a destination must say to `run`.
+absl::StatusCode Verdict(const ReceivedRun& run) {
+  const uint64_t first = run.pages.first.value();
+  const uint64_t count = run.pages.count.value();
+  if (first >= kAllPages || count > kAllPages - first) {
+    return absl::StatusCode::kOutOfRange;
+  }
+  if (!run.data.empty() && run.data.size() != count * kPageSize) {
+    return absl::StatusCode::kInvalidArgument;
+  }
+  return absl::StatusCode::kOk;
+}
+
+// Stores `runs` and looks at the last, over which nothing else came.
+void CheckStored(absl::Span<const ReceivedRun> runs) {
+  static Destination& destination = *new Destination;
+  absl::StatusCode wanted = absl::StatusCode::kOk;
+  for (const ReceivedRun& run : runs) {
+    wanted = Verdict(run);
+    if (wanted != absl::StatusCode::kOk) break;
+  }
+  const absl::Status status = destination.Store(runs);
+  POSTCOPY_CHECK(status.code() == wanted);
+  if (!status.ok() || runs.empty()) return;
+  const ReceivedRun& last = runs.back();
+  std::vector<uint8_t> content(last.data.begin(), last.data.end());
+  content.resize(BytesIn(last.pages.count).value());
+  POSTCOPY_CHECK(destination.Content(last.pages) == content);
+}
+
+void FuzzUrgent(uint8_t options, v1::UrgentResponse response) {
+  Mend(options, *response.mutable_runs());
+  const std::vector<const v1::PageRun*> fitting = Fitting(response.runs());
+  std::vector<ReceivedRun> runs;
+  const auto got = DecodeUrgent(response, runs);
+  if (!AllAreRuns(fitting)) {
+    POSTCOPY_CHECK(absl::IsInvalidArgument(got.status()));
+    return;
+  }
+  if (static_cast<size_t>(response.runs_size()) != fitting.size()) {
+    POSTCOPY_CHECK(absl::IsDataLoss(got.status()));
+    return;
+  }
+  POSTCOPY_CHECK(got.ok());
+  CheckDecoded(fitting, *got);
+  CheckStored(*got);
+}
+
+void CheckPages(const Runs& sent, const absl::StatusOr<BulkEvent>& event) {
+  const std::vector<const v1::PageRun*> fitting = Fitting(sent);
+  if (!AllAreRuns(fitting)) {
+    POSTCOPY_CHECK(absl::IsInvalidArgument(event.status()));
+    return;
+  }
+  POSTCOPY_CHECK(event.ok());
+  const auto* pages = std::get_if<PagesArrived>(&*event);
+  POSTCOPY_CHECK(pages != nullptr);
+  POSTCOPY_CHECK(pages->damaged_runs + fitting.size() ==
+                 static_cast<size_t>(sent.size()));
+  CheckDecoded(fitting, pages->runs);
+  CheckStored(pages->runs);
+}
+
+void CheckStale(const v1::StaleBitmap& sent,
+                const absl::StatusOr<BulkEvent>& event) {
+  const uint64_t at = sent.ram_offset_bytes();
+  if (sent.crc32c() != Checksum(at, sent.bits().size(), sent.bits())) {
+    POSTCOPY_CHECK(absl::IsDataLoss(event.status()));
+    return;
+  }
+  const bool aligned =
+      at % (64 * kPageSize) == 0 && sent.bits().size() % 8 == 0;
+  if (!aligned) {
+    POSTCOPY_CHECK(absl::IsInvalidArgument(event.status()));
+    return;
+  }
+  POSTCOPY_CHECK(event.ok());
+  const auto* piece = std::get_if<StalePiece>(&*event);
+  POSTCOPY_CHECK(piece != nullptr);
+  POSTCOPY_CHECK(OffsetOf(piece->first).value() == at);
+  POSTCOPY_CHECK(piece->bits.size() == sent.bits().size());
+}
+
+void FuzzBulk(uint8_t options, v1::BulkResponse response) {
+  if (response.has_pages()) {
+    Mend(options, *response.mutable_pages()->mutable_runs());
+  }
+  if (response.has_stale() && (options & kMendChecksums) != 0) {
+    v1::StaleBitmap& stale = *response.mutable_stale();
+    stale.set_crc32c(
+        Checksum(stale.ram_offset_bytes(), stale.bits().size(), stale.bits()));
+  }
+  std::vector<ReceivedRun> runs;
+  const absl::StatusOr<BulkEvent> event = DecodeBulk(response, runs);
+  if (response.has_pages()) {
+    CheckPages(response.pages().runs(), event);
+  } else if (response.has_stale()) {
+    CheckStale(response.stale(), event);
+  } else {
+    const bool empty =
+        response.message_case() == v1::BulkResponse::MESSAGE_NOT_SET;
+    POSTCOPY_CHECK(event.ok() != empty);
+  }
+}
+
+template <typename Message>
+bool Parse(absl::Span<const uint8_t> bytes, Message* message) {
+  return message->ParseFromArray(bytes.data(), static_cast<int>(bytes.size()));
+}
+
+void Fuzz(ByteReader input) {
+  const uint8_t options = input.Byte();
+  if ((options & kUrgent) != 0) {
+    v1::UrgentResponse response;
+    if (Parse(input.rest(), &response)) FuzzUrgent(options, response);
+  } else {
+    v1::BulkResponse response;
+    if (Parse(input.rest(), &response)) FuzzBulk(options, response);
+  }
+}
+
+}  // namespace
+}  // namespace postcopy
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  postcopy::Fuzz(postcopy::ByteReader({data, size}));
+  return 0;
+}

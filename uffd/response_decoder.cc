@@ -1,0 +1,108 @@
+#include "uffd/response_decoder.h"
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "dirtytrack/page_checksum.h"
+#include "dirtytrack/ram_layout.h"
+#include "dirtytrack/types.h"
+
+namespace postcopy {
+namespace {
+
+// Pages of one run that are looked at: more than a layout can have is no run.
+constexpr uint64_t kRunPagesMax = kMaxRamBytes.value() / kPageSize;
+
+absl::Span<const uint8_t> AsBytes(const std::string& text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
+
+// Decodes runs whose checksum fits; counts the others. `runs` points into
+// `encoded`. INVALID_ARGUMENT for a run that is none.
+absl::Status DecodeRuns(
+    const google::protobuf::RepeatedPtrField<v1::PageRun>& encoded,
+    std::vector<ReceivedRun>& runs, uint64_t& damaged) {
+  runs.clear();
+  damaged = 0;
+  for (const v1::PageRun& run : encoded) {
+    const RamOffset at(run.ram_offset_bytes());
+    const absl::Span<const uint8_t> data = AsBytes(run.data());
+    if (PlacedCrc32c(at, run.page_count(), data) != run.crc32c()) {
+      ++damaged;
+      continue;
+    }
+    if (!IsPageAligned(at) || run.page_count() == 0 ||
+        run.page_count() > kRunPagesMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the source sent a run of ", run.page_count(),
+                       " pages at ", ToString(at), ", which is none"));
+    }
+    runs.push_back({{PageOf(at), PageCount(run.page_count())}, data});
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<BulkEvent> DecodePages(const v1::PageBatch& batch,
+                                      std::vector<ReceivedRun>& runs) {
+  PagesArrived pages;
+  absl::Status status = DecodeRuns(batch.runs(), runs, pages.damaged_runs);
+  if (!status.ok()) return status;
+  pages.runs = runs;
+  return pages;
+}
+
+absl::StatusOr<BulkEvent> DecodeStale(const v1::StaleBitmap& piece) {
+  const RamOffset at(piece.ram_offset_bytes());
+  const absl::Span<const uint8_t> bits = AsBytes(piece.bits());
+  if (PlacedCrc32c(at, bits.size(), bits) != piece.crc32c()) {
+    return absl::DataLossError("the checksum of the stale set did not fit");
+  }
+  if (at.value() % (64 * kPageSize) != 0 || bits.size() % 8 != 0) {
+    return absl::InvalidArgumentError(
+        "the source sent a piece of the stale set that is not aligned");
+  }
+  return StalePiece{PageOf(at), bits};
+}
+
+}  // namespace
+
+absl::StatusOr<absl::Span<const ReceivedRun>> DecodeUrgent(
+    const v1::UrgentResponse& response, std::vector<ReceivedRun>& runs) {
+  uint64_t damaged = 0;
+  absl::Status status = DecodeRuns(response.runs(), runs, damaged);
+  if (!status.ok()) return status;
+  if (damaged > 0) {
+    return absl::DataLossError("the checksum of a faulted page did not fit");
+  }
+  return absl::MakeConstSpan(runs);
+}
+
+absl::StatusOr<BulkEvent> DecodeBulk(const v1::BulkResponse& response,
+                                     std::vector<ReceivedRun>& runs) {
+  switch (response.message_case()) {
+    case v1::BulkResponse::kPages:
+      return DecodePages(response.pages(), runs);
+    case v1::BulkResponse::kRoundEnd:
+      return RoundEnded{response.round_end().round()};
+    case v1::BulkResponse::kStale:
+      return DecodeStale(response.stale());
+    case v1::BulkResponse::kEarlyDiscard:
+      return EarlyDiscard{response.early_discard().round()};
+    case v1::BulkResponse::kDeviceState:
+      return DeviceStatePiece{{response.device_state().data().data(),
+                               response.device_state().data().size()}};
+    case v1::BulkResponse::kSwitchOver:
+      return SwitchOverComplete{PageCount(response.switch_over().stale_pages()),
+                                response.switch_over().device_state_bytes(),
+                                response.switch_over().device_state_crc32c()};
+    case v1::BulkResponse::kCommit:
+      return Committed{};
+    default:
+      return absl::InvalidArgumentError(
+          "the source sent a bulk message without content");
+  }
+}
+
+}  // namespace postcopy

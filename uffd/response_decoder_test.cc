@@ -1,0 +1,137 @@
+#include "uffd/response_decoder.h"
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "dirtytrack/page_checksum.h"
+#include "dirtytrack/ram_layout.h"
+#include "dirtytrack/types.h"
+#include "gtest/gtest.h"
+
+namespace postcopy {
+namespace {
+
+constexpr uint64_t kRunPagesMax = kMaxRamBytes.value() / kPageSize;
+
+absl::Span<const uint8_t> AsBytes(const std::string& text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
+
+v1::PageRun RunOf(uint64_t offset, uint64_t pages, const std::string& data) {
+  v1::PageRun run;
+  run.set_ram_offset_bytes(offset);
+  run.set_page_count(pages);
+  run.set_data(data);
+  run.set_crc32c(PlacedCrc32c(RamOffset(offset), pages, AsBytes(data)));
+  return run;
+}
+
+v1::PageRun Damaged(v1::PageRun run) {
+  run.set_crc32c(run.crc32c() ^ 1);
+  return run;
+}
+
+class ResponseDecoderTest : public testing::Test {
+ protected:
+  absl::StatusOr<absl::Span<const ReceivedRun>> Urgent(
+      const std::vector<v1::PageRun>& runs) {
+    urgent_.mutable_runs()->Assign(runs.begin(), runs.end());
+    return DecodeUrgent(urgent_, runs_);
+  }
+  absl::StatusOr<BulkEvent> Bulk(const std::vector<v1::PageRun>& runs) {
+    bulk_.mutable_pages()->mutable_runs()->Assign(runs.begin(), runs.end());
+    return DecodeBulk(bulk_, runs_);
+  }
+  absl::StatusOr<BulkEvent> Stale(uint64_t offset, const std::string& bits,
+                                  uint32_t damage = 0) {
+    v1::StaleBitmap& stale = *bulk_.mutable_stale();
+    stale.set_ram_offset_bytes(offset);
+    stale.set_bits(bits);
+    stale.set_crc32c(
+        PlacedCrc32c(RamOffset(offset), bits.size(), AsBytes(bits)) ^ damage);
+    return DecodeBulk(bulk_, runs_);
+  }
+
+  v1::UrgentResponse urgent_;
+  v1::BulkResponse bulk_;
+  std::vector<ReceivedRun> runs_;
+};
+
+TEST_F(ResponseDecoderTest, RunsPointIntoTheMessage) {
+  const auto runs = Urgent(
+      {RunOf(kPageSize, 1, std::string(kPageSize, 'a')), RunOf(0, 7, "")});
+  ASSERT_TRUE(runs.ok()) << runs.status();
+  ASSERT_EQ(runs->size(), 2u);
+  EXPECT_EQ((*runs)[0].pages, (PageRun{PageIndex(1), PageCount(1)}));
+  EXPECT_EQ((*runs)[0].data.data(), AsBytes(urgent_.runs(0).data()).data());
+  EXPECT_EQ((*runs)[0].data.size(), kPageSize);
+  EXPECT_EQ((*runs)[1].pages, (PageRun{PageIndex(0), PageCount(7)}));
+  EXPECT_TRUE((*runs)[1].data.empty());
+}
+
+TEST_F(ResponseDecoderTest, NoRunsAreNoError) {
+  ASSERT_TRUE(Urgent({RunOf(0, 1, "")}).ok());
+  const auto runs = Urgent({});
+  ASSERT_TRUE(runs.ok());
+  EXPECT_TRUE(runs->empty());
+}
+
+TEST_F(ResponseDecoderTest, TakesTheLongestRunAndNotOneLonger) {
+  EXPECT_TRUE(Urgent({RunOf(0, kRunPagesMax, "")}).ok());
+  for (const uint64_t pages : {uint64_t{0}, kRunPagesMax + 1, UINT64_MAX}) {
+    const absl::Status status = Urgent({RunOf(0, pages, "")}).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << pages << ": " << status;
+  }
+}
+
+TEST_F(ResponseDecoderTest, TakesTheLastOffsetThatIsAligned) {
+  const uint64_t last = UINT64_MAX - (kPageSize - 1);
+  const auto runs = Urgent({RunOf(last, kRunPagesMax, "")});
+  ASSERT_TRUE(runs.ok()) << runs.status();
+  EXPECT_EQ(OffsetOf(runs->front().pages.first), RamOffset(last));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(Urgent({RunOf(last + 1, 1, "")}).status()));
+}
+
+TEST_F(ResponseDecoderTest, OneDamagedRunIsTheLossOfAnUrgentAnswer) {
+  const absl::Status status =
+      Urgent({RunOf(0, 1, ""), Damaged(RunOf(kPageSize, 1, ""))}).status();
+  EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+}
+
+TEST_F(ResponseDecoderTest, DamagedRunsOfABatchAreLeftOutAndCounted) {
+  // What is damaged may say anything: nothing else of it is looked at.
+  const auto event = Bulk({Damaged(RunOf(0, 1, "")), RunOf(kPageSize, 2, ""),
+                           Damaged(RunOf(1, 0, "x"))});
+  ASSERT_TRUE(event.ok()) << event.status();
+  const auto& pages = std::get<PagesArrived>(*event);
+  EXPECT_EQ(pages.damaged_runs, 2u);
+  ASSERT_EQ(pages.runs.size(), 1u);
+  EXPECT_EQ(pages.runs[0].pages, (PageRun{PageIndex(1), PageCount(2)}));
+}
+
+TEST_F(ResponseDecoderTest, ABatchWithARunThatIsNoneIsRefused) {
+  const absl::Status status = Bulk({RunOf(0, 1, ""), RunOf(1, 1, "")}).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+}
+
+TEST_F(ResponseDecoderTest, StalePiecesAreAligned) {
+  const std::string bits(16, '\x81');
+  const auto event = Stale(64 * kPageSize, bits);
+  ASSERT_TRUE(event.ok()) << event.status();
+  EXPECT_EQ(std::get<StalePiece>(*event).first, PageIndex(64));
+  EXPECT_EQ(std::get<StalePiece>(*event).bits.size(), bits.size());
+  EXPECT_TRUE(absl::IsInvalidArgument(Stale(kPageSize, bits).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(Stale(0, bits + "x").status()));
+  EXPECT_TRUE(absl::IsDataLoss(Stale(0, bits, /*damage=*/1).status()));
+}
+
+TEST_F(ResponseDecoderTest, ABulkMessageHasContent) {
+  EXPECT_TRUE(absl::IsInvalidArgument(DecodeBulk(bulk_, runs_).status()));
+}
+
+}  // namespace
+}  // namespace postcopy
