@@ -125,3 +125,10 @@ def system_repositories():
         libraries = {":isal": "libisal"},
         min_version = "2.30.0",
     )
+    system_library(
+        name = "com_github_axboe_liburing",
+        checked_modules = ["liburing"],
+        debian_package = "liburing-dev",
+        libraries = {":liburing": "liburing"},
+        min_version = "2.3",
+    )

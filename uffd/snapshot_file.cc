@@ -1,0 +1,124 @@
+#include "uffd/snapshot_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "dirtytrack/check.h"
+#include "dirtytrack/memfd.h"
+
+namespace postcopy {
+namespace {
+
+absl::Status OpenError(absl::string_view path, int error) {
+  const std::string message = absl::StrCat(
+      "cannot open the snapshot file ", path, ": ", ::strerrordesc_np(error));
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+      return absl::NotFoundError(message);
+    case EACCES:
+    case EPERM:
+      return absl::PermissionDeniedError(message);
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+      return absl::ResourceExhaustedError(message);
+    // Of a socket, or of a device without a driver.
+    case ENXIO:
+    case ENODEV:
+    case ELOOP:
+    case ENAMETOOLONG:
+      return absl::InvalidArgumentError(message);
+    default:
+      return absl::InternalError(message);
+  }
+}
+
+absl::Status RequireRegular(absl::string_view path, int fd) {
+  struct stat info = {};
+  if (::fstat(fd, &info) != 0) return OpenError(path, errno);
+  if (S_ISREG(info.st_mode)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the snapshot file ", path,
+                   " is not a regular file; give the path of "
+                   "the memory file itself"));
+}
+
+}  // namespace
+
+absl::StatusOr<SnapshotFile> SnapshotFile::Open(const std::string& path,
+                                                SnapshotAccess access) {
+  // O_NONBLOCK: opening a FIFO would wait for its writer.
+  const UniqueFd first(
+      ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+  if (!first.valid()) return OpenError(path, errno);
+  absl::Status status = RequireRegular(path, first.get());
+  if (!status.ok()) return status;
+  SnapshotFile file(path, access);
+  // Without O_NONBLOCK: io_uring would take it as "rather fail than wait".
+  status = file.OpenBehind(first.get());
+  if (!status.ok()) return status;
+  return file;
+}
+
+absl::StatusOr<SnapshotFile> SnapshotFile::Reopen() const {
+  SnapshotFile file(path_, access_);
+  absl::Status status = file.OpenBehind(fd());
+  if (!status.ok()) return status;
+  file.size_ = size_;
+  return file;
+}
+
+absl::Status SnapshotFile::OpenBehind(int fd) {
+  const std::string link = absl::StrCat("/proc/self/fd/", fd);
+  buffered_.Reset(::open(link.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!buffered_.valid()) {
+    if (errno != ENOENT && errno != ENOTDIR) return OpenError(path_, errno);
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot reopen the snapshot file ", path_, " by ", link,
+                     ": mount /proc"));
+  }
+  const absl::StatusOr<ByteCount> size = FileSize(buffered_.get());
+  if (!size.ok()) return size.status();
+  size_ = *size;
+  if (access_ == SnapshotAccess::kBuffered) return absl::OkStatus();
+  direct_.Reset(::open(link.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
+  // EINVAL: the file system has no direct access (open(2)).
+  if (direct_.valid() || errno == EINVAL) return absl::OkStatus();
+  return OpenError(path_, errno);
+}
+
+absl::StatusOr<bool> SnapshotFile::IsHole(uint64_t offset, ByteCount length) {
+  POSTCOPY_CHECK(length <= size_ && offset <= size_.value() - length.value());
+  const uint64_t end = offset + length.value();
+  if (offset < hole_begin_ || offset >= hole_end_) LookForHole(offset);
+  if (offset < hole_begin_ || end > hole_end_) return false;
+  // Looked at each time, after the hole: past the end of a truncated file all
+  // is a hole too.
+  const absl::StatusOr<ByteCount> now = FileSize(fd());
+  if (!now.ok()) return now.status();
+  if (now->value() >= end) return true;
+  return absl::OutOfRangeError(
+      absl::StrCat("it had ", ToString(size_), " and now has only ",
+                   ToString(*now), ": somebody has truncated it"));
+}
+
+void SnapshotFile::LookForHole(uint64_t offset) {
+  const off_t data = ::lseek(fd(), static_cast<off_t>(offset), SEEK_DATA);
+  if (data >= 0) {
+    hole_begin_ = offset;
+    hole_end_ = static_cast<uint64_t>(data);  // empty: here is data
+  } else if (errno == ENXIO) {
+    hole_begin_ = offset;
+    hole_end_ = size_.value();  // no data from here to the end
+  }
+  // Any other error: it does not know, so all must be read.
+}
+
+}  // namespace postcopy
