@@ -262,6 +262,16 @@ absl::Status DestinationVm::OnSourceBack(PageSource* source) {
   return status;
 }
 
+absl::Status DestinationVm::PoisonMissing() {
+  if (stage_.load() != Stage::kServing) return WrongStage("PoisonMissing");
+  for (std::optional<PageRun> run = state_->NextMissingRun(PageIndex(0));
+       run.has_value(); run = state_->NextMissingRun(run->end())) {
+    absl::Status poisoned = installer_->Poison(*run);
+    if (!poisoned.ok()) return poisoned;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status DestinationVm::Finish() {
   if (stage_.load() == Stage::kEnded) return absl::OkStatus();
   if (stage_.load() != Stage::kServing) return WrongStage("Finish");

@@ -186,6 +186,12 @@ class DestinationVm {
   // RequestUrgent's; the pages are kept for the next OnSourceBack.
   absl::Status OnSourceBack(PageSource* source);
 
+  // No page that is missing will ever come: whoever touches one gets SIGBUS
+  // from now on, a vCPU as well, and who waits goes on to that. Serving goes on
+  // for pages that are here. UNIMPLEMENTED: the kernel is older than 6.6, and
+  // nothing has changed. Any thread while serving.
+  absl::Status PoisonMissing();
+
   // Ends a migration that is complete: stops both threads, unregisters.
   // FAILED_PRECONDITION while pages are missing. After another error the
   // object has ended but regions may be registered still. Idempotent.

@@ -113,6 +113,40 @@ int Installer::TryZero(PageIndex page) {
   }
 }
 
+absl::Status Installer::Poison(PageRun run) {
+  int retries = 0;
+  while (!run.count.empty()) {
+    const UffdResult result = PoisonSome(ram_.FirstPiece(run));
+    if (result.error == EAGAIN && result.done.empty()) {
+      if (++retries > kMaxInstallRetries) return InstallError(EAGAIN, run);
+      Pause(retries);
+      continue;
+    }
+    if (result.error == EINVAL) {
+      return absl::UnimplementedError(
+          "the kernel cannot poison pages: Linux 6.6 can");
+    }
+    if (result.done.empty()) return InstallError(result.error, run);
+    retries = 0;
+    run = Rest(run, PageCount(result.done.value() / kPageSize));
+  }
+  return absl::OkStatus();
+}
+
+// Pages that need no poison count as done.
+UffdResult Installer::PoisonSome(const Piece& piece) {
+  const InstallGate::Pass pass = gate_.Enter();
+  const ByteCount unit = BytesIn(piece.unit);
+  if (!piece.mapped()) return {.error = 0, .done = piece.bytes()};
+  if (state_.IsReceived(piece.pages.first)) return {.error = 0, .done = unit};
+  UffdResult result = ops_.Poison(piece.address, unit);
+  if (result.error == EEXIST || result.error == ENOENT) {
+    WakePiece(piece);
+    result.done = unit;
+  }
+  return result;
+}
+
 ReceiveResult Installer::Install(PageRun run, const uint8_t* bytes) {
   ReceiveResult result;
   Attempt attempt;

@@ -82,6 +82,11 @@ class Installer {
   // if it was there; else EAGAIN until messages have been read, ENOMEM, ESRCH.
   int TryZero(PageIndex page);
 
+  // Makes who touches a missing page of `run` get SIGBUS, now and after this
+  // service is gone. Pages that are there are left alone. PageState is not
+  // changed. UNIMPLEMENTED: the kernel is older than 6.6; else errors as above.
+  absl::Status Poison(PageRun run);
+
   // Pages found present by the kernel; pages unmapped; EAGAINs.
   uint64_t already_present() const { return Load(already_present_); }
   uint64_t unmapped() const { return Load(unmapped_); }
@@ -114,6 +119,7 @@ class Installer {
                      Attempt* attempt);
   // REQUIRES for these: inside the gate.
   UffdResult Insert(const Piece& piece, const uint8_t* bytes);
+  UffdResult PoisonSome(const Piece& piece);
   void WakePiece(const Piece& piece);
   bool Needs(PageIndex page, bool is_zero) const;
 

@@ -200,25 +200,20 @@ TEST_P(MemoryKindsTest, ARegionUnmappedWholeDoesNotFailTheEnd) {
 }
 
 TEST_P(MemoryKindsTest, MovedMemoryIsServedWhereItIs) {
+  if (GetParam() == MemoryKind::kHugetlb) {
+    GTEST_SKIP() << "mremap(2) of private huge pages costs the host one of its "
+                    "reserved huge pages for good (seen with Linux 6.18)";
+  }
   Begin({GetParam()}, 8, kEvents);
   if (vm_ == nullptr) return;
   const PageRun from = Unit(4);
   const size_t length = BytesIn(from.count).value();
-  // Room at an address that huge pages fit.
-  const size_t room = 2 * std::max<size_t>(length, kHugePageSize.value());
   void* const reserved =
-      ::mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      ::mmap(nullptr, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   ASSERT_NE(reserved, MAP_FAILED);
-  const auto address = reinterpret_cast<uintptr_t>(reserved);
-  const uintptr_t huge = kHugePageSize.value();
-  void* const to = reinterpret_cast<void*>((address + huge - 1) / huge * huge);
   void* const moved = ::mremap(guest_->at(from.first), length, length,
-                               MREMAP_MAYMOVE | MREMAP_FIXED, to);
-  if (moved == MAP_FAILED && errno == EINVAL) {
-    ::munmap(reserved, room);
-    GTEST_SKIP() << "this kernel does not move such memory";
-  }
-  ASSERT_EQ(moved, to) << errno;
+                               MREMAP_MAYMOVE | MREMAP_FIXED, reserved);
+  ASSERT_EQ(moved, reserved) << errno;
   ASSERT_TRUE(Unmap(guest_->at(from.first), length));
   const auto* const bytes = static_cast<const uint8_t*>(moved);
   EXPECT_TRUE(HasPattern(bytes, from.first));
@@ -230,7 +225,7 @@ TEST_P(MemoryKindsTest, MovedMemoryIsServedWhereItIs) {
   EXPECT_TRUE(vm_->Finish().ok());
   source_.Stop();
   vm_.reset();  // before its memory goes
-  ::munmap(reserved, room);
+  ::munmap(reserved, length);
 }
 
 // Threads read and give up pages of their own while the rest is fetched: what a

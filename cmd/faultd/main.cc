@@ -1,9 +1,12 @@
 // faultd: the destination daemon. Receives precopied pages, resolves missing
-// page faults by fetching them, pulls the rest in the background.
+// page faults by fetching them, pulls the rest in the background. Also the
+// page-fault handler of VMs that Firecracker restores from a snapshot.
 
+#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
@@ -12,6 +15,8 @@
 #include "cmd/daemon/daemon.h"
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/faultd/destination_daemon.h"
+#include "cmd/faultd/snapshot_service.h"
+#include "uffd/snapshot_file.h"
 
 ABSL_FLAG(std::string, control_address, "127.0.0.1:7410",
           "host:port of the control plane; port 0 lets the kernel choose");
@@ -23,9 +28,42 @@ ABSL_FLAG(std::string, vmm_uids, "",
 ABSL_FLAG(absl::Duration, reconnect_timeout, absl::Seconds(10),
           "how long a lost source may take to come back during precopy; after "
           "the switch-over it is looked for without end");
+ABSL_FLAG(std::string, snapshot, "",
+          "file of guest memory from which Firecracker VMs are restored that "
+          "hand over their page faults at --firecracker_socket; empty: none");
+ABSL_FLAG(std::string, firecracker_socket, "/run/postcopy/firecracker.sock",
+          "Unix socket where these VMs connect: the backend_path of "
+          "Firecracker's mem_backend of type Uffd");
+ABSL_FLAG(bool, snapshot_prefetch, false,
+          "bring also pages of the snapshot that no VM touches");
+ABSL_FLAG(uint64_t, snapshot_prefetch_bytes_per_second, 0,
+          "most that is brought so for each VM; 0: no limit");
+ABSL_FLAG(bool, snapshot_direct_io, false,
+          "read the snapshot past the page cache, where its file system can; "
+          "costs what VMs of one snapshot would share");
 ABSL_FLAG(int, ready_fd, -1,
           "descriptor to which one line of JSON with the address is written "
           "when the daemon is ready");
+
+namespace {
+
+postcopy::SnapshotService::Options SnapshotOptions(
+    const std::vector<unsigned>& uids) {
+  const bool direct = absl::GetFlag(FLAGS_snapshot_direct_io);
+  return {.socket_path = absl::GetFlag(FLAGS_firecracker_socket),
+          .allowed_uids = {uids.begin(), uids.end()},
+          .snapshot_path = absl::GetFlag(FLAGS_snapshot),
+          .access = direct ? postcopy::SnapshotAccess::kDirect
+                           : postcopy::SnapshotAccess::kBuffered,
+          .prefetch = absl::GetFlag(FLAGS_snapshot_prefetch),
+          .prefetch_bytes_per_second =
+              absl::GetFlag(FLAGS_snapshot_prefetch_bytes_per_second),
+          .log = [](const std::string& sentence) {
+            std::fprintf(stderr, "faultd: %s\n", sentence.c_str());
+          }};
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace postcopy;  // NOLINT: main is outside it
@@ -43,6 +81,12 @@ int main(int argc, char** argv) {
       .reconnect_timeout = absl::GetFlag(FLAGS_reconnect_timeout)};
   auto daemon = DestinationDaemon::Create(options);
   if (!daemon.ok()) return FailWith(daemon.status(), 1);
+  std::unique_ptr<SnapshotService> snapshots;
+  if (!absl::GetFlag(FLAGS_snapshot).empty()) {
+    auto created = SnapshotService::Create(SnapshotOptions(*uids));
+    if (!created.ok()) return FailWith(created.status(), 1);
+    snapshots = *std::move(created);
+  }
   const absl::Status ready =
       TellReady(absl::GetFlag(FLAGS_ready_fd),
                 {{"control_address", (*daemon)->control_address()}});
@@ -50,6 +94,7 @@ int main(int argc, char** argv) {
   std::fprintf(stderr, "faultd: control plane %s\n",
                (*daemon)->control_address().c_str());
   WaitForEnd();
+  if (snapshots != nullptr) snapshots->Shutdown();
   (*daemon)->Shutdown();
   return 0;
 }

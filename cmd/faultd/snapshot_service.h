@@ -1,0 +1,78 @@
+// VMs that Firecracker restores from a snapshot on this host.
+#ifndef CMD_FAULTD_SNAPSHOT_SERVICE_H_
+#define CMD_FAULTD_SNAPSHOT_SERVICE_H_
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cmd/firecracker/firecracker_listener.h"
+#include "uffd/snapshot_vm.h"
+
+namespace postcopy {
+
+// Takes every VM that hands over its page faults at one socket, and answers
+// them from one file of guest memory: the page-fault handler that Firecracker's
+// snapshot restore asks for. Thread-safe.
+class SnapshotService {
+ public:
+  struct Options {
+    // See FirecrackerListener::Options.
+    std::string socket_path;
+    std::vector<uid_t> allowed_uids;
+    size_t vms_max = 256;
+    // Firecracker's mem_file_path. Must not change while a VM is served.
+    std::string snapshot_path;
+    SnapshotAccess access = SnapshotAccess::kBuffered;
+    // See SnapshotVm::Options.
+    bool prefetch = false;
+    uint64_t prefetch_bytes_per_second = 0;
+    // Told, one sentence at a time, who comes, goes, is refused and why, and
+    // what became of a VM. By any thread; must not block. May be empty.
+    std::function<void(const std::string&)> log;
+  };
+
+  // Serves when it returns. The errors of SnapshotFile::Open and of
+  // FirecrackerListener::Create.
+  static absl::StatusOr<std::unique_ptr<SnapshotService>> Create(
+      Options options);
+
+  ~SnapshotService() { Shutdown(); }
+
+  // The VMs that are attached.
+  size_t vms() const;
+
+  // Serves no longer. VMs with missing pages wait from then on at each of them.
+  // Idempotent.
+  void Shutdown();
+
+ private:
+  struct Attached {
+    pid_t pid;
+    std::unique_ptr<SnapshotVm> vm;
+  };
+
+  explicit SnapshotService(Options options) : options_(std::move(options)) {}
+
+  absl::Status Attach(FirecrackerVm vm);
+  void Detach(uint64_t id);
+  void Log(const std::string& sentence) const;
+
+  const Options options_;
+  std::unique_ptr<FirecrackerListener> listener_;
+  mutable std::mutex mutex_;
+  std::map<uint64_t, Attached> attached_;  // guarded by mutex_
+};
+
+}  // namespace postcopy
+
+#endif  // CMD_FAULTD_SNAPSHOT_SERVICE_H_

@@ -1,0 +1,222 @@
+// Firecracker's way of restoring a VM, end to end: its handshake over a real
+// socket, its kind of memory, faultd's service behind it.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cmd/faultd/snapshot_service.h"
+#include "dirtytrack/unique_fd.h"
+#include "gtest/gtest.h"
+#include "tests/firecracker_vmm.h"
+#include "uffd/kernel_guest.h"
+
+namespace postcopy {
+namespace {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kHuge = 2 << 20;
+constexpr size_t kSnapshotPages = 4096;  // 16 MiB
+
+class FirecrackerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string base =
+        testing::TempDir() + "/fc." + std::to_string(::getpid());
+    snapshot_ = base + ".mem";
+    socket_ = "/tmp/fc-test." + std::to_string(::getpid());
+    file_ = UniqueFd(::open(snapshot_.c_str(),
+                            O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    ASSERT_TRUE(file_.valid());
+    const std::vector<uint8_t> bytes =
+        PatternOf(PageRun{PageIndex(0), PageCount(kSnapshotPages)});
+    ASSERT_EQ(::pwrite(file_.get(), bytes.data(), bytes.size(), 0),
+              static_cast<ssize_t>(bytes.size()));
+  }
+  void TearDown() override {
+    vmms_.clear();
+    service_.reset();
+    ::unlink(snapshot_.c_str());
+    ::unlink((socket_ + ".lock").c_str());
+  }
+
+  void Serve(bool prefetch = false) {
+    auto service = SnapshotService::Create(
+        {.socket_path = socket_,
+         .snapshot_path = snapshot_,
+         .prefetch = prefetch,
+         .log = [this](const std::string& sentence) { Log(sentence); }});
+    ASSERT_TRUE(service.ok()) << service.status();
+    service_ = *std::move(service);
+  }
+  // Null if the machine cannot, and then the test is skipped.
+  FirecrackerVmm* NewVmm(std::vector<FirecrackerVmm::Region> regions) {
+    std::string reason;
+    auto vmm = FirecrackerVmm::Create(std::move(regions), &reason);
+    if (vmm == nullptr) skip_reason_ = reason;
+    vmms_.push_back(std::move(vmm));
+    return vmms_.back().get();
+  }
+  static bool IsRight(const uint8_t* at, uint64_t page_of_file) {
+    return HasPattern(at, PageIndex(page_of_file));
+  }
+  static bool IsZero(const uint8_t* at) {
+    return std::all_of(at, at + kPage, [](uint8_t byte) { return byte == 0; });
+  }
+
+  void Log(const std::string& sentence) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    said_.push_back(sentence);
+    changed_.notify_all();
+  }
+  // Waits until some sentence holds `part`; returns that.
+  std::string AwaitSaid(const std::string& part) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    std::string found;
+    changed_.wait(lock, [&] {
+      for (const std::string& sentence : said_) {
+        if (sentence.find(part) != std::string::npos) found = sentence;
+      }
+      return !found.empty();
+    });
+    return found;
+  }
+
+  std::string snapshot_;
+  std::string socket_;
+  UniqueFd file_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::string> said_;
+  std::unique_ptr<SnapshotService> service_;
+  std::vector<std::unique_ptr<FirecrackerVmm>> vmms_;
+  std::string skip_reason_;
+};
+
+TEST_F(FirecrackerTest, RestoresFromASnapshot) {
+  Serve();
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  for (const size_t page : {0, 63, 7}) {
+    EXPECT_TRUE(IsRight(vmm->memory(0) + page * kPage, page)) << page;
+  }
+  EXPECT_EQ(service_->vms(), 1u);
+  vmm->Disconnect();
+  const std::string gone = AwaitSaid("has gone");
+  EXPECT_NE(gone.find("3 pages on demand"), std::string::npos) << gone;
+  EXPECT_NE(gone.find("61 never wanted"), std::string::npos) << gone;
+}
+
+// The memory of one VM around the hole below 4 GiB, each where the file has it.
+TEST_F(FirecrackerTest, EveryRegionHasItsOffset) {
+  Serve();
+  std::vector<FirecrackerVmm::Region> regions;
+  for (size_t i = 0; i < 64; ++i) {
+    regions.push_back({.bytes = (1 + i % 3) * kPage,
+                       .file_offset = (i * 37 % 64) * 4 * kPage});
+  }
+  FirecrackerVmm* const vmm = NewVmm(regions);
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {.old_page_size_key = true}));
+  for (size_t i = 0; i < 64; ++i) {
+    for (size_t page = 0; page < regions[i].bytes / kPage; ++page) {
+      EXPECT_TRUE(IsRight(vmm->memory(i) + page * kPage,
+                          regions[i].file_offset / kPage + page))
+          << i;
+    }
+  }
+}
+
+TEST_F(FirecrackerTest, HugePages) {
+  Serve();
+  FirecrackerVmm* const vmm =
+      NewVmm({{.bytes = 3 * kHuge, .huge = true, .file_offset = kHuge},
+              {.bytes = 16 * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  for (const size_t page : {512 + 511, 0, 1536 - 1}) {
+    EXPECT_TRUE(IsRight(vmm->memory(0) + page * kPage, 512 + page)) << page;
+  }
+  EXPECT_TRUE(IsRight(vmm->memory(1) + 15 * kPage, 15));
+  ASSERT_TRUE(vmm->Inflate(0, kHuge, kHuge));
+  EXPECT_TRUE(IsZero(vmm->memory(0) + kHuge + 7 * kPage));
+}
+
+TEST_F(FirecrackerTest, JsonInPiecesWithKeysOfTheFuture) {
+  Serve();
+  FirecrackerVmm* const vmm =
+      NewVmm({{.bytes = kPage}, {.bytes = kPage, .file_offset = 5 * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {.unknown_keys = true, .piece = 1}));
+  EXPECT_TRUE(IsRight(vmm->memory(1), 5));
+}
+
+TEST_F(FirecrackerTest, TheBalloonGetsZeros) {
+  Serve(/*prefetch=*/true);
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = kSnapshotPages * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  // Beside the prefetch: some of these pages have come, others have not.
+  for (size_t page = 1; page < kSnapshotPages; page += 64) {
+    ASSERT_TRUE(vmm->Inflate(0, page * kPage, 3 * kPage));
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_TRUE(IsZero(vmm->memory(0) + (page + i) * kPage)) << page + i;
+    }
+    EXPECT_TRUE(IsRight(vmm->memory(0) + (page + 3) * kPage, page + 3));
+  }
+  AwaitSaid("has all its pages");
+  EXPECT_TRUE(IsZero(vmm->memory(0) + kPage));
+}
+
+// Clones of one snapshot, one of which goes while the others are served.
+TEST_F(FirecrackerTest, ManyVmsFromOneSnapshot) {
+  Serve();
+  constexpr size_t kVms = 8;
+  std::vector<FirecrackerVmm*> vmms;
+  for (size_t i = 0; i < kVms; ++i) {
+    vmms.push_back(NewVmm({{.bytes = 512 * kPage}}));
+    if (vmms.back() == nullptr) GTEST_SKIP() << skip_reason_;
+    ASSERT_TRUE(vmms.back()->Connect(socket_, {}));
+  }
+  EXPECT_TRUE(IsRight(vmms[0]->memory(0), 0));
+  vmms[0]->Disconnect();
+  std::vector<std::thread> guests;
+  for (size_t i = 1; i < kVms; ++i) {
+    guests.emplace_back([vmm = vmms[i]] {
+      for (size_t page = 0; page < 512; ++page) {
+        uint8_t* const at = vmm->memory(0) + page * kPage;
+        EXPECT_TRUE(IsRight(at, page)) << page;
+        *at = 1;  // its own from now on
+      }
+    });
+  }
+  for (std::thread& guest : guests) guest.join();
+  AwaitSaid("(process " + std::to_string(::getpid()) + ") has gone");
+}
+
+TEST_F(FirecrackerTest, AVmThatTheSnapshotIsTooShortForIsTurnedAway) {
+  Serve();
+  FirecrackerVmm* const vmm =
+      NewVmm({{.bytes = 2 * kPage, .file_offset = kSnapshotPages * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  EXPECT_TRUE(vmm->IsTurnedAway());
+  AwaitSaid("is refused");
+  EXPECT_EQ(service_->vms(), 0u);
+}
+
+TEST_F(FirecrackerTest, ASnapshotThatIsNotThereIsToldAtOnce) {
+  const auto service = SnapshotService::Create(
+      {.socket_path = socket_, .snapshot_path = snapshot_ + ".not"});
+  EXPECT_FALSE(service.ok());
+}
+
+}  // namespace
+}  // namespace postcopy

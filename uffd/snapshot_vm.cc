@@ -1,0 +1,119 @@
+#include "uffd/snapshot_vm.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "dirtytrack/page_bitmap.h"
+#include "dirtytrack/ram_layout.h"
+
+namespace postcopy {
+namespace {
+
+absl::StatusOr<RamLayout> LayoutOf(const std::vector<SnapshotRegion>& given) {
+  std::vector<Region> regions;
+  RamOffset start;
+  for (const SnapshotRegion& region : given) {
+    // So that the sum cannot overflow before the layout is checked.
+    if (region.length > kMaxRamBytes) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "region ", regions.size(), " has ", ToString(region.length),
+          "; a VM has at most ", ToString(kMaxRamBytes)));
+    }
+    regions.push_back({.name = absl::StrCat("region", regions.size()),
+                       .start = start,
+                       .length = region.length,
+                       .page_size = region.page_size});
+    start = regions.back().end();
+  }
+  return RamLayout::Create(std::move(regions), RegionPages::kSmallOrHuge);
+}
+
+std::vector<SnapshotExtent> ExtentsOf(
+    const RamLayout& layout, const std::vector<SnapshotRegion>& given) {
+  std::vector<SnapshotExtent> extents;
+  for (size_t i = 0; i < given.size(); ++i) {
+    const Region& region = layout.regions()[i];
+    extents.push_back({.pages = {PageOf(region.start), PagesIn(region.length)},
+                       .file_offset = given[i].file_offset,
+                       .page_size = region.page_size});
+  }
+  return extents;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotVm::Create(
+    const std::string& path, const std::vector<SnapshotRegion>& regions,
+    std::unique_ptr<UffdOps> ops, Options options, Clock* clock) {
+  absl::StatusOr<RamLayout> layout = LayoutOf(regions);
+  if (!layout.ok()) return layout.status();
+  std::vector<SnapshotExtent> extents = ExtentsOf(*layout, regions);
+  std::vector<DestinationRegion> memory;
+  for (const SnapshotRegion& region : regions) {
+    memory.push_back({.host_address = region.host_address});
+  }
+  absl::StatusOr<std::unique_ptr<DestinationVm>> vm =
+      DestinationVm::Create(*std::move(layout), memory, std::move(ops), clock);
+  if (!vm.ok()) return vm.status();
+  std::unique_ptr<SnapshotVm> snapshot_vm(
+      new SnapshotVm(*std::move(vm), std::move(options)));
+  absl::Status started = snapshot_vm->Start(path, std::move(extents));
+  if (!started.ok()) return started;
+  return snapshot_vm;
+}
+
+absl::Status SnapshotVm::Start(const std::string& path,
+                               std::vector<SnapshotExtent> extents) {
+  DestinationVm* const vm = vm_.get();
+  absl::StatusOr<std::unique_ptr<SnapshotSource>> source =
+      SnapshotSource::Create(
+          path, std::move(extents),
+          {.on_urgent =
+               [vm](absl::Span<const ReceivedRun> runs) {
+                 return vm->OnUrgentPages(runs);
+               },
+           .on_bulk =
+               [vm](absl::Span<const ReceivedRun> runs) {
+                 return vm->OnBulkPages(runs);
+               },
+           .on_failure =
+               [this](absl::Status status) { OnFailure(std::move(status)); }},
+          {.access = options_.access});
+  if (!source.ok()) return source.status();
+  source_ = *std::move(source);
+  // Nothing was precopied, so nothing is stale.
+  absl::StatusOr<PageBitmap> stale = PageBitmap::Create(vm->layout().pages());
+  if (!stale.ok()) return stale.status();
+  absl::Status status = vm->DiscardStale(stale->view()).status();
+  if (!status.ok()) return status;
+  status = vm->StartServing(source_.get(), options_.prefetch_bytes_per_second,
+                            [this](const absl::Status& end) {
+                              if (options_.on_end) options_.on_end(end);
+                            });
+  if (status.ok() && options_.prefetch) status = vm->StartBackground();
+  return status;
+}
+
+void SnapshotVm::OnFailure(absl::Status status) {
+  // A VMM that has gone needs no poison.
+  if (!absl::IsAborted(status)) {
+    const absl::Status poisoned = vm_->PoisonMissing();
+    if (!poisoned.ok()) {
+      status = absl::Status(
+          status.code(),
+          absl::StrCat(status.message(), "; and what is missing cannot be ",
+                       "poisoned, so that threads wait there for ever: ",
+                       poisoned.message()));
+    }
+  }
+  if (options_.on_end) options_.on_end(status);
+}
+
+SnapshotVm::~SnapshotVm() {
+  // First who calls into the VM; the source itself goes after the VM, which
+  // asks it until its threads have ended.
+  if (source_ != nullptr) source_->Stop();
+  vm_->Abort();
+}
+
+}  // namespace postcopy

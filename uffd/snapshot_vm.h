@@ -1,0 +1,83 @@
+// A VM that is resumed from a snapshot on this host.
+#ifndef UFFD_SNAPSHOT_VM_H_
+#define UFFD_SNAPSHOT_VM_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "dirtytrack/clock.h"
+#include "dirtytrack/types.h"
+#include "uffd/destination_vm.h"
+#include "uffd/latency_histogram.h"
+#include "uffd/snapshot_file.h"
+#include "uffd/snapshot_source.h"
+#include "uffd/uffd_ops.h"
+
+namespace postcopy {
+
+// Memory of the VMM, and where in the snapshot its content is.
+struct SnapshotRegion {
+  HostAddress host_address;
+  ByteCount length;
+  uint64_t file_offset = 0;
+  ByteCount page_size{kPageSize};
+};
+
+// Answers the faults of one VM from a file that nobody changes. The VMM's
+// memory is private to it; what it had touched before stays as it is.
+// Thread-safe.
+class SnapshotVm {
+ public:
+  struct Options {
+    SnapshotAccess access = SnapshotAccess::kBuffered;
+    // Fetch also what nobody touches, at most so many bytes per second (0: no
+    // limit).
+    bool prefetch = false;
+    uint64_t prefetch_bytes_per_second = 0;
+    // Called at most twice, by threads of this object: with OK when no page is
+    // missing, and with an error when faults are no longer answered from the
+    // file. DATA_LOSS: it cannot be read, and what was missing is poisoned (who
+    // touches it gets SIGBUS), never zeros. ABORTED: the VMM's process is gone.
+    // It must not destroy the object.
+    std::function<void(const absl::Status&)> on_end;
+  };
+
+  // Serves when it returns. INVALID_ARGUMENT says what the VMM should change,
+  // or that the file is too short for it; else the errors of
+  // DestinationVm::Create and SnapshotSource::Create. `clock` outlives the
+  // object.
+  static absl::StatusOr<std::unique_ptr<SnapshotVm>> Create(
+      const std::string& path, const std::vector<SnapshotRegion>& regions,
+      std::unique_ptr<UffdOps> ops, Options options, Clock* clock);
+
+  SnapshotVm(const SnapshotVm&) = delete;
+  SnapshotVm& operator=(const SnapshotVm&) = delete;
+  // Ends the serving; waits for reads under way. Threads of the VMM that wait
+  // for a page go on waiting as long as the VMM keeps its userfaultfd.
+  ~SnapshotVm();
+
+  DestinationCounters counters() const { return vm_->counters(); }
+  LatencySnapshot FaultLatency() const { return vm_->FaultLatency(); }
+
+ private:
+  SnapshotVm(std::unique_ptr<DestinationVm> vm, Options options)
+      : options_(std::move(options)), vm_(std::move(vm)) {}
+
+  absl::Status Start(const std::string& path,
+                     std::vector<SnapshotExtent> extents);
+  // The file cannot be read any more.
+  void OnFailure(absl::Status status);
+
+  const Options options_;
+  const std::unique_ptr<DestinationVm> vm_;
+  std::unique_ptr<SnapshotSource> source_;
+};
+
+}  // namespace postcopy
+
+#endif  // UFFD_SNAPSHOT_VM_H_

@@ -1,0 +1,182 @@
+// A VM resumed from a snapshot, on the kernel's userfaultfd and io_uring; this
+// process is the VMM.
+#include "uffd/snapshot_vm.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "dirtytrack/unique_fd.h"
+#include "gtest/gtest.h"
+#include "uffd/kernel_guest.h"
+
+namespace postcopy {
+namespace {
+
+// Of the file's first page that belongs to a region: not where the RAM begins.
+constexpr uint64_t kFileOffset = 3 * kPageSize;
+
+class SnapshotVmTest : public testing::TestWithParam<MemoryKind> {
+ protected:
+  ~SnapshotVmTest() override {
+    vm_.reset();
+    if (!path_.empty()) ::unlink(path_.c_str());
+  }
+
+  static uint64_t Unit() {
+    return GetParam() == MemoryKind::kHugetlb ? 512 : 1;
+  }
+
+  void MakeGuest(uint64_t units) {
+    std::string reason;
+    guest_ = KernelGuest::Create(
+        {GuestRegion{GetParam(), PageCount(units * Unit())},
+         GuestRegion{MemoryKind::kAnonymous, PageCount(20)}},
+        UFFD_FEATURE_EVENT_REMOVE, &reason);
+    if (guest_ == nullptr) GTEST_SKIP() << reason;
+    path_ = testing::TempDir() + "/snapshot." + std::to_string(::getpid());
+    file_ = UniqueFd(
+        ::open(path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    ASSERT_TRUE(file_.valid());
+    const uint64_t pages = guest_->layout().pages().value();
+    for (uint64_t page = 0; page < pages; ++page) {
+      if (IsHole(page)) continue;
+      const std::vector<uint8_t> bytes = PatternOf(PageIndex(page));
+      ASSERT_EQ(::pwrite(file_.get(), bytes.data(), bytes.size(),
+                         static_cast<off_t>(kFileOffset + page * kPageSize)),
+                static_cast<ssize_t>(bytes.size()));
+    }
+    ASSERT_EQ(::ftruncate(file_.get(),
+                          static_cast<off_t>(kFileOffset + pages * kPageSize)),
+              0);
+  }
+  // The second page of each region, huge or not.
+  static bool IsHole(uint64_t page) { return page / Unit() == 1; }
+
+  std::vector<SnapshotRegion> Regions() const {
+    std::vector<SnapshotRegion> regions;
+    for (size_t i = 0; i < guest_->layout().regions().size(); ++i) {
+      const Region& region = guest_->layout().regions()[i];
+      regions.push_back(
+          {.host_address = guest_->regions()[i].host_address,
+           .length = region.length,
+           .file_offset = kFileOffset + (region.start - RamOffset(0)).value(),
+           .page_size = region.page_size});
+    }
+    return regions;
+  }
+  absl::Status Serve(bool prefetch = false) {
+    auto vm = SnapshotVm::Create(
+        path_, Regions(), guest_->TakeOps(),
+        {.prefetch = prefetch,
+         .on_end = [this](const absl::Status& end) { end_.set_value(end); }},
+        Clock::Monotonic());
+    if (vm.ok()) vm_ = *std::move(vm);
+    return vm.status();
+  }
+  void ExpectRight(uint64_t page) const {
+    const uint8_t* const bytes = guest_->at(PageIndex(page));
+    if (IsHole(page)) {
+      EXPECT_TRUE(std::all_of(bytes, bytes + kPageSize, [](uint8_t byte) {
+        return byte == 0;
+      })) << page;
+    } else {
+      EXPECT_TRUE(HasPattern(bytes, PageIndex(page))) << page;
+    }
+  }
+
+  std::string path_;
+  UniqueFd file_;
+  std::unique_ptr<KernelGuest> guest_;
+  std::promise<absl::Status> end_;
+  std::unique_ptr<SnapshotVm> vm_;
+};
+
+TEST_P(SnapshotVmTest, BringsWhatIsTouched) {
+  MakeGuest(4);
+  if (guest_ == nullptr) return;
+  ASSERT_TRUE(Serve().ok());
+  ExpectRight(0);
+  ExpectRight(Unit());
+  const uint64_t pages = guest_->layout().pages().value();
+  ExpectRight(pages - 1);
+  EXPECT_EQ(vm_->counters().background, PageCount(0));
+  EXPECT_EQ(vm_->counters().missing, PageCount(pages - 2 * Unit() - 1));
+  EXPECT_EQ(vm_->FaultLatency().count(), 3u);
+}
+
+TEST_P(SnapshotVmTest, PrefetchBringsTheRest) {
+  MakeGuest(8);
+  if (guest_ == nullptr) return;
+  ASSERT_TRUE(Serve(/*prefetch=*/true).ok());
+  std::vector<std::thread> vcpus;
+  const uint64_t pages = guest_->layout().pages().value();
+  for (uint64_t vcpu = 0; vcpu < 4; ++vcpu) {
+    vcpus.emplace_back([&, vcpu] {
+      for (uint64_t page = vcpu; page < pages; page += 4) ExpectRight(page);
+    });
+  }
+  for (std::thread& vcpu : vcpus) vcpu.join();
+  const absl::Status end = end_.get_future().get();
+  EXPECT_TRUE(end.ok()) << end;
+  // The balloon still works.
+  guest_->GiveUp({PageIndex(pages - 1), PageCount(1)});
+  EXPECT_EQ(*guest_->at(PageIndex(pages - 1)), 0);
+}
+
+TEST_P(SnapshotVmTest, WhatTheBalloonTookIsNotBroughtBack) {
+  MakeGuest(4);
+  if (guest_ == nullptr) return;
+  ASSERT_TRUE(Serve().ok());
+  const PageRun run{PageIndex(2 * Unit()), PageCount(Unit())};
+  guest_->GiveUp(run);
+  EXPECT_EQ(*guest_->at(run.first), 0);
+  ExpectRight(3 * Unit());
+}
+
+// Zeros would be a silent loss.
+TEST_P(SnapshotVmTest, ASnapshotThatCannotBeReadPoisons) {
+  MakeGuest(4);
+  if (guest_ == nullptr) return;
+  ASSERT_TRUE(Serve().ok());
+  ExpectRight(0);
+  ASSERT_EQ(::ftruncate(file_.get(), kFileOffset), 0);
+  EXPECT_FALSE(KernelCanRead(guest_->at(PageIndex(3 * Unit()))));
+  const absl::Status end = end_.get_future().get();
+  EXPECT_TRUE(absl::IsDataLoss(end)) << end;
+  EXPECT_FALSE(KernelCanRead(guest_->at(PageIndex(2 * Unit()))));
+  ExpectRight(0);
+}
+
+TEST_P(SnapshotVmTest, RefusesWhatDoesNotFit) {
+  MakeGuest(2);
+  if (guest_ == nullptr) return;
+  ASSERT_EQ(::ftruncate(file_.get(), kFileOffset), 0);
+  const absl::Status status = Serve();
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+}
+
+TEST_P(SnapshotVmTest, RefusesRegionsThatOverflow) {
+  MakeGuest(2);
+  if (guest_ == nullptr) return;
+  std::vector<SnapshotRegion> regions = Regions();
+  regions[0].length = ByteCount(UINT64_MAX - kPageSize + 1);
+  const auto vm = SnapshotVm::Create(path_, regions, guest_->TakeOps(), {},
+                                     Clock::Monotonic());
+  EXPECT_TRUE(absl::IsInvalidArgument(vm.status())) << vm.status();
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, SnapshotVmTest,
+                         testing::Values(MemoryKind::kAnonymous,
+                                         MemoryKind::kHugetlb),
+                         [](const auto& kind) { return NameOf(kind.param); });
+
+}  // namespace
+}  // namespace postcopy
