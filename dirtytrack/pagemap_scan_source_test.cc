@@ -75,8 +75,9 @@ class OwnMemoryTest : public testing::Test {
     base_ = static_cast<volatile uint8_t*>(base);
     const HostRange range = {address(), bytes};
     absl::StatusOr<WriteTracking> tracking = WriteTracking::Create({&range, 1});
-    if (IsLackOfThisMachine(tracking.status()))
+    if (IsLackOfThisMachine(tracking.status())) {
       GTEST_SKIP() << tracking.status();
+    }
     ASSERT_TRUE(tracking.ok()) << tracking.status();
     tracking_.emplace(*std::move(tracking));
     source_ = *PagemapScanSource::Create(LayoutOf(bytes), {{address()}},

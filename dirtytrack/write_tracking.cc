@@ -39,8 +39,9 @@ absl::Status RegistrationError(const HostRange& range, int error) {
     case ENOMEM:
       return absl::ResourceExhaustedError(
           absl::StrCat(what, "; raise vm.max_map_count, or free memory"));
+    default:
+      return absl::InternalError(what);
   }
-  return absl::InternalError(what);
 }
 
 absl::Status Register(int uffd, const HostRange& range) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -30,7 +31,9 @@ class FirecrackerTest : public testing::Test {
     const std::string base =
         testing::TempDir() + "/fc." + std::to_string(::getpid());
     snapshot_ = base + ".mem";
-    socket_ = "/tmp/fc-test." + std::to_string(::getpid());
+    // Short enough for a socket's address, as TempDir() need not be.
+    ASSERT_NE(::mkdtemp(directory_.data()), nullptr);
+    socket_ = directory_ + "/socket";
     file_ = UniqueFd(::open(snapshot_.c_str(),
                             O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
     ASSERT_TRUE(file_.valid());
@@ -44,6 +47,7 @@ class FirecrackerTest : public testing::Test {
     service_.reset();
     ::unlink(snapshot_.c_str());
     ::unlink((socket_ + ".lock").c_str());
+    ::rmdir(directory_.c_str());
   }
 
   void Serve(bool prefetch = false) {
@@ -88,6 +92,7 @@ class FirecrackerTest : public testing::Test {
     return found;
   }
 
+  std::string directory_ = "/tmp/firecracker-test.XXXXXX";
   std::string snapshot_;
   std::string socket_;
   UniqueFd file_;
@@ -107,6 +112,7 @@ TEST_F(FirecrackerTest, RestoresFromASnapshot) {
   for (const size_t page : {0, 63, 7}) {
     EXPECT_TRUE(IsRight(vmm->memory(0) + page * kPage, page)) << page;
   }
+  AwaitSaid("is served from");
   EXPECT_EQ(service_->vms(), 1u);
   vmm->Disconnect();
   const std::string gone = AwaitSaid("has gone");

@@ -109,7 +109,9 @@ void SnapshotVm::OnFailure(absl::Status status) {
   if (options_.on_end) options_.on_end(status);
 }
 
-SnapshotVm::~SnapshotVm() {
+SnapshotVm::~SnapshotVm() { Stop(); }
+
+void SnapshotVm::Stop() {
   // First who calls into the VM; the source itself goes after the VM, which
   // asks it until its threads have ended.
   if (source_ != nullptr) source_->Stop();

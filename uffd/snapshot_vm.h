@@ -57,9 +57,13 @@ class SnapshotVm {
 
   SnapshotVm(const SnapshotVm&) = delete;
   SnapshotVm& operator=(const SnapshotVm&) = delete;
-  // Ends the serving; waits for reads under way. Threads of the VMM that wait
-  // for a page go on waiting as long as the VMM keeps its userfaultfd.
+  // Stop().
   ~SnapshotVm();
+
+  // Ends the serving; waits for reads under way. Threads of the VMM that wait
+  // for a page go on waiting as long as the VMM keeps its userfaultfd. When it
+  // returns, on_end is not called any more. Idempotent.
+  void Stop();
 
   DestinationCounters counters() const { return vm_->counters(); }
   LatencySnapshot FaultLatency() const { return vm_->FaultLatency(); }

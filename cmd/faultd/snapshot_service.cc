@@ -82,9 +82,11 @@ absl::Status SnapshotService::Attach(FirecrackerVm vm) {
            }},
       Clock::Monotonic());
   if (!served.ok()) return served.status();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    attached_[vm.id] = {vm.pid, *std::move(served)};
+  }
   Log(absl::StrCat(name, " is served from ", options_.snapshot_path));
-  const std::lock_guard<std::mutex> lock(mutex_);
-  attached_[vm.id] = {vm.pid, *std::move(served)};
   return absl::OkStatus();
 }
 
@@ -94,6 +96,7 @@ void SnapshotService::Detach(uint64_t id) {
     const std::lock_guard<std::mutex> lock(mutex_);
     gone = std::move(attached_.extract(id).mapped());
   }
+  gone.vm->Stop();  // so that the last page is counted
   Log(absl::StrCat(NameOf(id, gone.pid), " has gone: ", Summary(*gone.vm)));
 }
 
