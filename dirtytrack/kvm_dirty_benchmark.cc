@@ -13,9 +13,11 @@
 //   Ring       dirty rings of 1 MiB; with the time of those that were full
 //   Scan       PAGEMAP_SCAN that takes at once
 //   ScanClear  PAGEMAP_SCAN that looks, then takes 4096 pages at a time
-//   LogRead    our own log: switch and drain. The reader's part alone: pages are
+//   LogRead    our own log: switch and drain. The reader's part alone: pages
+//   are
 //              marked, untimed, by a thread that writes none
-//   LogFed     our own log as a VMM feeds it: GetClear merged into the log, then
+//   LogFed     our own log as a VMM feeds it: GetClear merged into the log,
+//   then
 //              LogRead
 //
 // Needs /dev/kvm, 5 GiB of memory and, where a guest's first write to a page is

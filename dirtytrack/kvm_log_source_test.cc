@@ -461,8 +461,8 @@ TEST_P(KvmLogSourceTest, LosesNothingWhenKvmDoesNotAnswer) {
   region.flags = KVM_MEM_LOG_DIRTY_PAGES;
   ASSERT_EQ(ioctl(guest_->vm(), KVM_SET_USER_MEMORY_REGION, &region), 0);
   // KVM's bitmap went with its log. What one step may have taken from it is
-  // reported again; what manual protect only looked at is gone for good, and the
-  // error has said so; initially-set reports all of a new log.
+  // reported again; what manual protect only looked at is gone for good, and
+  // the error has said so; initially-set reports all of a new log.
   EXPECT_EQ(Collected().contains(1500),
             GetParam() != KvmLogMode::kManualProtect);
 }
