@@ -37,7 +37,7 @@ bool IsMissingFault(const uffd_msg& message) {
 absl::Status UnexpectedEvent(const uffd_msg& message) {
   return absl::FailedPreconditionError(absl::StrCat(
       "the userfaultfd reports event 0x", absl::Hex(message.event),
-      ", of which nothing is known: the VMM must enable no event features and "
+      ", of which nothing is known: the VMM must not enable EVENT_FORK, and "
       "register its memory for missing pages only"));
 }
 
