@@ -74,9 +74,14 @@ void BackgroundPull::OnComplete() {
 }
 
 void BackgroundPull::Fail(absl::Status error) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (error_.ok()) error_ = std::move(error);
-  changed_.notify_all();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_.ok() || stopping_) return;
+    error_ = error;
+    changed_.notify_all();
+    if (!reported_) return;  // the thread does it
+  }
+  on_end_(std::move(error));
 }
 
 void BackgroundPull::Run() {
@@ -86,6 +91,7 @@ void BackgroundPull::Run() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (stopping_) return;
     status = error_;
+    reported_ = true;
   }
   on_end_(std::move(status));
 }

@@ -65,7 +65,8 @@ class BackgroundPull {
 
   // missing() has become 0: the thread should look.
   void OnComplete();
-  // Serving has failed. The first error is passed to on_end.
+  // Serving has failed. The first error is passed to on_end: by the thread, or
+  // by this call if the thread has ended with OK. Not after Stop has returned.
   void Fail(absl::Status error);
 
   uint64_t requests() const {
@@ -110,6 +111,7 @@ class BackgroundPull {
   bool source_works_ = false;
   // The order had nothing that is not in flight.
   bool exhausted_ = false;
+  bool reported_ = false;  // on_end has been called, or is about to
   absl::Status error_;
   TokenBucket bucket_;
   std::vector<PageRun> in_flight_;

@@ -72,6 +72,29 @@ TEST_F(BackgroundPullTest, KeepsTwoInFlight) {
   EXPECT_EQ(pull_->requests(), 3u);
 }
 
+TEST_F(BackgroundPullTest, AnErrorBehindTheEndIsTold) {
+  std::vector<absl::Status> ends;
+  std::promise<void> ended;
+  state_ = *PageState::Create(PageCount(1));
+  ram_.emplace(*DestinationRam::Create(
+      LayoutOf({PageCount(1)}), {{.host_address = HostAddress(1 << 30)}}));
+  BackgroundPull pull(&*ram_, state_.get(), &order_, &clock_, 0,
+                      [&](const absl::Status& status) {
+                        ends.push_back(status);
+                        if (ends.size() == 1) ended.set_value();
+                      });
+  pull.Start();
+  state_->MarkReceived(Pages(0, 1), true);
+  pull.OnComplete();
+  ended.get_future().wait();
+  pull.Fail(absl::InternalError("later"));
+  pull.Fail(absl::InternalError("later still"));
+  pull.Stop();
+  ASSERT_EQ(ends.size(), 2u);
+  EXPECT_TRUE(ends[0].ok());
+  EXPECT_EQ(ends[1], absl::InternalError("later"));
+}
+
 TEST_F(BackgroundPullTest, EndsWhenNothingIsMissing) {
   Begin(100, 0);
   pull_->SetSource(&source_);

@@ -529,6 +529,11 @@ void DestinationMigration::OnServingEnded(const absl::Status& status) {
   // DATA_LOSS: some pages were lost and poisoned, but none is missing. The
   // guest lives, and what is registered still must not stay so unserved.
   if (!status.ok() && !absl::IsDataLoss(status)) {
+    {
+      // Every page is here, and the memory is about to be let go.
+      std::lock_guard lock(mutex_);
+      if (all_resident_) return;
+    }
     Fail(absl::StrCat("faults are no longer served: ", status.message()));
     return;
   }

@@ -216,6 +216,15 @@ PageRun DestinationRam::UnitOf(PageIndex page) const {
   return {memory.pages.first + skipped, memory.unit};
 }
 
+PageRun DestinationRam::WholeUnits(PageRun run) const {
+  if (run.count.empty() || largest_unit_ == PageCount(1)) return run;
+  const PageRun head = UnitOf(run.first);
+  const PageRun tail = UnitOf(run.first + run.count - PageCount(1));
+  const PageIndex first = head.first == run.first ? head.first : head.end();
+  const PageIndex end = tail.end() == run.end() ? tail.end() : tail.first;
+  return {first, first < end ? end - first : PageCount(0)};
+}
+
 PageRun DestinationRam::RequestFor(PageRun run) const {
   const PageRun unit = UnitOf(run.first);
   if (unit.count > PageCount(1)) return unit;

@@ -81,6 +81,9 @@ class DestinationRam {
   PageRun UnitOf(PageIndex page) const;
   // The largest unit of any region.
   PageCount largest_unit() const { return largest_unit_; }
+  // `run` without the units that it has only parts of; perhaps empty.
+  // REQUIRES: run lies in one region.
+  PageRun WholeUnits(PageRun run) const;
   // What to ask a source for in place of `run`: the whole unit of its first
   // page where that is a huge one, else the part of `run` in one region.
   PageRun RequestFor(PageRun run) const;

@@ -1,5 +1,6 @@
 #include "uffd/destination_vm.h"
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <optional>
@@ -49,7 +50,7 @@ absl::Status NoPages() {
 
 absl::StatusOr<std::unique_ptr<DestinationVm>> DestinationVm::Create(
     RamLayout layout, const std::vector<DestinationRegion>& regions,
-    std::unique_ptr<UffdOps> ops, Clock* clock) {
+    std::unique_ptr<UffdOps> ops, Clock* clock, RegisteredBy registered_by) {
   absl::StatusOr<std::unique_ptr<PageState>> state =
       PageState::Create(layout.pages());
   if (!state.ok()) return state.status();
@@ -59,8 +60,9 @@ absl::StatusOr<std::unique_ptr<DestinationVm>> DestinationVm::Create(
   std::unique_ptr<DestinationVm> vm(new DestinationVm(
       *std::move(ram), *std::move(state), std::move(ops), clock));
   absl::Status registered = vm->RegisterAll();
-  if (!registered.ok()) return registered;
-  return vm;
+  if (registered.ok()) return vm;
+  if (registered_by == RegisteredBy::kThis) vm->UnregisterAll().IgnoreError();
+  return registered;
 }
 
 DestinationVm::DestinationVm(DestinationRam ram,
@@ -81,12 +83,7 @@ absl::Status DestinationVm::RegisterAll() {
   for (size_t i = 0; i < ram_.region_count(); ++i) {
     absl::StatusOr<std::unique_ptr<InstallStrategy>> strategy =
         RegisterRegion(i);
-    if (!strategy.ok()) {
-      for (size_t done = 0; done < i; ++done) {
-        ops_->Unregister(ram_.region(done).address, ram_.region(done).bytes());
-      }
-      return strategy.status();
-    }
+    if (!strategy.ok()) return strategy.status();
     strategies.push_back(*std::move(strategy));
   }
   installer_.emplace(&ram_, ops_.get(), state_.get(), &gate_,
@@ -106,7 +103,6 @@ absl::StatusOr<std::unique_ptr<InstallStrategy>> DestinationVm::RegisterRegion(
   absl::StatusOr<std::unique_ptr<InstallStrategy>> strategy =
       ChooseInstallStrategy(region.page_size, registered);
   if (strategy.ok()) return strategy;
-  ops_->Unregister(memory.address, memory.bytes());
   return absl::Status(absl::IsUnimplemented(strategy.status())
                           ? absl::StatusCode::kInvalidArgument
                           : strategy.status().code(),
@@ -116,21 +112,46 @@ absl::StatusOr<std::unique_ptr<InstallStrategy>> DestinationVm::RegisterRegion(
 
 absl::Status DestinationVm::UnregisterAll() {
   absl::Status status;
-  for (size_t i = 0; i < ram_.region_count(); ++i) {
-    const DestinationRam::Piece region = ram_.region(i);
-    const UffdResult result = ops_->Unregister(region.address, region.bytes());
-    // EINVAL: nothing is mapped there any more.
-    const bool unmapped = result.error == EINVAL && gate_.needed();
-    if (result.ok() || unmapped || !status.ok()) continue;
-    // mmget_not_zero() fails with ENOMEM in userfaultfd_unregister().
-    const bool gone = result.error == ENOMEM || result.error == ESRCH;
-    status = absl::Status(
-        gone ? absl::StatusCode::kAborted : absl::StatusCode::kInternal,
-        absl::StrCat("cannot unregister region \"", layout().regions()[i].name,
-                     "\": ", ::strerrordesc_np(result.error),
-                     gone ? "; the VMM's process is gone" : ""));
+  PageRun rest = {PageIndex(0), layout().pages()};
+  while (!rest.count.empty()) {
+    const DestinationRam::Piece piece = ram_.FirstPiece(rest);
+    absl::Status unregistered = UnregisterPiece(piece);
+    if (status.ok()) status = std::move(unregistered);
+    rest = {piece.pages.end(), rest.count - piece.pages.count};
   }
+  if (gate_.needed()) ReadLastMessages();
   return status;
+}
+
+absl::Status DestinationVm::UnregisterPiece(
+    const DestinationRam::Piece& piece) {
+  if (!piece.mapped()) return absl::OkStatus();
+  const UffdResult result = ops_->Unregister(piece.address, piece.bytes());
+  if (result.ok()) return absl::OkStatus();
+  // mmget_not_zero() fails with ENOMEM in userfaultfd_unregister().
+  const bool gone = result.error == ENOMEM || result.error == ESRCH;
+  const Region& region =
+      layout().regions()[layout().RegionOf(piece.pages.first)];
+  return absl::Status(
+      gone ? absl::StatusCode::kAborted : absl::StatusCode::kInternal,
+      absl::StrCat("cannot unregister region \"", region.name,
+                   "\": ", ::strerrordesc_np(result.error),
+                   gone ? "; the VMM's process is gone" : ""));
+}
+
+// Who gave memory up while it was registered has made every ioctl EAGAIN before
+// he let go of the mapping's lock, and so before the ranges were unregistered.
+void DestinationVm::ReadLastMessages() {
+  const HostAddress somewhere = ram_.region(0).address;
+  std::array<uffd_msg, kMaxFaultBatch> messages;
+  for (int i = 0; i < kMaxInstallRetries; ++i) {
+    while (ops_->Read(absl::MakeSpan(messages)).error == 0) {
+    }
+    const ByteCount unit = BytesIn(ram_.region(0).unit);
+    const UffdResult probe = ops_->ZeroPage(somewhere, unit, /*wake=*/false);
+    if (probe.error != EAGAIN) return;
+    clock_.SleepFor(50 * kNanosPerMicro);
+  }
 }
 
 absl::Status DestinationVm::StorePrecopied(absl::Span<const ReceivedRun> runs) {

@@ -110,13 +110,18 @@ struct DestinationCounters {
 // can be made again.
 class DestinationVm {
  public:
+  // Who registers memory with the userfaultfd first, and so may end that.
+  enum class RegisteredBy { kThis, kVmm };
+
   // Registers every region with `ops`. INVALID_ARGUMENT names the region that
   // does not fit (DestinationRam) or that the kernel refused, and what the VMM
-  // should change; what had been registered is unregistered again.
+  // should change. What had been registered is unregistered again, unless the
+  // VMM had done it: its guest may run already, and would read zeros.
   // `clock` outlives the object.
   static absl::StatusOr<std::unique_ptr<DestinationVm>> Create(
       RamLayout layout, const std::vector<DestinationRegion>& regions,
-      std::unique_ptr<UffdOps> ops, Clock* clock);
+      std::unique_ptr<UffdOps> ops, Clock* clock,
+      RegisteredBy registered_by = RegisteredBy::kThis);
 
   DestinationVm(const DestinationVm&) = delete;
   DestinationVm& operator=(const DestinationVm&) = delete;
@@ -148,9 +153,10 @@ class DestinationVm {
   // Serves faults from now on. `source` outlives the serving, or the next
   // OnSourceLost. Must follow a DiscardStale with no StorePrecopied between.
   //
-  // `on_end` is called at most once, by the background thread: with OK when no
-  // page is missing (DATA_LOSS if some were lost, see counters), with an error
-  // when faults are no longer served; perhaps before this returns. It is not
+  // `on_end` is called when no page is missing, with OK (DATA_LOSS if some were
+  // lost, see counters), and when faults are no longer served, with an error:
+  // each at most once, an OK never after an error; by a thread of this object,
+  // perhaps before this returns. It is not
   // running when Finish or Abort has returned, and not called afterwards; so it
   // must not call these, nor destroy the object, nor wait for who does.
   absl::Status StartServing(PageSource* source,
@@ -221,7 +227,12 @@ class DestinationVm {
   // Makes installer_.
   absl::Status RegisterAll();
   absl::StatusOr<std::unique_ptr<InstallStrategy>> RegisterRegion(size_t index);
+  // Where the pages are now.
   absl::Status UnregisterAll();
+  absl::Status UnregisterPiece(const DestinationRam::Piece& piece);
+  // Lets go who still waits for a message of his to be read. REQUIRES: nothing
+  // is registered any more, and nobody else reads.
+  void ReadLastMessages();
   // How many pages `runs` have, huge ones where a region is made of them; an
   // error unless every run can be taken.
   absl::StatusOr<PageCount> Validate(absl::Span<const ReceivedRun> runs) const;

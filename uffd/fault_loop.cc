@@ -189,6 +189,10 @@ absl::Status FaultLoop::HandleAll(absl::Span<const uffd_msg> messages) {
     if (gate_.needed() && MemoryChanges::Is(message)) {
       const MemoryChanges::Range range = MemoryChanges::WakeAfter(message);
       ops_.Wake(range.address, range.length);
+      if (message.event == UFFD_EVENT_REMAP) {
+        // Who was quicker there than this message was taken for a stranger.
+        ops_.Wake(HostAddress(message.arg.remap.to), range.length);
+      }
       given_up = true;
     } else {
       handled = Handle(message, now_ns);
@@ -228,36 +232,46 @@ absl::Status FaultLoop::HandleReceived(PageIndex page) {
 }
 
 absl::Status FaultLoop::FillLocally(PageIndex page) {
-  const bool is_zero = state_.IsZero(page);
+  // Before the guest goes on, which may look.
+  const bool counted = state_.IsZero(page) && !retrying_;
+  if (counted) Count(&counters_.local);
   switch (installer_.TryZero(page)) {
     case 0:
-      Count(&counters_.local);
+      if (!counted && !retrying_) Count(&counters_.local);
       return absl::OkStatus();
     case EEXIST:
-      Count(is_zero ? &counters_.local : &counters_.late);
+      if (!counted && !retrying_) Count(&counters_.late);
       return absl::OkStatus();
     case ESRCH:
       return absl::AbortedError("the VMM's process is gone");
     default:
       // A message waits to be read, or the host has no memory to spare just
       // now. Neither must keep all other pages waiting.
-      Count(&counters_.deferred);
-      overflowed_ |= deferred_count_ == deferred_.size();
-      if (deferred_count_ < deferred_.size()) {
-        deferred_[deferred_count_++] = page;
-      }
+      Defer(page);
       return absl::OkStatus();
   }
 }
 
-absl::Status FaultLoop::RetryDeferred() {
-  const size_t count = std::exchange(deferred_count_, 0);
-  for (size_t i = 0; i < count; ++i) {
-    // Defers again to a place that has been looked at.
-    absl::Status filled = FillLocally(deferred_[i]);
-    if (!filled.ok()) return filled;
+void FaultLoop::Defer(PageIndex page) {
+  if (!retrying_) Count(&counters_.deferred);
+  if (deferred_count_ < deferred_.size()) {
+    deferred_[deferred_count_++] = page;
+    return;
   }
-  return absl::OkStatus();
+  Count(&counters_.overflowed);
+  overflowed_ = true;
+}
+
+absl::Status FaultLoop::RetryDeferred() {
+  retrying_ = true;
+  absl::Status status;
+  const size_t count = std::exchange(deferred_count_, 0);
+  for (size_t i = 0; i < count && status.ok(); ++i) {
+    // Defers again to a place that has been looked at.
+    status = HandleReceived(deferred_[i]);
+  }
+  retrying_ = false;
+  return status;
 }
 
 absl::Status FaultLoop::Collect(PageIndex page, int64_t now_ns) {
@@ -278,7 +292,7 @@ absl::Status FaultLoop::Collect(PageIndex page, int64_t now_ns) {
     pending_.Take(page);
     return HandleReceived(page);
   }
-  order_.OnFault(page);
+  order_.OnFault(ram_.UnitOf(page).end() - PageCount(1));
   new_pages_[new_count_++] = page;
   return absl::OkStatus();
 }
@@ -290,8 +304,13 @@ absl::Status FaultLoop::Lose(PageIndex page) {
     Count(&counters_.lost);
     return absl::OkStatus();
   }
-  if (poisoned.error == EEXIST) {  // poisoned before: its thread finds out
+  // Poisoned before, or unmapped: its thread finds out.
+  if (poisoned.error == EEXIST || poisoned.error == ENOENT) {
     installer_.Wake(piece.pages);
+    return absl::OkStatus();
+  }
+  if (poisoned.error == EAGAIN) {
+    Defer(page);
     return absl::OkStatus();
   }
   if (poisoned.error == ESRCH) {

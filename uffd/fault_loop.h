@@ -143,6 +143,8 @@ class FaultLoop {
   absl::Status Handle(const uffd_msg& message, int64_t now_ns);
   absl::Status HandleReceived(PageIndex page);
   absl::Status FillLocally(PageIndex page);
+  // `page` is received, and looked at again later.
+  void Defer(PageIndex page);
   absl::Status RetryDeferred();
   absl::Status Collect(PageIndex page, int64_t now_ns);
   // There is room for a fault, or for those that were let go.
@@ -178,6 +180,7 @@ class FaultLoop {
   size_t new_count_ = 0;
   std::array<PageIndex, kMaxDeferredFaults> deferred_;
   size_t deferred_count_ = 0;
+  bool retrying_ = false;    // in RetryDeferred
   bool overflowed_ = false;  // faults were let go
 
   // Held while a page goes from new to asked for, so that no page is asked for

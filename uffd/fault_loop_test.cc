@@ -198,6 +198,16 @@ TEST_F(FaultLoopTest, AKernelThatCannotPoisonEndsTheLoop) {
   EXPECT_TRUE(uffd_.IsWaiting(5));  // rather than zeros
 }
 
+// The kernel says EAGAIN while somebody gives memory up.
+TEST_F(FaultLoopTest, PoisoningIsTriedAgain) {
+  state_->MarkReceived(Page(5), /*is_zero=*/false);
+  uffd_.FailNext(Call::kPoison, EAGAIN);
+  Fault(5);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(uffd_.TouchPage(101, at(5)), Touch::kPoisoned);
+  EXPECT_EQ(Counted(&FaultCounters::deferred), 1u);
+}
+
 TEST_F(FaultLoopTest, UnexpectedEventsEndItBehindTheFaults) {
   uffd_msg event = {};
   event.event = UFFD_EVENT_REMOVE;
@@ -218,7 +228,8 @@ TEST_F(FaultLoopTest, MoreThanCanBeDeferredComeAgain) {
   EXPECT_EQ(Counted(&FaultCounters::deferred), kMore);
   EXPECT_TRUE(Serve().ok());
   EXPECT_EQ(uffd_.waiting(), 0u);
-  EXPECT_EQ(Counted(&FaultCounters::local), kMore);
+  EXPECT_EQ(Counted(&FaultCounters::local), kMore + 2);  // two came twice
+  EXPECT_EQ(Counted(&FaultCounters::overflowed), 2u);
 }
 
 TEST_F(FaultLoopTest, OtherKindsOfFaultAreUnexpected) {
@@ -434,6 +445,41 @@ TEST_F(GivingUpTest, AnInstallBetweenCheckAndCopyBringsNothingBack) {
   ASSERT_EQ(::pread(fd_.get(), bytes.data(), kPageSize, 5 * kPageSize),
             static_cast<ssize_t>(kPageSize));
   EXPECT_EQ(bytes, std::vector<uint8_t>(kPageSize));
+}
+
+// A thread that touches memory at its new place before the move is told.
+TEST_F(GivingUpTest, WhoIsQuickerThanARemapIsWoken) {
+  uffd_.Map(kOutside, size_, fd_.get(), 0);
+  EXPECT_TRUE(uffd_.Register(kOutside, size_).ok());
+  EXPECT_EQ(uffd_.TouchPage(1, kOutside), Touch::kWaiting);
+  EXPECT_TRUE(loop_->ServeOnce().ok());
+  EXPECT_EQ(loop_->counters().foreign.load(), 1u);
+  uffd_msg remap = {};
+  remap.event = UFFD_EVENT_REMAP;
+  remap.arg.remap.from = at(5).value();
+  remap.arg.remap.to = kOutside.value();
+  remap.arg.remap.len = kPageSize;
+  uffd_.Inject(remap);
+  EXPECT_TRUE(loop_->ServeOnce().ok());
+  EXPECT_TRUE(loop_->ServeOnce().ok());
+  EXPECT_EQ(source_.TimesAsked(PageIndex(5)), 1);
+}
+
+TEST_F(GivingUpTest, AnAnswerForWhatIsUnmappedIsDropped) {
+  Fault(5);
+  EXPECT_TRUE(loop_->ServeOnce().ok());
+  uffd_msg unmap = {};
+  unmap.event = UFFD_EVENT_UNMAP;
+  unmap.arg.remove.start = at(5).value();
+  unmap.arg.remove.end = at(6).value();
+  uffd_.Inject(unmap);
+  EXPECT_TRUE(loop_->ServeOnce().ok());
+  const PageRun page{PageIndex(5), PageCount(1)};
+  EXPECT_TRUE(installer_.InstallZero(page).status.ok());
+  EXPECT_TRUE(installer_.InstallData(page, PatternOf(page)).status.ok());
+  EXPECT_TRUE(installer_.Poison(page).ok());
+  EXPECT_EQ(uffd_.calls(Call::kZeroPage), 0);
+  EXPECT_EQ(uffd_.calls(Call::kCopy), 0);
 }
 
 TEST_F(GivingUpTest, AThreadThatServesNeitherSpinsNorSleepsOverIt) {

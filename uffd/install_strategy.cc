@@ -8,7 +8,6 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "dirtytrack/check.h"
 
 namespace postcopy {
 namespace {
@@ -43,7 +42,8 @@ class HugeCopyStrategy final : public InstallStrategy {
   }
   UffdResult Zero(UffdOps& ops, HostAddress address,
                   ByteCount length) const override {
-    POSTCOPY_CHECK(length.value() % page_size_.value() == 0);
+    // A VMM that has cut a huge page in two has put small ones there.
+    if (length < page_size_) return {.error = EINVAL, .done = ByteCount(0)};
     return ops.Copy(address, zeros_, page_size_, /*wake=*/true);
   }
   absl::string_view name() const override {
@@ -73,8 +73,15 @@ absl::StatusOr<std::unique_ptr<InstallStrategy>> ChooseInstallStrategy(
     ByteCount page_size, const UffdRegistration& registration) {
   const bool copies =
       registration.Can(_UFFDIO_COPY) && registration.Can(_UFFDIO_WAKE);
-  if (copies && page_size != ByteCount(kPageSize)) {
+  const bool huge = page_size != ByteCount(kPageSize);
+  // No kernel has ZEROPAGE for hugetlbfs.
+  if (copies && huge && !registration.Can(_UFFDIO_ZEROPAGE)) {
     return NewHugeCopy(page_size);
+  }
+  if (copies && huge) {
+    return absl::UnimplementedError(absl::StrCat(
+        "it was described with pages of ", ToString(page_size),
+        ", but is no hugetlbfs: the VMM must say which pages it has"));
   }
   if (copies && registration.Can(_UFFDIO_ZEROPAGE)) {
     return std::make_unique<CopyStrategy>();

@@ -54,8 +54,8 @@ void Pause(int retries) {
   }
 }
 
-void Count(std::atomic<uint64_t>* counter) {
-  counter->fetch_add(1, std::memory_order_relaxed);
+void Count(std::atomic<uint64_t>* counter, uint64_t by = 1) {
+  counter->fetch_add(by, std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -105,7 +105,7 @@ int Installer::TryZero(PageIndex page) {
       WakePiece(piece);
       return EEXIST;
     case ENOENT:
-      Count(&unmapped_);
+      Count(&unmapped_, piece.pages.count.value());
       WakePiece(piece);
       return 0;
     default:
@@ -136,7 +136,7 @@ absl::Status Installer::Poison(PageRun run) {
 // Pages that need no poison count as done.
 UffdResult Installer::PoisonSome(const Piece& piece) {
   const InstallGate::Pass pass = gate_.Enter();
-  const ByteCount unit = BytesIn(piece.unit);
+  const ByteCount unit = BytesIn(std::min(piece.unit, piece.pages.count));
   if (!piece.mapped()) return {.error = 0, .done = piece.bytes()};
   if (state_.IsReceived(piece.pages.first)) return {.error = 0, .done = unit};
   UffdResult result = ops_.Poison(piece.address, unit);
@@ -178,7 +178,7 @@ PageCount Installer::InstallSome(PageRun rest, const uint8_t* bytes,
     piece.pages.count = std::min(piece.pages.count, most);
   }
   piece = SameNeeds(piece, is_zero);
-  if (!Needs(piece.pages.first, is_zero)) {
+  if (!piece.mapped() || !Needs(piece.pages.first, is_zero)) {
     WakePiece(piece);
     return piece.pages.count;
   }
@@ -209,24 +209,26 @@ bool Installer::Needs(PageIndex page, bool is_zero) const {
 
 PageCount Installer::Transfer(const Piece& piece, const uint8_t* bytes,
                               Attempt* attempt) {
+  // Less than the region's page where the VMM has cut one in two.
+  const PageCount unit = std::min(piece.unit, piece.pages.count);
   Piece asked = piece;
-  if (attempt->one_page) asked.pages.count = piece.unit;
+  if (attempt->one_page) asked.pages.count = unit;
   const UffdResult result = Insert(asked, bytes);
   const PageCount done(result.done.value() / kPageSize);
   if (!done.empty()) return done;
   switch (result.error) {
     case EEXIST:
-      Count(&already_present_);
-      asked.pages.count = piece.unit;
+      Count(&already_present_, unit.value());
+      asked.pages.count = unit;
       WakePiece(asked);
-      return piece.unit;
+      return unit;
     case ENOENT:
       // Also said of a range that crosses from one mapping into the next: the
       // VMM may have split its memory with mprotect() or madvise().
-      attempt->one_page = asked.pages.count > piece.unit;
+      attempt->one_page = asked.pages.count > unit;
       if (attempt->one_page) return PageCount(0);
-      Count(&unmapped_);
-      return piece.unit;
+      Count(&unmapped_, unit.value());
+      return unit;
     case EAGAIN:
       Count(&retries_);
       if (++attempt->retries > kMaxInstallRetries) attempt->error = EAGAIN;

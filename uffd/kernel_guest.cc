@@ -85,7 +85,12 @@ std::string NameOf(MemoryKind kind) {
 }
 
 void KernelGuest::Unmapper::operator()(uint8_t* data) const {
-  ::munmap(data, length);
+  if (hole_end == 0) {
+    ::munmap(data, length);
+    return;
+  }
+  if (hole_begin > 0) ::munmap(data, hole_begin);
+  if (hole_end < length) ::munmap(data + hole_end, length - hole_end);
 }
 
 std::unique_ptr<KernelGuest> KernelGuest::Create(
@@ -142,7 +147,7 @@ absl::StatusOr<KernelGuest::Memory> KernelGuest::MapMemory(
         ::strerrordesc_np(errno), " (huge pages: /proc/sys/vm/nr_hugepages)"));
   }
   memory.data = std::unique_ptr<uint8_t, Unmapper>(
-      static_cast<uint8_t*>(data), Unmapper{region.length.value()});
+      static_cast<uint8_t*>(data), Unmapper{.length = region.length.value()});
   return memory;
 }
 
@@ -201,6 +206,12 @@ void KernelGuest::GiveUp(PageRun run) const {
                          : MADV_DONTNEED;
   POSTCOPY_CHECK(::madvise(at(run.first), BytesIn(run.count).value(), advice) ==
                  0);
+}
+
+void KernelGuest::Leave(PageRun run) {
+  Unmapper& unmapper = memory_[layout_.RegionOf(run.first)].data.get_deleter();
+  unmapper.hole_begin = OffsetInRegion(run.first);
+  unmapper.hole_end = unmapper.hole_begin + BytesIn(run.count).value();
 }
 
 bool KernelCanRead(const uint8_t* address) {

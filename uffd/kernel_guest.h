@@ -79,12 +79,18 @@ class KernelGuest {
   // if the userfaultfd tells of it, this waits until the message is read.
   // REQUIRES: `run` lies in one region, and is whole pages of it.
   void GiveUp(PageRun run) const;
+  // `run`, of one region, has been unmapped or moved away; once per region. Its
+  // addresses may be somebody else's by now, and are left alone.
+  void Leave(PageRun run);
 
  private:
   static constexpr uint64_t kFdOffset = kPageSize;
 
   struct Unmapper {
     size_t length = 0;
+    // Bytes in the middle that are not this guest's any more.
+    size_t hole_begin = 0;
+    size_t hole_end = 0;
     void operator()(uint8_t* data) const;
   };
   struct Memory {

@@ -47,7 +47,9 @@ absl::Status MemoryChanges::Apply(const uffd_msg& message) {
 }
 
 void MemoryChanges::GiveUp(Range range) {
-  for (const PageRun run : ram_.PagesAt(range.address, range.length)) {
+  for (const PageRun part : ram_.PagesAt(range.address, range.length)) {
+    const PageRun run = ram_.WholeUnits(part);
+    if (run.count.empty()) continue;
     Count(&counters_.removed_pages,
           state_.MarkReceived(run, /*is_zero=*/true).value());
   }

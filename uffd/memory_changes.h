@@ -31,7 +31,8 @@ struct MemoryChangeCounters {
 //
 // Shared memory is taken as given up too, though MADV_DONTNEED would leave it
 // in its file: the kernel does not say which call it was, and a balloon means
-// the other. What the file has already stays what the guest sees.
+// the other. What the file has already stays what the guest sees. Huge pages
+// are given up whole or not at all, as the kernel does it.
 //
 // For the thread that reads messages.
 class MemoryChanges {

@@ -30,12 +30,6 @@ bool IsZeros(const uint8_t* bytes, ByteCount length) {
                      [](uint8_t byte) { return byte == 0; });
 }
 
-// Unmaps the range, and reserves its addresses for who unmaps it again.
-bool Unmap(uint8_t* address, size_t length) {
-  return ::mmap(address, length, PROT_NONE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == address;
-}
-
 class MemoryKindsTest : public testing::TestWithParam<MemoryKind> {
  protected:
   ~MemoryKindsTest() override {
@@ -180,7 +174,8 @@ TEST_P(MemoryKindsTest, NobodyMissesWhatIsUnmapped) {
   if (vm_ == nullptr) return;
   const PageRun unit = Unit(1);
   const size_t length = BytesIn(unit.count).value();
-  ASSERT_TRUE(Unmap(guest_->at(unit.first), length));
+  guest_->Leave(unit);
+  ASSERT_EQ(::munmap(guest_->at(unit.first), length), 0);
   EXPECT_TRUE(vm_->StartBackground().ok());
   AwaitEnd();
   EXPECT_EQ(vm_->counters().unmaps, 1u);
@@ -193,7 +188,8 @@ TEST_P(MemoryKindsTest, ARegionUnmappedWholeDoesNotFailTheEnd) {
   Begin({GetParam(), MemoryKind::kAnonymous}, 4, kEvents);
   if (vm_ == nullptr) return;
   const Region& first = guest_->layout().regions()[0];
-  ASSERT_TRUE(Unmap(guest_->at(PageIndex(0)), first.length.value()));
+  guest_->Leave({PageIndex(0), PagesIn(first.length)});
+  ASSERT_EQ(::munmap(guest_->at(PageIndex(0)), first.length.value()), 0);
   EXPECT_TRUE(vm_->StartBackground().ok());
   AwaitEnd();
   EXPECT_TRUE(vm_->Finish().ok()) << vm_->Finish();
@@ -211,10 +207,10 @@ TEST_P(MemoryKindsTest, MovedMemoryIsServedWhereItIs) {
   void* const reserved =
       ::mmap(nullptr, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   ASSERT_NE(reserved, MAP_FAILED);
+  guest_->Leave(from);
   void* const moved = ::mremap(guest_->at(from.first), length, length,
                                MREMAP_MAYMOVE | MREMAP_FIXED, reserved);
   ASSERT_EQ(moved, reserved) << errno;
-  ASSERT_TRUE(Unmap(guest_->at(from.first), length));
   const auto* const bytes = static_cast<const uint8_t*>(moved);
   EXPECT_TRUE(HasPattern(bytes, from.first));
   EXPECT_TRUE(vm_->StartBackground().ok());
@@ -226,6 +222,52 @@ TEST_P(MemoryKindsTest, MovedMemoryIsServedWhereItIs) {
   source_.Stop();
   vm_.reset();  // before its memory goes
   ::munmap(reserved, length);
+}
+
+// Zeros that nobody had touched are still holes when the serving ends.
+TEST_P(MemoryKindsTest, NobodyWaitsInMovedMemoryAfterTheEnd) {
+  if (GetParam() == MemoryKind::kHugetlb) {
+    GTEST_SKIP() << "see MovedMemoryIsServedWhereItIs";
+  }
+  Begin({GetParam()}, 4, kEvents, /*serve=*/false);
+  if (vm_ == nullptr) return;
+  const PageRun from = Unit(1);
+  const size_t length = BytesIn(from.count).value();
+  void* const reserved =
+      ::mmap(nullptr, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(reserved, MAP_FAILED);
+  guest_->Leave(from);
+  ASSERT_EQ(::mremap(guest_->at(from.first), length, length,
+                     MREMAP_MAYMOVE | MREMAP_FIXED, reserved),
+            reserved);
+  const ReceivedRun zeros{{PageIndex(0), guest_->layout().pages()}, {}};
+  EXPECT_TRUE(vm_->OnBulkPages({zeros}).ok());
+  EXPECT_TRUE(vm_->Finish().ok());
+  EXPECT_TRUE(
+      IsZeros(static_cast<const uint8_t*>(reserved), BytesIn(from.count)));
+  ::munmap(reserved, length);
+}
+
+// Its message comes when nobody reads any more.
+TEST_P(MemoryKindsTest, TheEndLeavesNoBalloonAsleep) {
+  for (int round = 0; round < 20; ++round) {
+    end_ = std::promise<absl::Status>();
+    vm_.reset();
+    Begin({GetParam()}, 4, kEvents, /*serve=*/false);
+    if (vm_ == nullptr) return;
+    const ReceivedRun zeros{{PageIndex(0), guest_->layout().pages()}, {}};
+    EXPECT_TRUE(vm_->OnBulkPages({zeros}).ok());
+    std::atomic<bool> begun{false};
+    std::thread balloon([&] {
+      for (int i = 0; i < 200; ++i) {
+        guest_->GiveUp(Unit(i % 4));
+        begun.store(true);
+      }
+    });
+    while (!begun.load()) std::this_thread::yield();
+    EXPECT_TRUE(vm_->Finish().ok());
+    balloon.join();
+  }
 }
 
 // Threads read and give up pages of their own while the rest is fetched: what a
@@ -322,6 +364,22 @@ TEST_P(MixedMemoryTest, HugePagesMustBeCalledSo) {
   const auto vm =
       DestinationVm::Create(LayoutOf({PageCount(512)}), guest_->regions(),
                             guest_->TakeOps(), Clock::Monotonic());
+  EXPECT_TRUE(absl::IsInvalidArgument(vm.status())) << vm.status();
+}
+
+TEST_P(MixedMemoryTest, SmallPagesMustNotBeCalledHuge) {
+  if (GetParam() == MemoryKind::kHugetlb) GTEST_SKIP() << "they are huge";
+  std::string reason;
+  guest_ = KernelGuest::Create({GuestRegion{GetParam(), PageCount(1024)}}, 0,
+                               &reason);
+  if (guest_ == nullptr) GTEST_SKIP() << reason;
+  // Some 2 MiB in it that are aligned.
+  const uint64_t huge = kHugePageSize.value();
+  const uint64_t address = guest_->address(PageIndex(0)).value();
+  const auto vm = DestinationVm::Create(
+      LayoutOf({GuestRegion{MemoryKind::kHugetlb, PageCount(512)}}),
+      {{.host_address = HostAddress((address + huge - 1) / huge * huge)}},
+      guest_->TakeOps(), Clock::Monotonic());
   EXPECT_TRUE(absl::IsInvalidArgument(vm.status())) << vm.status();
 }
 

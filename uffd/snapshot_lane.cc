@@ -1,5 +1,7 @@
 #include "uffd/snapshot_lane.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -197,12 +199,15 @@ absl::Status SnapshotLane::OnResult(const ReadRing::Result& result) {
 absl::Status SnapshotLane::Retry(uint32_t slot, int error) {
   Slot& state = slots_[slot];
   const bool misaligned = error == EINVAL && state.direct;
-  const bool again =
-      (error == EAGAIN || error == EINTR) && state.retries < kMaxReadRetries;
+  const bool passing = error == EAGAIN || error == EINTR || error == ENOMEM;
+  const bool again = passing && state.retries < kMaxReadRetries;
   if (!misaligned && !again) {
     return Failure(state, ::strerrordesc_np(error));
   }
   ++state.retries;
+  // The host is short of memory: kMaxReadRetries of these are a second or so.
+  constexpr timespec kPause = {.tv_sec = 0, .tv_nsec = 1'000'000};
+  if (error == ENOMEM) ::nanosleep(&kPause, nullptr);
   if (misaligned) state.direct = false;
   Continue(slot);
   return absl::OkStatus();

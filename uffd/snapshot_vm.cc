@@ -9,6 +9,9 @@
 namespace postcopy {
 namespace {
 
+// Between two tries to install what the host has no memory for.
+constexpr int64_t kRetryNanos = 10 * kNanosPerMilli;
+
 absl::StatusOr<RamLayout> LayoutOf(const std::vector<SnapshotRegion>& given) {
   std::vector<Region> regions;
   RamOffset start;
@@ -53,10 +56,11 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotVm::Create(
     memory.push_back({.host_address = region.host_address});
   }
   absl::StatusOr<std::unique_ptr<DestinationVm>> vm =
-      DestinationVm::Create(*std::move(layout), memory, std::move(ops), clock);
+      DestinationVm::Create(*std::move(layout), memory, std::move(ops), clock,
+                            DestinationVm::RegisteredBy::kVmm);
   if (!vm.ok()) return vm.status();
   std::unique_ptr<SnapshotVm> snapshot_vm(
-      new SnapshotVm(*std::move(vm), std::move(options)));
+      new SnapshotVm(*std::move(vm), std::move(options), clock));
   absl::Status started = snapshot_vm->Start(path, std::move(extents));
   if (!started.ok()) return started;
   return snapshot_vm;
@@ -64,37 +68,61 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotVm::Create(
 
 absl::Status SnapshotVm::Start(const std::string& path,
                                std::vector<SnapshotExtent> extents) {
-  DestinationVm* const vm = vm_.get();
   absl::StatusOr<std::unique_ptr<SnapshotSource>> source =
       SnapshotSource::Create(
           path, std::move(extents),
           {.on_urgent =
-               [vm](absl::Span<const ReceivedRun> runs) {
-                 return vm->OnUrgentPages(runs);
+               [this](absl::Span<const ReceivedRun> runs) {
+                 return Deliver(&DestinationVm::OnUrgentPages, runs);
                },
            .on_bulk =
-               [vm](absl::Span<const ReceivedRun> runs) {
-                 return vm->OnBulkPages(runs);
+               [this](absl::Span<const ReceivedRun> runs) {
+                 return Deliver(&DestinationVm::OnBulkPages, runs);
                },
            .on_failure =
                [this](absl::Status status) { OnFailure(std::move(status)); }},
           {.access = options_.access});
   if (!source.ok()) return source.status();
   source_ = *std::move(source);
-  // Nothing was precopied, so nothing is stale.
-  absl::StatusOr<PageBitmap> stale = PageBitmap::Create(vm->layout().pages());
-  if (!stale.ok()) return stale.status();
-  absl::Status status = vm->DiscardStale(stale->view()).status();
+  absl::Status status = Serve();
   if (!status.ok()) return status;
-  status = vm->StartServing(source_.get(), options_.prefetch_bytes_per_second,
-                            [this](const absl::Status& end) {
-                              if (options_.on_end) options_.on_end(end);
-                            });
-  if (status.ok() && options_.prefetch) status = vm->StartBackground();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  serving_ = true;
+  return early_error_;
+}
+
+absl::Status SnapshotVm::Serve() {
+  // Nothing was precopied, so nothing is stale.
+  absl::StatusOr<PageBitmap> stale = PageBitmap::Create(vm_->layout().pages());
+  if (!stale.ok()) return stale.status();
+  absl::Status status = vm_->DiscardStale(stale->view()).status();
+  if (!status.ok()) return status;
+  status = vm_->StartServing(source_.get(), options_.prefetch_bytes_per_second,
+                             [this](const absl::Status& end) {
+                               if (options_.on_end) options_.on_end(end);
+                             });
+  if (status.ok() && options_.prefetch) status = vm_->StartBackground();
   return status;
 }
 
+absl::Status SnapshotVm::Deliver(Take take,
+                                 absl::Span<const ReceivedRun> runs) {
+  while (true) {
+    absl::Status status = (vm_.get()->*take)(runs);
+    const bool passing =
+        absl::IsResourceExhausted(status) || absl::IsUnavailable(status);
+    if (!passing || stopping_.load()) return status;
+    clock_.SleepFor(kRetryNanos);
+  }
+}
+
 void SnapshotVm::OnFailure(absl::Status status) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    early_error_ = status;
+    if (!serving_) return;  // Start says it
+  }
+  if (stopping_.load()) return;
   // A VMM that has gone needs no poison.
   if (!absl::IsAborted(status)) {
     const absl::Status poisoned = vm_->PoisonMissing();
@@ -112,6 +140,8 @@ void SnapshotVm::OnFailure(absl::Status status) {
 SnapshotVm::~SnapshotVm() { Stop(); }
 
 void SnapshotVm::Stop() {
+  stopping_.store(true);
+  const std::lock_guard<std::mutex> lock(stop_mutex_);
   // First who calls into the VM; the source itself goes after the VM, which
   // asks it until its threads have ended.
   if (source_ != nullptr) source_->Stop();

@@ -2,14 +2,17 @@
 #ifndef UFFD_SNAPSHOT_VM_H_
 #define UFFD_SNAPSHOT_VM_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/types.h"
 #include "uffd/destination_vm.h"
@@ -41,9 +44,10 @@ class SnapshotVm {
     uint64_t prefetch_bytes_per_second = 0;
     // Called at most twice, by threads of this object: with OK when no page is
     // missing, and with an error when faults are no longer answered from the
-    // file. DATA_LOSS: it cannot be read, and what was missing is poisoned (who
-    // touches it gets SIGBUS), never zeros. ABORTED: the VMM's process is gone.
-    // It must not destroy the object.
+    // file. A host that is short of memory is no such error: pages are tried
+    // again until there is some. DATA_LOSS: it cannot be read, and what was
+    // missing is poisoned (who touches it gets SIGBUS), never zeros. ABORTED:
+    // the VMM's process is gone. It must not destroy the object.
     std::function<void(const absl::Status&)> on_end;
   };
 
@@ -69,17 +73,29 @@ class SnapshotVm {
   LatencySnapshot FaultLatency() const { return vm_->FaultLatency(); }
 
  private:
-  SnapshotVm(std::unique_ptr<DestinationVm> vm, Options options)
-      : options_(std::move(options)), vm_(std::move(vm)) {}
+  using Take = absl::Status (DestinationVm::*)(absl::Span<const ReceivedRun>);
+
+  SnapshotVm(std::unique_ptr<DestinationVm> vm, Options options, Clock* clock)
+      : options_(std::move(options)), clock_(*clock), vm_(std::move(vm)) {}
 
   absl::Status Start(const std::string& path,
                      std::vector<SnapshotExtent> extents);
+  absl::Status Serve();
+  // Hands an answer to the VM, as often as it takes.
+  absl::Status Deliver(Take take, absl::Span<const ReceivedRun> runs);
   // The file cannot be read any more.
   void OnFailure(absl::Status status);
 
   const Options options_;
+  Clock& clock_;
   const std::unique_ptr<DestinationVm> vm_;
   std::unique_ptr<SnapshotSource> source_;
+  std::atomic<bool> stopping_{false};
+  std::mutex stop_mutex_;  // held while threads are joined
+
+  std::mutex mutex_;
+  bool serving_ = false;      // guarded by mutex_
+  absl::Status early_error_;  // guarded by mutex_: of the source, before that
 };
 
 }  // namespace postcopy

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cerrno>
 #include <future>
 #include <memory>
 #include <string>
@@ -13,9 +15,11 @@
 #include <utility>
 #include <vector>
 
+#include "dirtytrack/memfd.h"
 #include "dirtytrack/unique_fd.h"
 #include "gtest/gtest.h"
 #include "uffd/kernel_guest.h"
+#include "uffd/simulated_uffd.h"
 
 namespace postcopy {
 namespace {
@@ -154,6 +158,73 @@ TEST_P(SnapshotVmTest, ASnapshotThatCannotBeReadPoisons) {
   EXPECT_TRUE(absl::IsDataLoss(end)) << end;
   EXPECT_FALSE(KernelCanRead(guest_->at(PageIndex(2 * Unit()))));
   ExpectRight(0);
+}
+
+// Says ENOMEM to the first calls, as a host that is short of memory.
+class ShortOfMemory final : public UffdOps {
+ public:
+  ShortOfMemory(std::unique_ptr<UffdOps> ops, int times)
+      : ops_(std::move(ops)), times_(times) {}
+
+  uint64_t features() const override { return ops_->features(); }
+  UffdRegistration Register(HostAddress address, ByteCount length) override {
+    return ops_->Register(address, length);
+  }
+  UffdResult Unregister(HostAddress address, ByteCount length) override {
+    return ops_->Unregister(address, length);
+  }
+  UffdResult Copy(HostAddress address, const uint8_t* source, ByteCount length,
+                  bool wake) override {
+    if (times_.fetch_sub(1) > 0) return {.error = ENOMEM, .done = ByteCount(0)};
+    return ops_->Copy(address, source, length, wake);
+  }
+  UffdResult ZeroPage(HostAddress address, ByteCount length,
+                      bool wake) override {
+    return ops_->ZeroPage(address, length, wake);
+  }
+  UffdResult Wake(HostAddress address, ByteCount length) override {
+    return ops_->Wake(address, length);
+  }
+  UffdResult Poison(HostAddress address, ByteCount length) override {
+    return ops_->Poison(address, length);
+  }
+  UffdReadResult Read(absl::Span<uffd_msg> messages) override {
+    return ops_->Read(messages);
+  }
+  int poll_fd() const override { return ops_->poll_fd(); }
+
+ private:
+  const std::unique_ptr<UffdOps> ops_;
+  std::atomic<int> times_;
+};
+
+TEST_P(SnapshotVmTest, AHostShortOfMemoryIsNoLoss) {
+  MakeGuest(4);
+  if (guest_ == nullptr) return;
+  auto vm = SnapshotVm::Create(
+      path_, Regions(), std::make_unique<ShortOfMemory>(guest_->TakeOps(), 3),
+      {}, Clock::Monotonic());
+  ASSERT_TRUE(vm.ok()) << vm.status();
+  vm_ = *std::move(vm);
+  ExpectRight(0);
+  ExpectRight(3 * Unit());
+}
+
+// The guest may run already: it must not read zeros.
+TEST_P(SnapshotVmTest, ARefusalLeavesTheMemoryRegistered) {
+  SimulatedUffd uffd;
+  const UniqueFd memory = *CreateMemfd("ram", kHugePageSize, 0);
+  constexpr HostAddress kMapped{uint64_t{1} << 30};
+  uffd.Map(kMapped, ByteCount(kPageSize), memory.get(), 0);
+  const std::vector<SnapshotRegion> regions = {
+      {.host_address = kMapped, .length = ByteCount(kPageSize)},
+      {.host_address = HostAddress(uint64_t{1} << 31),
+       .length = ByteCount(kPageSize)}};
+  const auto vm = SnapshotVm::Create("/dev/null", regions, Share(&uffd), {},
+                                     Clock::Monotonic());
+  EXPECT_FALSE(vm.ok());
+  EXPECT_EQ(uffd.calls(SimulatedUffd::Call::kUnregister), 0);
+  EXPECT_EQ(uffd.TouchPage(1, kMapped), SimulatedUffd::Touch::kWaiting);
 }
 
 TEST_P(SnapshotVmTest, RefusesWhatDoesNotFit) {
