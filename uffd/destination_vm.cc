@@ -164,7 +164,7 @@ absl::Status DestinationVm::StorePrecopied(absl::Span<const ReceivedRun> runs) {
   if (!runs.empty() && !ram_.has_files()) {
     return absl::FailedPreconditionError(
         "precopied pages cannot be stored: the VMM's memory is private to it; "
-        "give it a memfd, or migrate with the policy postcopy-only");
+        "give it a memfd");
   }
   stage_.store(Stage::kPrecopy);
   for (const ReceivedRun& run : runs) {

@@ -26,9 +26,6 @@ namespace {
 // Set in a userfaultfd's feature word by the kernel once UFFDIO_API is done
 // (UFFD_FEATURE_INITIALIZED, fs/userfaultfd.c); shown by fdinfo.
 constexpr uint64_t kUffdInitialized = uint64_t{1} << 31;
-constexpr uint64_t kUffdEvents =
-    UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
-    UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 
 template <typename... Parts>
 absl::Status Invalid(const Parts&... parts) {
@@ -246,11 +243,10 @@ absl::Status CheckUffdFeatures(uint64_t features, size_t index) {
         absl::StrCat("descriptor ", index, " (USERFAULTFD): UFFDIO_API was ",
                      "not done; the VMM must do it before it attaches"));
   }
-  if ((features & kUffdEvents) != 0) {
+  if ((features & UFFD_FEATURE_EVENT_FORK) != 0) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "descriptor ", index, " (USERFAULTFD) has events enabled (features 0x",
-        absl::Hex(features & kUffdEvents), "), which this version does not ",
-        "handle; leave UFFD_FEATURE_EVENT_* out of UFFDIO_API"));
+        "descriptor ", index, " (USERFAULTFD) has UFFD_FEATURE_EVENT_FORK, ",
+        "which this version does not handle; leave it out of UFFDIO_API"));
   }
   if ((features & UFFD_FEATURE_SIGBUS) != 0) {
     return absl::FailedPreconditionError(absl::StrCat(

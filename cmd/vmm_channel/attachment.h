@@ -53,7 +53,7 @@ struct AttachedMemory {
 //                it is one, shows only when it is used. A source has either a
 //                dirty log or a pagemap. Else invalid.
 //   userfaultfd  destination: non-blocking (the VMM can undo that later), API
-//                done, no events. Whose memory it is and whether it is
+//                done, no EVENT_FORK. Whose memory it is and whether it is
 //                UFFD_USER_MODE_ONLY shows only when it is used. Else invalid.
 struct Attachment {
   std::string vm_name;
