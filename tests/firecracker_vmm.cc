@@ -98,6 +98,7 @@ std::string FirecrackerVmm::Handshake(const Dialect& dialect) const {
 bool FirecrackerVmm::Connect(const std::string& socket_path,
                              const Dialect& dialect) {
   socket_ = UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!socket_.valid()) return false;
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
   if (socket_path.size() >= sizeof(address.sun_path)) return false;
