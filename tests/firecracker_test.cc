@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
@@ -83,12 +84,13 @@ class FirecrackerTest : public testing::Test {
   std::string AwaitSaid(const std::string& part) {
     std::unique_lock<std::mutex> lock(mutex_);
     std::string found;
-    changed_.wait(lock, [&] {
+    const bool in_time = changed_.wait_for(lock, std::chrono::seconds(30), [&] {
       for (const std::string& sentence : said_) {
         if (sentence.find(part) != std::string::npos) found = sentence;
       }
       return !found.empty();
     });
+    EXPECT_TRUE(in_time) << "nothing said of \"" << part << "\"";
     return found;
   }
 
@@ -216,6 +218,22 @@ TEST_F(FirecrackerTest, AVmThatTheSnapshotIsTooShortForIsTurnedAway) {
   EXPECT_TRUE(vmm->IsTurnedAway());
   AwaitSaid("is refused");
   EXPECT_EQ(service_->vms(), 0u);
+}
+
+// Whoever connects in a loop must not fill the disk.
+TEST_F(FirecrackerTest, RefusalsAreNotAllTold) {
+  Serve();
+  FirecrackerVmm* const vmm =
+      NewVmm({{.bytes = kPage, .file_offset = kSnapshotPages * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  for (int i = 0; i < 10 * SnapshotService::kRefusalsLoggedPerSecond; ++i) {
+    ASSERT_TRUE(vmm->Connect(socket_, {}));
+    EXPECT_TRUE(vmm->IsTurnedAway());
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  EXPECT_GE(said_.size(),
+            static_cast<size_t>(SnapshotService::kRefusalsLoggedPerSecond));
+  EXPECT_LT(said_.size(), 5u * SnapshotService::kRefusalsLoggedPerSecond);
 }
 
 TEST_F(FirecrackerTest, ASnapshotThatIsNotThereIsToldAtOnce) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "dirtytrack/start_thread.h"
+
 namespace postcopy {
 
 BackgroundPull::BackgroundPull(const DestinationRam* ram, PageState* state,
@@ -21,8 +23,10 @@ BackgroundPull::BackgroundPull(const DestinationRam* ram, PageState* state,
 
 BackgroundPull::~BackgroundPull() { Stop(); }
 
-void BackgroundPull::Start() {
-  thread_ = std::thread([this] { Run(); });
+absl::Status BackgroundPull::Start() {
+  absl::StatusOr<std::thread> thread = StartThread([this] { Run(); });
+  if (thread.ok()) thread_ = *std::move(thread);
+  return thread.status();
 }
 
 void BackgroundPull::Enable() {

@@ -44,7 +44,8 @@ class BackgroundPull {
   ~BackgroundPull();
 
   // Starts the thread, with nothing to ask for before Enable. Call once.
-  void Start();
+  // RESOURCE_EXHAUSTED if there is none.
+  absl::Status Start();
   void Enable();
   // Ends the thread and waits for it. `on_end` is not called afterwards.
   // Idempotent. Not from `on_end`.

@@ -33,7 +33,7 @@ class BackgroundPullTest : public testing::Test {
     pull_ = std::make_unique<BackgroundPull>(
         &*ram_, state_.get(), &order_, &clock_, bytes_per_second,
         [this](const absl::Status& status) { end_.set_value(status); });
-    pull_->Start();
+    EXPECT_TRUE(pull_->Start().ok());
   }
   void Receive(PageRun run) {
     state_->MarkReceived(run, false);
@@ -83,7 +83,7 @@ TEST_F(BackgroundPullTest, AnErrorBehindTheEndIsTold) {
                         ends.push_back(status);
                         if (ends.size() == 1) ended.set_value();
                       });
-  pull.Start();
+  ASSERT_TRUE(pull.Start().ok());
   state_->MarkReceived(Pages(0, 1), true);
   pull.OnComplete();
   ended.get_future().wait();

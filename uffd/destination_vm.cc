@@ -225,9 +225,14 @@ absl::Status DestinationVm::StartServing(
   fault_loop_->SetSource(source).IgnoreError();
   served_.store(true);
   stage_.store(Stage::kServing);
-  fault_loop_->Start();
-  pull_->Start();
-  return absl::OkStatus();
+  absl::Status started = pull_->Start();
+  if (started.ok()) started = fault_loop_->Start();
+  if (started.ok()) return started;
+  // Neither has done anything yet: it can be tried again.
+  pull_->Stop();
+  served_.store(false);
+  stage_.store(Stage::kDiscarded);
+  return started;
 }
 
 absl::Status DestinationVm::StartBackground() {
@@ -283,10 +288,14 @@ absl::Status DestinationVm::OnSourceBack(PageSource* source) {
   return status;
 }
 
-absl::Status DestinationVm::PoisonMissing() {
+absl::Status DestinationVm::PoisonMissing(const std::atomic<bool>& give_up) {
   if (stage_.load() != Stage::kServing) return WrongStage("PoisonMissing");
-  for (std::optional<PageRun> run = state_->NextMissingRun(PageIndex(0));
-       run.has_value(); run = state_->NextMissingRun(run->end())) {
+  // In pieces: a page takes a system call, and all of RAM may be missing.
+  constexpr PageCount kPiece{4096};
+  for (std::optional<PageRun> run =
+           state_->NextMissingRun(PageIndex(0), kPiece);
+       run.has_value(); run = state_->NextMissingRun(run->end(), kPiece)) {
+    if (give_up.load()) return absl::CancelledError("told to stop");
     absl::Status poisoned = installer_->Poison(*run);
     if (!poisoned.ok()) return poisoned;
   }

@@ -152,6 +152,7 @@ class DestinationVm {
 
   // Serves faults from now on. `source` outlives the serving, or the next
   // OnSourceLost. Must follow a DiscardStale with no StorePrecopied between.
+  // RESOURCE_EXHAUSTED, and not begun, if there is no thread or descriptor.
   //
   // `on_end` is called when no page is missing, with OK (DATA_LOSS if some were
   // lost, see counters), and when faults are no longer served, with an error:
@@ -195,8 +196,9 @@ class DestinationVm {
   // No page that is missing will ever come: whoever touches one gets SIGBUS
   // from now on, a vCPU as well, and who waits goes on to that. Serving goes on
   // for pages that are here. UNIMPLEMENTED: the kernel is older than 6.6, and
-  // nothing has changed. Any thread while serving.
-  absl::Status PoisonMissing();
+  // nothing has changed. CANCELLED soon after `give_up` has become true. Any
+  // thread while serving.
+  absl::Status PoisonMissing(const std::atomic<bool>& give_up);
 
   // Ends a migration that is complete: stops both threads, unregisters.
   // FAILED_PRECONDITION while pages are missing. After another error the

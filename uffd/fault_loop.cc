@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/check.h"
+#include "dirtytrack/start_thread.h"
 
 namespace postcopy {
 namespace {
@@ -68,8 +69,10 @@ FaultLoop::FaultLoop(Parts parts, UniqueFd wake_fd)
 
 FaultLoop::~FaultLoop() { Stop(); }
 
-void FaultLoop::Start() {
-  thread_ = std::thread([this] { Run(); });
+absl::Status FaultLoop::Start() {
+  absl::StatusOr<std::thread> thread = StartThread([this] { Run(); });
+  if (thread.ok()) thread_ = *std::move(thread);
+  return thread.status();
 }
 
 void FaultLoop::Stop() {

@@ -102,8 +102,8 @@ class FaultLoop {
   // Stop().
   ~FaultLoop();
 
-  // Starts the thread. Call once.
-  void Start();
+  // Starts the thread. Call once. RESOURCE_EXHAUSTED if there is none.
+  absl::Status Start();
   // Ends it and waits for it. Idempotent. Not from `on_end` or a request.
   void Stop();
 

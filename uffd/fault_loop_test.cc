@@ -288,7 +288,7 @@ TEST_F(FaultLoopTest, AFullTableLeavesTheRestWithTheKernel) {
 }
 
 TEST_F(FaultLoopTest, ThreadSleepsWhileFullAndIsWokenByRoom) {
-  loop_->Start();
+  ASSERT_TRUE(loop_->Start().ok());
   for (uint64_t page = 0; page < kMaxOutstandingFaults + 1; ++page) Fault(page);
   while (loop_->outstanding() < kMaxOutstandingFaults) {
     std::this_thread::yield();
@@ -305,7 +305,7 @@ TEST_F(FaultLoopTest, ThreadSleepsWhileFullAndIsWokenByRoom) {
 }
 
 TEST_F(FaultLoopTest, ThreadServesAndStops) {
-  loop_->Start();
+  ASSERT_TRUE(loop_->Start().ok());
   for (uint64_t page = 0; page < 100; ++page) {
     Fault(page);
     while (source_.TimesAsked(PageIndex(page)) == 0) std::this_thread::yield();
@@ -315,7 +315,7 @@ TEST_F(FaultLoopTest, ThreadServesAndStops) {
 }
 
 TEST_F(FaultLoopTest, ThreadReportsWhyItEnded) {
-  loop_->Start();
+  ASSERT_TRUE(loop_->Start().ok());
   uffd_.FailNext(Call::kRead, EIO);
   Fault(1);
   EXPECT_TRUE(absl::IsInternal(end_.get_future().get()));
@@ -324,7 +324,7 @@ TEST_F(FaultLoopTest, ThreadReportsWhyItEnded) {
 TEST_F(FaultLoopTest, ThreadEndsWithTheVmm) {
   state_->MarkReceived(Page(5), /*is_zero=*/true);
   uffd_.KillProcess();
-  loop_->Start();
+  ASSERT_TRUE(loop_->Start().ok());
   Fault(5);
   EXPECT_TRUE(absl::IsAborted(end_.get_future().get()));
 }
@@ -485,7 +485,7 @@ TEST_F(GivingUpTest, AnAnswerForWhatIsUnmappedIsDropped) {
 TEST_F(GivingUpTest, AThreadThatServesNeitherSpinsNorSleepsOverIt) {
   constexpr uint64_t kMore = kMaxOutstandingFaults + 3;
   for (uint64_t page = 0; page < kMore; ++page) Fault(page);
-  loop_->Start();
+  ASSERT_TRUE(loop_->Start().ok());
   while (loop_->counters().overflowed.load() < 3) std::this_thread::yield();
   for (uint64_t page = 0; page < kMaxOutstandingFaults; ++page) {
     EXPECT_TRUE(installer_
@@ -528,7 +528,7 @@ TEST(KernelFaultLoopTest, AUserfaultfdMadeBlockingEndsTheLoop) {
        .clock = &clock,
        .on_given_up = [] {},
        .on_end = [&](const absl::Status& status) { end.set_value(status); }});
-  loop->Start();
+  ASSERT_TRUE(loop->Start().ok());
   EXPECT_TRUE(absl::IsInternal(end.get_future().get()));
 }
 

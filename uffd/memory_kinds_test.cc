@@ -123,6 +123,24 @@ TEST_P(MemoryKindsTest, ThreadsThatWaitAreGivenZeros) {
   guest.join();
 }
 
+TEST_P(MemoryKindsTest, WhatCannotComeIsPoisoned) {
+  Begin({GetParam()}, 4, 0, /*serve=*/false);
+  if (vm_ == nullptr) return;
+  const std::vector<uint8_t> bytes = PatternOf(Unit(1));
+  EXPECT_TRUE(vm_->OnBulkPages({ReceivedRun{Unit(1), bytes}}).ok());
+  std::thread guest(
+      [&] { EXPECT_FALSE(KernelCanRead(guest_->at(Unit(2).first))); });
+  idle_.AwaitUrgent(1);
+  std::atomic<bool> give_up{true};
+  EXPECT_TRUE(absl::IsCancelled(vm_->PoisonMissing(give_up)));
+  give_up.store(false);
+  const absl::Status poisoned = vm_->PoisonMissing(give_up);
+  EXPECT_TRUE(poisoned.ok()) << poisoned;
+  guest.join();
+  EXPECT_FALSE(KernelCanRead(guest_->at(Unit(0).first)));
+  EXPECT_TRUE(HasContent(Unit(1)));
+}
+
 // A balloon takes pages that never came, and such that had.
 TEST_P(MemoryKindsTest, WhatIsGivenUpIsZeros) {
   Begin({GetParam()}, 8, kEvents);

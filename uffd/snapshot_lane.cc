@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/check.h"
 #include "dirtytrack/page_checksum.h"
+#include "dirtytrack/start_thread.h"
 
 namespace postcopy {
 
@@ -69,8 +70,10 @@ SnapshotLane::Pool& SnapshotLane::PoolOfSlot(uint32_t slot) {
   return slot < limits_.small.buffers ? small_ : large_;
 }
 
-void SnapshotLane::Start() {
-  thread_ = std::thread([this] { Run(); });
+absl::Status SnapshotLane::Start() {
+  absl::StatusOr<std::thread> thread = StartThread([this] { Run(); });
+  if (thread.ok()) thread_ = *std::move(thread);
+  return thread.status();
 }
 
 absl::Status SnapshotLane::Request(absl::Span<const SnapshotRead> reads) {

@@ -82,8 +82,8 @@ class SnapshotLane {
   // REQUIRES: joined, if it was started.
   ~SnapshotLane();
 
-  // Starts the thread. Call once.
-  void Start();
+  // Starts the thread. Call once. RESOURCE_EXHAUSTED if there is none.
+  absl::Status Start();
 
   // Takes all of `reads` or none: RESOURCE_EXHAUSTED if they are too many, or
   // what Refuse was told. Does not touch the disk and allocates nothing.

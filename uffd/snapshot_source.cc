@@ -115,8 +115,9 @@ absl::StatusOr<std::unique_ptr<SnapshotSource>> SnapshotSource::Create(
       new SnapshotSource(std::move(extents), std::move(sink)));
   status = source->MakeLanes(*file, options);
   if (!status.ok()) return status;
-  source->urgent_->Start();
-  source->bulk_->Start();
+  status = source->urgent_->Start();
+  if (status.ok()) status = source->bulk_->Start();
+  if (!status.ok()) return status;
   return source;
 }
 

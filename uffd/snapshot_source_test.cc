@@ -346,18 +346,18 @@ class SnapshotSourceTest : public testing::Test {
           }});
   }
 
-  void Make(SnapshotSource::Options options) {
+  void Make(const SnapshotSource::Options& options) {
     absl::StatusOr<std::unique_ptr<SnapshotSource>> source =
         SnapshotSource::Create(snapshot_.path(), snapshot_.extents(),
-                               receiver_.sink(), std::move(options));
+                               receiver_.sink(), options);
     ASSERT_TRUE(source.ok()) << source.status();
     source_ = *std::move(source);
   }
 
   absl::Status Create(std::vector<SnapshotExtent> extents,
-                      SnapshotSource::Options options = {}) {
+                      const SnapshotSource::Options& options = {}) {
     return SnapshotSource::Create(snapshot_.path(), std::move(extents),
-                                  receiver_.sink(), std::move(options))
+                                  receiver_.sink(), options)
         .status();
   }
 
@@ -641,7 +641,7 @@ TEST_F(SnapshotSourceTest, TakesBulkRequestsUpToTheLimit) {
 TEST_F(SnapshotSourceTest, LargeReadsWaitForABufferAndSmallOnesDoNot) {
   StartScripted();
   urgent_ring_->Hold();
-  for (uint64_t i = 0; i < 2 * kUrgentLargeReads; ++i) {
+  for (uint64_t i = 0; i < uint64_t{2} * kUrgentLargeReads; ++i) {
     ASSERT_TRUE(Ask(kLarge).ok());
   }
   urgent_ring_->AwaitUnderWay(kUrgentLargeReads);

@@ -125,7 +125,8 @@ void SnapshotVm::OnFailure(absl::Status status) {
   if (stopping_.load()) return;
   // A VMM that has gone needs no poison.
   if (!absl::IsAborted(status)) {
-    const absl::Status poisoned = vm_->PoisonMissing();
+    const absl::Status poisoned = vm_->PoisonMissing(stopping_);
+    if (absl::IsCancelled(poisoned)) return;
     if (!poisoned.ok()) {
       status = absl::Status(
           status.code(),

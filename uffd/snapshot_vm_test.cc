@@ -82,8 +82,9 @@ class SnapshotVmTest : public testing::TestWithParam<MemoryKind> {
         {.prefetch = prefetch,
          .on_end = [this](const absl::Status& end) { end_.set_value(end); }},
         Clock::Monotonic());
-    if (vm.ok()) vm_ = *std::move(vm);
-    return vm.status();
+    if (!vm.ok()) return vm.status();
+    vm_ = *std::move(vm);
+    return absl::OkStatus();
   }
   void ExpectRight(uint64_t page) const {
     const uint8_t* const bytes = guest_->at(PageIndex(page));

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/clock.h"
+#include "dirtytrack/start_thread.h"
 #include "uffd/kernel_uffd.h"
 #include "uffd/snapshot_file.h"
 
@@ -49,6 +50,10 @@ absl::StatusOr<std::unique_ptr<SnapshotService>> SnapshotService::Create(
   std::unique_ptr<SnapshotService> service(
       new SnapshotService(std::move(options)));
   SnapshotService* const self = service.get();
+  absl::StatusOr<std::thread> undertaker =
+      StartThread([self] { self->Bury(); });
+  if (!undertaker.ok()) return undertaker.status();
+  service->undertaker_ = *std::move(undertaker);
   auto listener = FirecrackerListener::Create(
       {.socket_path = self->options_.socket_path,
        .allowed_uids = self->options_.allowed_uids,
@@ -56,10 +61,7 @@ absl::StatusOr<std::unique_ptr<SnapshotService>> SnapshotService::Create(
        .on_attach =
            [self](FirecrackerVm vm) { return self->Attach(std::move(vm)); },
        .on_detach = [self](uint64_t id) { self->Detach(id); },
-       .on_refuse =
-           [self](const absl::Status& why) {
-             self->Log(absl::StrCat("a VM is refused: ", why.message()));
-           }});
+       .on_refuse = [self](const absl::Status& why) { self->Refuse(why); }});
   if (!listener.ok()) return listener.status();
   service->listener_ = *std::move(listener);
   return service;
@@ -91,13 +93,41 @@ absl::Status SnapshotService::Attach(FirecrackerVm vm) {
 }
 
 void SnapshotService::Detach(uint64_t id) {
-  Attached gone;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    gone = std::move(attached_.extract(id).mapped());
+  const std::lock_guard<std::mutex> lock(mutex_);
+  gone_.emplace_back(id, std::move(attached_.extract(id).mapped()));
+  changed_.notify_all();
+}
+
+void SnapshotService::Refuse(const absl::Status& why) {
+  const int64_t now_ns = Clock::Monotonic()->NowNanos();
+  if (now_ns - second_began_ns_ >= kNanosPerSecond) {
+    if (refusals_untold_ > 0) {
+      Log(absl::StrCat(refusals_untold_, " more VMs were refused"));
+    }
+    second_began_ns_ = now_ns;
+    refusals_in_second_ = 0;
+    refusals_untold_ = 0;
   }
-  gone.vm->Stop();  // so that the last page is counted
-  Log(absl::StrCat(NameOf(id, gone.pid), " has gone: ", Summary(*gone.vm)));
+  if (++refusals_in_second_ > kRefusalsLoggedPerSecond) {
+    ++refusals_untold_;
+    return;
+  }
+  Log(absl::StrCat("a VM is refused: ", why.message()));
+}
+
+void SnapshotService::Bury() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return closing_ || !gone_.empty(); });
+    if (gone_.empty()) return;
+    auto [id, gone] = std::move(gone_.front());
+    gone_.pop_front();
+    lock.unlock();
+    gone.vm->Stop();  // so that the last page is counted
+    Log(absl::StrCat(NameOf(id, gone.pid), " has gone: ", Summary(*gone.vm)));
+    gone.vm.reset();
+    lock.lock();
+  }
 }
 
 size_t SnapshotService::vms() const {
@@ -111,6 +141,12 @@ void SnapshotService::Log(const std::string& sentence) const {
 
 void SnapshotService::Shutdown() {
   if (listener_ != nullptr) listener_->Shutdown();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closing_ = true;
+    changed_.notify_all();
+  }
+  if (undertaker_.joinable()) undertaker_.join();
 }
 
 }  // namespace postcopy

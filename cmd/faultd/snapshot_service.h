@@ -4,13 +4,17 @@
 
 #include <sys/types.h>
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -25,6 +29,10 @@ namespace postcopy {
 // snapshot restore asks for. Thread-safe.
 class SnapshotService {
  public:
+  // Refused VMs that are told of one by one, per second; of more, only their
+  // number.
+  static constexpr int kRefusalsLoggedPerSecond = 5;
+
   struct Options {
     // See FirecrackerListener::Options.
     std::string socket_path;
@@ -63,14 +71,30 @@ class SnapshotService {
 
   explicit SnapshotService(Options options) : options_(std::move(options)) {}
 
+  // By the listener's thread, like the three below.
   absl::Status Attach(FirecrackerVm vm);
   void Detach(uint64_t id);
+  void Refuse(const absl::Status& why);
+  // The undertaker: ends the serving of VMs that have gone, which may wait for
+  // a disk, and must not keep others from attaching.
+  void Bury();
   void Log(const std::string& sentence) const;
 
   const Options options_;
   std::unique_ptr<FirecrackerListener> listener_;
   mutable std::mutex mutex_;
-  std::map<uint64_t, Attached> attached_;  // guarded by mutex_
+  std::condition_variable changed_;
+  // Guarded by mutex_.
+  std::map<uint64_t, Attached> attached_;
+  std::deque<std::pair<uint64_t, Attached>> gone_;
+  bool closing_ = false;
+
+  // Of the listener's thread.
+  int64_t second_began_ns_ = 0;
+  int refusals_in_second_ = 0;
+  uint64_t refusals_untold_ = 0;
+
+  std::thread undertaker_;
 };
 
 }  // namespace postcopy
