@@ -25,8 +25,9 @@ BackgroundPull::~BackgroundPull() { Stop(); }
 
 absl::Status BackgroundPull::Start() {
   absl::StatusOr<std::thread> thread = StartThread([this] { Run(); });
-  if (thread.ok()) thread_ = *std::move(thread);
-  return thread.status();
+  if (!thread.ok()) return thread.status();
+  thread_ = *std::move(thread);
+  return absl::OkStatus();
 }
 
 void BackgroundPull::Enable() {

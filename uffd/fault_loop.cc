@@ -71,8 +71,9 @@ FaultLoop::~FaultLoop() { Stop(); }
 
 absl::Status FaultLoop::Start() {
   absl::StatusOr<std::thread> thread = StartThread([this] { Run(); });
-  if (thread.ok()) thread_ = *std::move(thread);
-  return thread.status();
+  if (!thread.ok()) return thread.status();
+  thread_ = *std::move(thread);
+  return absl::OkStatus();
 }
 
 void FaultLoop::Stop() {

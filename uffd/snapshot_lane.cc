@@ -72,8 +72,9 @@ SnapshotLane::Pool& SnapshotLane::PoolOfSlot(uint32_t slot) {
 
 absl::Status SnapshotLane::Start() {
   absl::StatusOr<std::thread> thread = StartThread([this] { Run(); });
-  if (thread.ok()) thread_ = *std::move(thread);
-  return thread.status();
+  if (!thread.ok()) return thread.status();
+  thread_ = *std::move(thread);
+  return absl::OkStatus();
 }
 
 absl::Status SnapshotLane::Request(absl::Span<const SnapshotRead> reads) {
