@@ -134,6 +134,31 @@ absl::StatusOr<UniqueFd> DuplicateIfAny(int fd) {
 
 }  // namespace
 
+int DestinationRam::Piece::Write(const uint8_t* source, ByteCount* done) const {
+  POSTCOPY_CHECK(has_file());
+  *done = ByteCount(0);
+  while (*done < bytes()) {
+    const ssize_t written =
+        ::pwrite(fd, source + done->value(), (bytes() - *done).value(),
+                 file_offset + static_cast<off_t>(done->value()));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return errno;
+    if (written == 0) return EIO;  // would repeat for ever
+    *done += ByteCount(written);
+  }
+  return 0;
+}
+
+int DestinationRam::Piece::PunchHole() const {
+  POSTCOPY_CHECK(has_file());
+  int result = 0;
+  do {
+    result = ::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                         file_offset, static_cast<off_t>(bytes().value()));
+  } while (result != 0 && errno == EINTR);
+  return result == 0 ? 0 : errno;
+}
+
 absl::StatusOr<DestinationRam> DestinationRam::Create(
     RamLayout layout, const std::vector<DestinationRegion>& regions) {
   if (regions.size() != layout.regions().size()) {

@@ -54,6 +54,14 @@ class DestinationRam {
     ByteCount bytes() const { return BytesIn(pages.count); }
     bool has_file() const { return fd >= 0; }
     bool mapped() const { return address != HostAddress(0); }
+
+    // REQUIRES for both: has_file().
+    // Puts bytes() bytes into the file. 0, or the errno; `done` is how many
+    // were written, also on failure.
+    int Write(const uint8_t* bytes, ByteCount* done) const;
+    // Makes the pages holes of the file, in every mapping of it. 0, or the
+    // errno.
+    int PunchHole() const;
   };
 
   // `regions` are those of `layout`, in its order. INVALID_ARGUMENT, naming the

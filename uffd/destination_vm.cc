@@ -1,5 +1,6 @@
 #include "uffd/destination_vm.h"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -74,34 +75,38 @@ DestinationVm::DestinationVm(DestinationRam ram,
       clock_(*clock),
       gate_(ops_->tells_of_removals()),
       changes_(&ram_, state_.get()),
-      store_(&ram_, state_.get()) {}
+      installer_(&ram_, ops_.get(), state_.get(), &gate_, &strategies_),
+      store_(&ram_, state_.get(), &strategies_),
+      map_ahead_(state_.get(), &installer_, clock) {}
 
 DestinationVm::~DestinationVm() { Abort(); }
 
 absl::Status DestinationVm::RegisterAll() {
-  Installer::Strategies strategies;
   for (size_t i = 0; i < ram_.region_count(); ++i) {
     absl::StatusOr<std::unique_ptr<InstallStrategy>> strategy =
         RegisterRegion(i);
     if (!strategy.ok()) return strategy.status();
-    strategies.push_back(*std::move(strategy));
+    strategies_.push_back(*std::move(strategy));
   }
-  installer_.emplace(&ram_, ops_.get(), state_.get(), &gate_,
-                     std::move(strategies));
   return absl::OkStatus();
+}
+
+bool DestinationVm::AnyReplaces() const {
+  return std::any_of(strategies_.begin(), strategies_.end(),
+                     [](const auto& strategy) { return strategy->replaces(); });
 }
 
 absl::StatusOr<std::unique_ptr<InstallStrategy>> DestinationVm::RegisterRegion(
     size_t index) {
   const Region& region = layout().regions()[index];
   const DestinationRam::Piece memory = ram_.region(index);
-  const UffdRegistration registered =
-      ops_->Register(memory.address, memory.bytes());
+  const UffdRegistration registered = ops_->Register(
+      memory.address, memory.bytes(), RegisterModes(memory, ops_->features()));
   if (!registered.ok()) {
     return RegisterError(region.name, memory, registered.error);
   }
   absl::StatusOr<std::unique_ptr<InstallStrategy>> strategy =
-      ChooseInstallStrategy(region.page_size, registered);
+      ChooseInstallStrategy(memory, registered);
   if (strategy.ok()) return strategy;
   return absl::Status(absl::IsUnimplemented(strategy.status())
                           ? absl::StatusCode::kInvalidArgument
@@ -209,7 +214,7 @@ absl::Status DestinationVm::StartServing(
        .state = state_.get(),
        .gate = &gate_,
        .changes = &changes_,
-       .installer = &*installer_,
+       .installer = &installer_,
        .order = &order_,
        .clock = &clock_,
        .on_given_up =
@@ -227,7 +232,11 @@ absl::Status DestinationVm::StartServing(
   stage_.store(Stage::kServing);
   absl::Status started = pull_->Start();
   if (started.ok()) started = fault_loop_->Start();
-  if (started.ok()) return started;
+  if (started.ok()) {
+    // Without a thread for it the guest maps by touching.
+    if (AnyReplaces()) map_ahead_.Start().IgnoreError();
+    return started;
+  }
   // Neither has done anything yet: it can be tried again.
   pull_->Stop();
   served_.store(false);
@@ -296,7 +305,7 @@ absl::Status DestinationVm::PoisonMissing(const std::atomic<bool>& give_up) {
            state_->NextMissingRun(PageIndex(0), kPiece);
        run.has_value(); run = state_->NextMissingRun(run->end(), kPiece)) {
     if (give_up.load()) return absl::CancelledError("told to stop");
-    absl::Status poisoned = installer_->Poison(*run);
+    absl::Status poisoned = installer_.Poison(*run);
     if (!poisoned.ok()) return poisoned;
   }
   return absl::OkStatus();
@@ -328,12 +337,13 @@ DestinationCounters DestinationVm::counters() const {
   counters.missing = state_->missing();
   counters.zero = state_->zero();
   counters.precopied = PageCount(Load(precopied_));
+  counters.mapped_ahead = map_ahead_.done();
   counters.discarded = PageCount(Load(discarded_));
   counters.faulted = PageCount(Load(faulted_));
   counters.background = PageCount(Load(background_));
-  counters.already_present = installer_->already_present();
-  counters.unmapped_pages = installer_->unmapped();
-  counters.install_retries = installer_->retries();
+  counters.already_present = installer_.already_present();
+  counters.unmapped_pages = installer_.unmapped();
+  counters.install_retries = installer_.retries();
   if (served_.load()) AddServingCounters(&counters);
   return counters;
 }
@@ -344,6 +354,8 @@ void DestinationVm::AddServingCounters(DestinationCounters* counters) const {
   counters->duplicate_faults = Load(faults.duplicates);
   counters->local_faults = Load(faults.local);
   counters->late_faults = Load(faults.late);
+  counters->minor_faults = Load(faults.minor);
+  counters->write_protect_faults = Load(faults.write_protect);
   counters->foreign_faults = Load(faults.foreign);
   counters->unexpected_events = Load(faults.unexpected_events);
   counters->deferred_faults = Load(faults.deferred);
@@ -417,15 +429,15 @@ absl::Status DestinationVm::WrongStage(const char* call) const {
 
 ReceiveResult DestinationVm::InstallUrgent(const ReceivedRun& run) {
   ReceiveResult result = run.data.empty()
-                             ? installer_->InstallZero(run.pages)
-                             : installer_->InstallData(run.pages, run.data);
+                             ? installer_.InstallZero(run.pages)
+                             : installer_.InstallData(run.pages, run.data);
   if (result.status.ok()) RecordLatency(run.pages);
   return result;
 }
 
 ReceiveResult DestinationVm::InstallBulk(const ReceivedRun& run) {
-  return run.data.empty() ? installer_->AdmitZero(run.pages)
-                          : installer_->InstallData(run.pages, run.data);
+  return run.data.empty() ? installer_.AdmitZero(run.pages)
+                          : installer_.InstallData(run.pages, run.data);
 }
 
 absl::Status DestinationVm::InstallAll(absl::Span<const ReceivedRun> runs,
@@ -462,6 +474,7 @@ absl::Status DestinationVm::EndStatus(absl::Status status) const {
 }
 
 void DestinationVm::StopThreads() {
+  map_ahead_.Stop();
   // First the loop: it reports to the other.
   if (fault_loop_ != nullptr) fault_loop_->Stop();
   if (pull_ != nullptr) pull_->Stop();

@@ -24,6 +24,7 @@
 #include "uffd/install_strategy.h"
 #include "uffd/installer.h"
 #include "uffd/latency_histogram.h"
+#include "uffd/map_ahead.h"
 #include "uffd/memory_changes.h"
 #include "uffd/page_source.h"
 #include "uffd/page_state.h"
@@ -60,10 +61,17 @@ struct DestinationCounters {
   uint64_t duplicate_faults = 0;
   uint64_t local_faults = 0;
   uint64_t late_faults = 0;
+  // Messages of touches of pages that are in their file but not in sight; and
+  // of writes to pages that are write-protected.
+  uint64_t minor_faults = 0;
+  uint64_t write_protect_faults = 0;
   uint64_t foreign_faults = 0;
   // Faults that had to be tried again, and such for which there was no room.
   uint64_t deferred_faults = 0;
   uint64_t overflowed_faults = 0;
+  // Received pages that were shown to the guest before it touched them, or that
+  // turned out to need nothing.
+  PageCount mapped_ahead;
   // Messages about memory given up, unmapped and moved.
   uint64_t removals = 0;
   uint64_t unmaps = 0;
@@ -100,7 +108,8 @@ struct DestinationCounters {
 // Threads: each method says who may call it. OnUrgentPages and OnBulkPages run
 // concurrently with each other and with all else but destruction; the rest is
 // called by one thread at a time. Two threads run inside between StartServing
-// and the end: the fault loop, and the background thread.
+// and the end: the fault loop, and the background thread; at first also one
+// that maps ahead, where there is memory registered for MINOR.
 //
 // Errors of pages from the peer: OUT_OF_RANGE (outside the layout) and
 // INVALID_ARGUMENT (a run of no pages, with a part of a huge page, or with data
@@ -141,13 +150,14 @@ class DestinationVm {
   // into.
   absl::Status StorePrecopied(absl::Span<const ReceivedRun> runs);
 
-  // Makes every page of `stale` missing, and empties every page that is not
-  // received, whoever has written to it: the VMM may have loaded a ROM there.
-  // From here on a touch of a missing page is a fault. Memory without a file
-  // cannot be emptied: what the VMM had touched there stays. Returns how many
-  // of the stale pages had been received. INVALID_ARGUMENT unless stale.pages()
-  // is the layout's. May be called again after more StorePrecopied. On failure
-  // call it again before the guest runs.
+  // Makes every page of `stale` missing. The first call of this or of
+  // StorePrecopied empties every page that is not received, whoever has written
+  // to it: the VMM may have loaded a ROM there. From here on a touch of a
+  // missing page is a fault. Memory without a file cannot be emptied: what the
+  // VMM had touched there stays. Returns how many of the stale pages had been
+  // received. INVALID_ARGUMENT unless stale.pages() is the layout's. May be
+  // called again after more StorePrecopied. On failure call it again before the
+  // guest runs.
   absl::StatusOr<PageCount> DiscardStale(PageBitmapView stale);
 
   // Serves faults from now on. `source` outlives the serving, or the next
@@ -200,12 +210,13 @@ class DestinationVm {
   // thread while serving.
   absl::Status PoisonMissing(const std::atomic<bool>& give_up);
 
-  // Ends a migration that is complete: stops both threads, unregisters.
+  // Ends a migration that is complete: stops all threads, unregisters, and with
+  // that ends write protection too: a VMM that needs it protects anew.
   // FAILED_PRECONDITION while pages are missing. After another error the
   // object has ended but regions may be registered still. Idempotent.
   absl::Status Finish();
 
-  // Stops both threads. Threads of the VMM that wait for a page go on waiting
+  // Stops all threads. Threads of the VMM that wait for a page go on waiting
   // (for whoever takes the userfaultfd over), as long as somebody has a
   // descriptor of it: with the last one closed, missing pages become zeros.
   // So `release`, which unregisters and thereby does just that, is for a
@@ -229,6 +240,7 @@ class DestinationVm {
   // Makes installer_.
   absl::Status RegisterAll();
   absl::StatusOr<std::unique_ptr<InstallStrategy>> RegisterRegion(size_t index);
+  bool AnyReplaces() const;
   // Where the pages are now.
   absl::Status UnregisterAll();
   absl::Status UnregisterPiece(const DestinationRam::Piece& piece);
@@ -261,8 +273,10 @@ class DestinationVm {
 
   InstallGate gate_;
   MemoryChanges changes_;
-  std::optional<Installer> installer_;  // set by Create
+  InstallStrategies strategies_;  // set by Create
+  Installer installer_;
   PrecopyStore store_;
+  MapAhead map_ahead_;
   AfterFaultOrder order_;
   LatencyHistogram latency_;
   std::atomic<uint64_t> precopied_{0};

@@ -27,19 +27,11 @@ absl::Status SystemError(absl::string_view call, int error) {
       absl::StrCat(call, ": ", ::strerrordesc_np(error)));
 }
 
-// True for a touch of a page that is not there; WP and MINOR are other modes.
-bool IsMissingFault(const uffd_msg& message) {
-  constexpr uint64_t kOther =
-      UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_MINOR;
-  return message.event == UFFD_EVENT_PAGEFAULT &&
-         (message.arg.pagefault.flags & kOther) == 0;
-}
-
 absl::Status UnexpectedEvent(const uffd_msg& message) {
   return absl::FailedPreconditionError(absl::StrCat(
       "the userfaultfd reports event 0x", absl::Hex(message.event),
       ", of which nothing is known: the VMM must not enable EVENT_FORK, and "
-      "register its memory for missing pages only"));
+      "not register its memory again"));
 }
 
 }  // namespace
@@ -210,7 +202,7 @@ absl::Status FaultLoop::HandleAll(absl::Span<const uffd_msg> messages) {
 }
 
 absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
-  if (!IsMissingFault(message)) {
+  if (!IsExpected(message)) {
     Count(&counters_.unexpected_events);
     return UnexpectedEvent(message);
   }
@@ -222,16 +214,54 @@ absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
     return absl::OkStatus();
   }
   const PageIndex page = ram_.UnitOf(*touched).first;
+  if ((message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0) {
+    return Unprotect(page);
+  }
+  if ((message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0) {
+    Count(&counters_.minor);
+  }
   if (state_.IsReceived(page)) return HandleReceived(page);
   return Collect(page, now_ns);
+}
+
+bool FaultLoop::IsExpected(const uffd_msg& message) const {
+  if (message.event != UFFD_EVENT_PAGEFAULT) return false;
+  uint64_t kinds = UFFD_PAGEFAULT_FLAG_WRITE;
+  if ((ops_.features() & UFFD_FEATURE_MINOR_SHMEM) != 0) {
+    kinds |= UFFD_PAGEFAULT_FLAG_MINOR;
+  }
+  if ((ops_.features() & UFFD_FEATURE_WP_HUGETLBFS_SHMEM) != 0) {
+    kinds |= UFFD_PAGEFAULT_FLAG_WP;
+  }
+  return (message.arg.pagefault.flags & ~kinds) == 0;
 }
 
 absl::Status FaultLoop::HandleReceived(PageIndex page) {
   const DestinationRam::Piece piece = ram_.FirstPiece({page, kOnePage});
   if (state_.IsZero(page) || !piece.has_file()) return FillLocally(page);
   if (!ram_.HasData(page)) return Lose(page);
-  Count(&counters_.late);
-  installer_.Wake({page, kOnePage});
+  if (!retrying_) Count(&counters_.late);
+  return Show(page);
+}
+
+absl::Status FaultLoop::Show(PageIndex page) {
+  const int error = installer_.TryReveal(page);
+  if (error == ESRCH) return absl::AbortedError("the VMM's process is gone");
+  // EFAULT: gone since it was looked at.
+  if (error != 0) Defer(page);
+  return absl::OkStatus();
+}
+
+absl::Status FaultLoop::Unprotect(PageIndex page) {
+  const PageRun unit = ram_.UnitOf(page);
+  const DestinationRam::Piece piece = ram_.FirstPiece(unit);
+  const UffdResult result = ops_.Unprotect(piece.address, piece.bytes());
+  Count(&counters_.write_protect);
+  if (result.error == ESRCH) {
+    return absl::AbortedError("the VMM's process is gone");
+  }
+  // Not now: its thread faults again.
+  if (!result.ok()) installer_.Wake(unit);
   return absl::OkStatus();
 }
 

@@ -48,6 +48,8 @@ struct FaultCounters {
   std::atomic<uint64_t> deferred{0};  // of these, tried again
   std::atomic<uint64_t> overflowed{0};
   std::atomic<uint64_t> late{0};
+  std::atomic<uint64_t> minor{0};
+  std::atomic<uint64_t> write_protect{0};
   std::atomic<uint64_t> foreign{0};
   std::atomic<uint64_t> unexpected_events{0};
   std::atomic<uint64_t> lost{0};
@@ -62,7 +64,9 @@ struct FaultCounters {
 // What happens to a faulted page:
 //   outside every region          counted; its thread goes on waiting
 //   received, zeros               filled with zeros here
-//   received, in the RAM file     woken: it came while the fault was under way
+//   received, in the RAM file     shown to the guest (precopied pages of memory
+//                                 that is registered for MINOR); else woken: it
+//                                 came while the fault was under way
 //   received, a hole all the same lost: poisoned, never zeros
 //   received, no file             woken if it is there; else the VMM has thrown
 //                                 it away, which nobody else can: zeros
@@ -70,6 +74,9 @@ struct FaultCounters {
 //   missing                       asked for, once per read for all of them
 // In memory of huge pages all of that happens to huge pages, named by their
 // first page.
+//
+// A write to a page that is write-protected, where the VMM has asked for
+// messages of those too: the page can be written again.
 //
 // Messages of one read about memory given up or moved are taken note of before
 // its faults are looked at. While the VMM sends such messages they are read
@@ -143,6 +150,10 @@ class FaultLoop {
   absl::Status Handle(const uffd_msg& message, int64_t now_ns);
   absl::Status HandleReceived(PageIndex page);
   absl::Status FillLocally(PageIndex page);
+  absl::Status Show(PageIndex page);
+  absl::Status Unprotect(PageIndex page);
+  // True for a fault of a kind that memory is registered for.
+  bool IsExpected(const uffd_msg& message) const;
   // `page` is received, and looked at again later.
   void Defer(PageIndex page);
   absl::Status RetryDeferred();

@@ -32,11 +32,13 @@ PageRun Page(uint64_t page) { return {PageIndex(page), PageCount(1)}; }
 
 class FaultLoopTest : public testing::Test {
  protected:
-  FaultLoopTest() {
+  explicit FaultLoopTest(uint64_t features = 0) {
+    uffd_.SetFeatures(features);
     uffd_.Map(kBase, size_, fd_.get(), 0);
     uffd_.Map(kOutside, size_, other_fd_.get(), 0);
-    EXPECT_TRUE(uffd_.Register(kBase, size_).ok());
-    EXPECT_TRUE(uffd_.Register(kOutside, size_).ok());
+    strategies_ = StrategiesFor(ram_, uffd_);
+    EXPECT_TRUE(
+        uffd_.Register(kOutside, size_, UFFDIO_REGISTER_MODE_MISSING).ok());
     EXPECT_TRUE(loop_->SetSource(&source_).ok());
   }
   ~FaultLoopTest() override { loop_->Stop(); }
@@ -76,8 +78,8 @@ class FaultLoopTest : public testing::Test {
   SimulatedUffd uffd_;
   InstallGate gate_{/*needed=*/false};
   MemoryChanges changes_{&ram_, state_.get()};
-  Installer installer_{&ram_, &uffd_, state_.get(), &gate_,
-                       SmallPageStrategies(1)};
+  InstallStrategies strategies_;
+  Installer installer_{&ram_, &uffd_, state_.get(), &gate_, &strategies_};
   AfterFaultOrder order_;
   FakePageSource source_;
   std::promise<absl::Status> end_;
@@ -245,6 +247,96 @@ TEST_F(FaultLoopTest, OtherKindsOfFaultAreUnexpected) {
   EXPECT_TRUE(source_.urgent().empty());
 }
 
+class MinorFaultLoopTest : public FaultLoopTest {
+ protected:
+  MinorFaultLoopTest() : FaultLoopTest(UFFD_FEATURE_MINOR_SHMEM) {}
+
+  // Page `page` has bytes in its file.
+  void Write(uint64_t page) {
+    const std::vector<uint8_t> bytes = PatternOf(PageIndex(page));
+    ASSERT_EQ(::pwrite(fd_.get(), bytes.data(), kPageSize,
+                       static_cast<off_t>(page * kPageSize)),
+              static_cast<ssize_t>(kPageSize));
+  }
+};
+
+TEST_F(MinorFaultLoopTest, APrecopiedPageIsShown) {
+  Write(5);
+  state_->MarkReceived(Page(5), /*is_zero=*/false);
+  Fault(5);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(uffd_.waiting(), 0u);
+  EXPECT_TRUE(source_.urgent().empty());
+  EXPECT_EQ(Counted(&FaultCounters::minor), 1u);
+  EXPECT_EQ(Counted(&FaultCounters::late), 1u);
+}
+
+TEST_F(MinorFaultLoopTest, AStalePageIsFetched) {
+  Write(5);
+  Fault(5);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(source_.TimesAsked(PageIndex(5)), 1);
+  EXPECT_EQ(uffd_.waiting(), 1u);
+  Install(5);
+  EXPECT_EQ(uffd_.waiting(), 0u);
+}
+
+TEST_F(MinorFaultLoopTest, WhatCannotBeShownNowIsTriedAgain) {
+  Write(5);
+  state_->MarkReceived(Page(5), /*is_zero=*/false);
+  uffd_.FailNext(Call::kContinue, EAGAIN);
+  Fault(5);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(uffd_.waiting(), 0u);
+  EXPECT_EQ(Counted(&FaultCounters::deferred), 1u);
+  EXPECT_EQ(Counted(&FaultCounters::late), 1u);
+}
+
+TEST_F(MinorFaultLoopTest, ALostPageIsPoisonedNotZeroed) {
+  state_->MarkReceived(Page(5), /*is_zero=*/false);
+  Fault(5);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(uffd_.TouchPage(1, at(5)), Touch::kPoisoned);
+  EXPECT_EQ(Counted(&FaultCounters::lost), 1u);
+}
+
+TEST_F(MinorFaultLoopTest, ADeadVmmEndsTheLoop) {
+  Write(5);
+  state_->MarkReceived(Page(5), /*is_zero=*/false);
+  Fault(5);
+  uffd_.KillProcess();
+  EXPECT_TRUE(absl::IsAborted(Serve()));
+}
+
+class ProtectedFaultLoopTest : public FaultLoopTest {
+ protected:
+  ProtectedFaultLoopTest() : FaultLoopTest(UFFD_FEATURE_WP_HUGETLBFS_SHMEM) {
+    Install(5);
+    uffd_.Protect(at(5));
+    Fault(5);
+  }
+};
+
+TEST_F(ProtectedFaultLoopTest, APageThatIsWrittenIsUnprotected) {
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(uffd_.TouchPage(1, at(5)), Touch::kPresent);
+  EXPECT_EQ(uffd_.waiting(), 0u);
+  EXPECT_EQ(Counted(&FaultCounters::write_protect), 1u);
+}
+
+TEST_F(ProtectedFaultLoopTest, WhoseProtectionStaysFaultsAgain) {
+  uffd_.FailNext(Call::kUnprotect, EAGAIN);
+  EXPECT_TRUE(Serve().ok());
+  EXPECT_EQ(uffd_.waiting(), 0u);
+  EXPECT_EQ(Counted(&FaultCounters::write_protect), 2u);
+}
+
+TEST_F(ProtectedFaultLoopTest, ADeadVmmEndsTheLoop) {
+  uffd_.KillProcess();
+  EXPECT_TRUE(absl::IsAborted(Serve()));
+}
+
 TEST_F(FaultLoopTest, ARefusedRequestIsAskedAgainOnceTheSourceIsBack) {
   source_.Refuse(absl::UnavailableError("gone"));
   Fault(5);
@@ -335,7 +427,7 @@ class GivingUpTest : public testing::Test {
   GivingUpTest() {
     uffd_.SetFeatures(UFFD_FEATURE_EVENT_REMOVE);
     uffd_.Map(kBase, size_, fd_.get(), 0);
-    EXPECT_TRUE(uffd_.Register(kBase, size_).ok());
+    strategies_ = StrategiesFor(ram_, uffd_);
     EXPECT_TRUE(loop_->SetSource(&source_).ok());
   }
   ~GivingUpTest() override { loop_->Stop(); }
@@ -358,8 +450,8 @@ class GivingUpTest : public testing::Test {
   SimulatedUffd uffd_;
   InstallGate gate_{/*needed=*/true};
   MemoryChanges changes_{&ram_, state_.get()};
-  Installer installer_{&ram_, &uffd_, state_.get(), &gate_,
-                       SmallPageStrategies(1)};
+  InstallStrategies strategies_;
+  Installer installer_{&ram_, &uffd_, state_.get(), &gate_, &strategies_};
   AfterFaultOrder order_;
   FakePageSource source_;
   int given_up_ = 0;
@@ -450,7 +542,8 @@ TEST_F(GivingUpTest, AnInstallBetweenCheckAndCopyBringsNothingBack) {
 // A thread that touches memory at its new place before the move is told.
 TEST_F(GivingUpTest, WhoIsQuickerThanARemapIsWoken) {
   uffd_.Map(kOutside, size_, fd_.get(), 0);
-  EXPECT_TRUE(uffd_.Register(kOutside, size_).ok());
+  EXPECT_TRUE(
+      uffd_.Register(kOutside, size_, UFFDIO_REGISTER_MODE_MISSING).ok());
   EXPECT_EQ(uffd_.TouchPage(1, kOutside), Touch::kWaiting);
   EXPECT_TRUE(loop_->ServeOnce().ok());
   EXPECT_EQ(loop_->counters().foreign.load(), 1u);
@@ -512,8 +605,8 @@ TEST(KernelFaultLoopTest, AUserfaultfdMadeBlockingEndsTheLoop) {
   const auto state = *PageState::Create(PageCount(1));
   InstallGate gate(/*needed=*/false);
   MemoryChanges changes(&ram, state.get());
-  Installer installer(&ram, ops.get(), state.get(), &gate,
-                      SmallPageStrategies(1));
+  const InstallStrategies strategies = StrategiesFor(ram, *ops);
+  Installer installer(&ram, ops.get(), state.get(), &gate, &strategies);
   AfterFaultOrder order;
   SimulatedClock clock;
   std::promise<absl::Status> end;

@@ -37,15 +37,15 @@ constexpr HostAddress kSecond{0x100000000};
 // One life of a VM after the switch-over.
 class Simulation {
  public:
-  explicit Simulation(uint64_t seed) : random_(seed) {
+  Simulation(uint64_t seed, uint64_t features) : random_(seed) {
     for (uint64_t page = 0; page < kPages; ++page) {
       if (Draw(4) == 0) zeros_.insert(page);
     }
-    uffd_.SetFeatures(UFFD_FEATURE_EVENT_REMOVE);
+    uffd_.SetFeatures(UFFD_FEATURE_EVENT_REMOVE | features);
     uffd_.Map(kFirst, first_, fd_.get(), 0);
     uffd_.Map(kSecond, second_, fd_.get(), first_.value());
-    EXPECT_TRUE(uffd_.Register(kFirst, first_).ok());
-    EXPECT_TRUE(uffd_.Register(kSecond, second_).ok());
+    strategies_ = StrategiesFor(ram_, uffd_);
+    if (strategies_.front()->replaces()) Precopy();
     EXPECT_TRUE(loop_->SetSource(&source_).ok());
   }
 
@@ -72,8 +72,38 @@ class Simulation {
                : kSecond + BytesIn(PageCount(page - kFirstPages));
   }
 
+  // Some pages are stale, some have come before and wait to be shown.
+  void Precopy() {
+    for (uint64_t page = 0; page < kPages; ++page) {
+      const uint64_t kind = Draw(3);
+      if (kind == 0) Write(page, std::vector<uint8_t>(kPageSize, 0xee));
+      if (kind == 1 && !zeros_.contains(page)) {
+        Write(page, PatternOf(PageIndex(page)));
+        received_ +=
+            state_->MarkReceived({PageIndex(page), PageCount(1)}, false)
+                .value();
+      }
+    }
+  }
+
+  void Write(uint64_t page, const std::vector<uint8_t>& bytes) {
+    ASSERT_EQ(::pwrite(fd_.get(), bytes.data(), kPageSize,
+                       static_cast<off_t>(page * kPageSize)),
+              static_cast<ssize_t>(kPageSize));
+  }
+
+  // What the thread that maps ahead does.
+  void MapSome() {
+    if (uffd_.IsChanging()) return;
+    const auto run =
+        state_->NextContentRun(PageIndex(Draw(kPages)), PageCount(8));
+    if (run.has_value()) installer_.RevealSome(*run);
+  }
+
   void Step() {
-    switch (Draw(10)) {
+    switch (Draw(11)) {
+      case 10:
+        return MapSome();
       case 0:
       case 1:
         return TouchSome();
@@ -187,7 +217,10 @@ class Simulation {
   }
 
   void Disturb() {
-    switch (Draw(6)) {
+    switch (Draw(7)) {
+      case 6:
+        return uffd_.FailNext(Call::kContinue, EAGAIN,
+                              1 + static_cast<int>(Draw(3)));
       case 0:
         return uffd_.FailNext(Call::kCopy, EAGAIN,
                               1 + static_cast<int>(Draw(3)));
@@ -235,8 +268,8 @@ class Simulation {
   SimulatedUffd uffd_;
   InstallGate gate_{/*needed=*/true};
   MemoryChanges changes_{&ram_, state_.get()};
-  Installer installer_{&ram_, &uffd_, state_.get(), &gate_,
-                       SmallPageStrategies(2)};
+  InstallStrategies strategies_;
+  Installer installer_{&ram_, &uffd_, state_.get(), &gate_, &strategies_};
   AfterFaultOrder order_;
   FakePageSource source_;
   const std::unique_ptr<FaultLoop> loop_ =
@@ -254,17 +287,26 @@ class Simulation {
   uint64_t received_ = 0;
 };
 
-TEST(FaultSimulationTest, HoldsUnderRandomInterleavings) {
+class FaultSimulationTest : public testing::TestWithParam<uint64_t> {};
+
+TEST_P(FaultSimulationTest, HoldsUnderRandomInterleavings) {
   const char* const given = std::getenv("POSTCOPY_SEED");
   const uint64_t first =
       given != nullptr ? std::stoull(given) : std::random_device()();
   const uint64_t count = given != nullptr ? 1 : 100;
   for (uint64_t seed = first; seed < first + count; ++seed) {
     SCOPED_TRACE(testing::Message() << "POSTCOPY_SEED=" << seed);
-    Simulation(seed).Run();
+    Simulation(seed, GetParam()).Run();
     if (testing::Test::HasFailure()) return;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Strategies, FaultSimulationTest,
+                         testing::Values(uint64_t{0},
+                                         uint64_t{UFFD_FEATURE_MINOR_SHMEM}),
+                         [](const auto& info) {
+                           return info.param == 0 ? "Copy" : "Continue";
+                         });
 
 }  // namespace
 }  // namespace postcopy

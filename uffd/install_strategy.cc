@@ -12,23 +12,30 @@
 namespace postcopy {
 namespace {
 
-class CopyStrategy final : public InstallStrategy {
+UffdResult Error(int error) { return {.error = error, .done = ByteCount(0)}; }
+
+// Holes become pages once; the kernel sees to it.
+class CopyStrategy : public InstallStrategy {
  public:
-  UffdResult Data(UffdOps& ops, HostAddress address, const uint8_t* source,
-                  ByteCount length) const override {
-    return ops.Copy(address, source, length, /*wake=*/true);
+  UffdResult Data(UffdOps& ops, const Piece& piece,
+                  const uint8_t* source) const override {
+    return ops.Copy(piece.address, source, piece.bytes(), /*wake=*/true);
   }
-  UffdResult Zero(UffdOps& ops, HostAddress address,
-                  ByteCount length) const override {
-    return ops.ZeroPage(address, length, /*wake=*/true);
+  UffdResult Zero(UffdOps& ops, const Piece& piece) const override {
+    return ops.ZeroPage(piece.address, piece.bytes(), /*wake=*/true);
   }
+  // What is there is in sight.
+  UffdResult Reveal(UffdOps& ops, const Piece& piece) const override {
+    return ops.Wake(piece.address, piece.bytes());
+  }
+  bool replaces() const override { return false; }
   absl::string_view name() const override {
     return "UFFDIO_COPY, UFFDIO_ZEROPAGE";
   }
 };
 
-// Never written, so that it costs page tables and no memory.
-class HugeCopyStrategy final : public InstallStrategy {
+// The zeros are never written, so that they cost page tables and no memory.
+class HugeCopyStrategy final : public CopyStrategy {
  public:
   HugeCopyStrategy(const uint8_t* zeros, ByteCount page_size)
       : zeros_(zeros), page_size_(page_size) {}
@@ -36,15 +43,10 @@ class HugeCopyStrategy final : public InstallStrategy {
     ::munmap(const_cast<uint8_t*>(zeros_), page_size_.value());
   }
 
-  UffdResult Data(UffdOps& ops, HostAddress address, const uint8_t* source,
-                  ByteCount length) const override {
-    return ops.Copy(address, source, length, /*wake=*/true);
-  }
-  UffdResult Zero(UffdOps& ops, HostAddress address,
-                  ByteCount length) const override {
+  UffdResult Zero(UffdOps& ops, const Piece& piece) const override {
     // A VMM that has cut a huge page in two has put small ones there.
-    if (length < page_size_) return {.error = EINVAL, .done = ByteCount(0)};
-    return ops.Copy(address, zeros_, page_size_, /*wake=*/true);
+    if (piece.bytes() < page_size_) return Error(EINVAL);
+    return ops.Copy(piece.address, zeros_, page_size_, /*wake=*/true);
   }
   absl::string_view name() const override {
     return "UFFDIO_COPY, also of zeros";
@@ -53,6 +55,32 @@ class HugeCopyStrategy final : public InstallStrategy {
  private:
   const uint8_t* const zeros_;  // page_size_ of them
   const ByteCount page_size_;
+};
+
+// Bytes go into the file, behind the guest's back, and into sight when they are
+// there. By pwrite() and not through a mapping, which would end this process
+// when the VMM shortens the file.
+class ContinueStrategy final : public InstallStrategy {
+ public:
+  UffdResult Data(UffdOps& ops, const Piece& piece,
+                  const uint8_t* source) const override {
+    ByteCount written;
+    if (const int error = piece.Write(source, &written)) return Error(error);
+    const UffdResult result =
+        ops.Continue(piece.address, piece.bytes(), /*wake=*/true);
+    // A VMM that gives memory up unseen has emptied it just now.
+    return result.error == EFAULT ? Error(EAGAIN) : result;
+  }
+  UffdResult Zero(UffdOps& ops, const Piece& piece) const override {
+    return ops.ZeroPage(piece.address, piece.bytes(), /*wake=*/true);
+  }
+  UffdResult Reveal(UffdOps& ops, const Piece& piece) const override {
+    return ops.Continue(piece.address, piece.bytes(), /*wake=*/true);
+  }
+  bool replaces() const override { return true; }
+  absl::string_view name() const override {
+    return "pwrite and UFFDIO_CONTINUE, UFFDIO_ZEROPAGE";
+  }
 };
 
 absl::StatusOr<std::unique_ptr<InstallStrategy>> NewHugeCopy(
@@ -69,23 +97,36 @@ absl::StatusOr<std::unique_ptr<InstallStrategy>> NewHugeCopy(
 
 }  // namespace
 
+uint64_t RegisterModes(const DestinationRam::Piece& region, uint64_t features) {
+  uint64_t modes = UFFDIO_REGISTER_MODE_MISSING;
+  if (region.has_file() && (features & UFFD_FEATURE_MINOR_SHMEM) != 0) {
+    modes |= UFFDIO_REGISTER_MODE_MINOR;
+  }
+  if ((features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM) != 0) {
+    modes |= UFFDIO_REGISTER_MODE_WP;
+  }
+  return modes;
+}
+
 absl::StatusOr<std::unique_ptr<InstallStrategy>> ChooseInstallStrategy(
-    ByteCount page_size, const UffdRegistration& registration) {
+    const DestinationRam::Piece& region, const UffdRegistration& registration) {
+  const ByteCount page_size = BytesIn(region.unit);
   const bool copies =
       registration.Can(_UFFDIO_COPY) && registration.Can(_UFFDIO_WAKE);
+  const bool zeros = registration.Can(_UFFDIO_ZEROPAGE);
   const bool huge = page_size != ByteCount(kPageSize);
   // No kernel has ZEROPAGE for hugetlbfs.
-  if (copies && huge && !registration.Can(_UFFDIO_ZEROPAGE)) {
-    return NewHugeCopy(page_size);
-  }
+  if (copies && huge && !zeros) return NewHugeCopy(page_size);
   if (copies && huge) {
     return absl::UnimplementedError(absl::StrCat(
         "it was described with pages of ", ToString(page_size),
         ", but is no hugetlbfs: the VMM must say which pages it has"));
   }
-  if (copies && registration.Can(_UFFDIO_ZEROPAGE)) {
-    return std::make_unique<CopyStrategy>();
+  if (copies && zeros && region.has_file() &&
+      registration.Can(_UFFDIO_CONTINUE)) {
+    return std::make_unique<ContinueStrategy>();
   }
+  if (copies && zeros) return std::make_unique<CopyStrategy>();
   if (copies) {
     return absl::UnimplementedError(
         absl::StrCat("it is of huge pages, but was described with pages of ",

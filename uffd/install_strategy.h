@@ -4,44 +4,68 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "dirtytrack/types.h"
+#include "uffd/destination_ram.h"
 #include "uffd/uffd_ops.h"
 
 namespace postcopy {
 
-// One system call each, which inserts pages only where there are none, up to
-// the first that is there, and wakes who waits for what it inserted. Results
-// are those of UffdOps::Copy. Addresses and lengths are multiples of the
-// region's page size. Thread-safe.
+// What to do with the pages of one region. The results are those of UffdOps:
+// pages done from the start, and why no more. Pieces lie in the region, are not
+// empty, mapped, and whole pages of it. Thread-safe.
 class InstallStrategy {
  public:
+  using Piece = DestinationRam::Piece;
+
   virtual ~InstallStrategy() = default;
 
-  // Inserts copies of the bytes at `source`.
-  virtual UffdResult Data(UffdOps& ops, HostAddress address,
-                          const uint8_t* source, ByteCount length) const = 0;
-  // Inserts zeros.
-  virtual UffdResult Zero(UffdOps& ops, HostAddress address,
-                          ByteCount length) const = 0;
+  // Gives pages that the guest cannot see yet the bytes at `source`, up to the
+  // first that it can see (EEXIST), and wakes who waits for what was done.
+  virtual UffdResult Data(UffdOps& ops, const Piece& piece,
+                          const uint8_t* source) const = 0;
+  // Fills holes with zeros, up to the first page that is there (EEXIST), and
+  // wakes who waits.
+  virtual UffdResult Zero(UffdOps& ops, const Piece& piece) const = 0;
+  // Shows the guest what has been stored already, and wakes who waits. EEXIST:
+  // it can see the first page. EFAULT: that is a hole.
+  virtual UffdResult Reveal(UffdOps& ops, const Piece& piece) const = 0;
+
+  // False: what the guest cannot see is a hole, so it must be emptied to be
+  // missing, and the kernel inserts only once. True: stale bytes may stay in
+  // the file until fresh ones replace them. Then Data does not notice that
+  // somebody else was quicker: whoever calls it holds the PageClaims of the
+  // piece and has looked, after taking them, that all of it is missing.
+  virtual bool replaces() const = 0;
 
   // For people: "UFFDIO_COPY, UFFDIO_ZEROPAGE".
   virtual absl::string_view name() const = 0;
 };
 
-// The strategy for memory whose pages have `page_size`, by what the kernel can
-// do there:
+// One for each region, in the layout's order.
+using InstallStrategies = std::vector<std::unique_ptr<InstallStrategy>>;
+
+// UFFDIO_REGISTER_MODE_... for a region of a VMM that did UFFDIO_API with
+// `features`: MISSING; with UFFD_FEATURE_MINOR_SHMEM, where the file can be
+// reached, MINOR; with UFFD_FEATURE_WP_HUGETLBFS_SHMEM, WP, which the VMM may
+// have set there already and would lose.
+uint64_t RegisterModes(const DestinationRam::Piece& region, uint64_t features);
+
+// The strategy for `region`, by what the kernel can do there:
 //
+//   a file that can be   into the file with pwrite(2), then UFFDIO_CONTINUE;
+//   reached, and MINOR   UFFDIO_ZEROPAGE
 //   anonymous, shmem     UFFDIO_COPY, UFFDIO_ZEROPAGE
 //   hugetlbfs            UFFDIO_COPY, and UFFDIO_COPY of zeros: the kernel has
 //                        no zero page of that size to map
 //
-// UNIMPLEMENTED, saying what the VMM should use, if neither fits.
+// UNIMPLEMENTED, saying what the VMM should use, if none fits.
 // RESOURCE_EXHAUSTED if there is no address space for a huge page of zeros.
 absl::StatusOr<std::unique_ptr<InstallStrategy>> ChooseInstallStrategy(
-    ByteCount page_size, const UffdRegistration& registration);
+    const DestinationRam::Piece& region, const UffdRegistration& registration);
 
 }  // namespace postcopy
 

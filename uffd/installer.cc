@@ -75,12 +75,31 @@ ReceiveResult Installer::AdmitZero(PageRun run) {
   std::optional<PageRun> missing = state_.NextMissingRun(run.first);
   while (missing.has_value() && missing->first < run.end()) {
     missing->count = std::min(missing->count, run.end() - missing->first);
-    result.received += state_.MarkReceived(*missing, /*is_zero=*/true);
-    missing = state_.NextMissingRun(missing->end());
+    int error = 0;
+    const PageCount settled = AdmitSome(*missing, &result.received, &error);
+    if (error != 0) {
+      result.status = InstallError(error, *missing);
+      break;
+    }
+    missing = state_.NextMissingRun(missing->first + settled);
   }
   // After the marks: who faults again must be found to want zeros.
   Wake(run);
   return result;
+}
+
+PageCount Installer::AdmitSome(PageRun run, PageCount* received, int* error) {
+  const InstallGate::Pass pass = gate_.Enter();
+  const Piece piece = FirstPass(run);
+  const PageClaims::Claim claim = ClaimFor(piece);
+  const Piece same = SameNeeds(piece, /*is_zero=*/false);
+  // Somebody may have been quicker.
+  if (NeedOf(same.pages.first, /*is_zero=*/false) == Need::kNothing) {
+    return same.pages.count;
+  }
+  if (StrategyOf(same).replaces()) *error = same.PunchHole();
+  if (*error == 0) *received += state_.MarkReceived(same.pages, true);
+  return same.pages.count;
 }
 
 void Installer::Wake(PageRun run) {
@@ -96,14 +115,14 @@ int Installer::TryZero(PageIndex page) {
   const InstallGate::Pass pass = gate_.Enter();
   const Piece piece = ram_.FirstPiece(ram_.UnitOf(page));
   if (!piece.mapped()) return 0;
-  const UffdResult result = Insert(piece, nullptr);
+  UffdResult result = Insert(piece, nullptr);
   switch (result.error) {
     case 0:
       state_.MarkReceived(piece.pages, /*is_zero=*/true);
       return 0;
     case EEXIST:
-      WakePiece(piece);
-      return EEXIST;
+      result.error = Show(piece);
+      return result.error == 0 ? EEXIST : result.error;
     case ENOENT:
       Count(&unmapped_, piece.pages.count.value());
       WakePiece(piece);
@@ -111,6 +130,62 @@ int Installer::TryZero(PageIndex page) {
     default:
       return result.error;
   }
+}
+
+int Installer::TryReveal(PageIndex page) {
+  const InstallGate::Pass pass = gate_.Enter();
+  const Piece piece = ram_.FirstPiece(ram_.UnitOf(page));
+  return piece.mapped() ? Show(piece) : 0;
+}
+
+int Installer::Show(const Piece& piece) {
+  const UffdResult result = StrategyOf(piece).Reveal(ops_, piece);
+  switch (result.error) {
+    case ENOENT:
+      Count(&unmapped_, piece.pages.count.value());
+      [[fallthrough]];
+    case EEXIST:
+      WakePiece(piece);
+      return 0;
+    default:
+      return result.error;
+  }
+}
+
+PageCount Installer::RevealSome(PageRun run) {
+  const InstallGate::Pass pass = gate_.Enter();
+  Piece piece = ram_.FirstPiece(run);
+  if (gate_.needed()) {
+    const PageCount most = std::max(kPagesPerPass, piece.unit);
+    piece.pages.count = std::min(piece.pages.count, most);
+  }
+  // Where what is there is in sight, nothing is to be done.
+  if (!piece.mapped() || !StrategyOf(piece).replaces()) {
+    return piece.pages.count;
+  }
+  const UffdResult result = StrategyOf(piece).Reveal(ops_, piece);
+  const PageCount done(result.done.value() / kPageSize);
+  if (!done.empty()) return done;
+  if (result.error == EAGAIN) return PageCount(0);
+  // In sight already, or a hole, or beyond the mapping: whoever touches it
+  // learns which.
+  return std::min(piece.unit, piece.pages.count);
+}
+
+DestinationRam::Piece Installer::FirstPass(PageRun run) const {
+  Piece piece = ram_.FirstPiece(run);
+  PageCount most = piece.pages.count;
+  if (StrategyOf(piece).replaces()) most = std::min(most, kMaxClaimedPages);
+  if (gate_.needed()) {
+    most = std::min(most, std::max(kPagesPerPass, piece.unit));
+  }
+  piece.pages.count = std::min(piece.pages.count, most);
+  return piece;
+}
+
+PageClaims::Claim Installer::ClaimFor(const Piece& piece) {
+  if (!StrategyOf(piece).replaces()) return PageClaims::Claim();
+  return claims_.Take(piece.pages);
 }
 
 absl::Status Installer::Poison(PageRun run) {
@@ -172,15 +247,17 @@ PageCount Installer::InstallSome(PageRun rest, const uint8_t* bytes,
                                  Attempt* attempt, PageCount* received) {
   const bool is_zero = bytes == nullptr;
   const InstallGate::Pass pass = gate_.Enter();
-  Piece piece = ram_.FirstPiece(rest);
-  if (gate_.needed()) {
-    const PageCount most = std::max(kPagesPerPass, piece.unit);
-    piece.pages.count = std::min(piece.pages.count, most);
-  }
-  piece = SameNeeds(piece, is_zero);
-  if (!piece.mapped() || !Needs(piece.pages.first, is_zero)) {
+  const Piece first = FirstPass(rest);
+  const PageClaims::Claim claim = ClaimFor(first);
+  const Piece piece = SameNeeds(first, is_zero);
+  const Need need = NeedOf(piece.pages.first, is_zero);
+  if (!piece.mapped() || need == Need::kNothing) {
     WakePiece(piece);
     return piece.pages.count;
+  }
+  if (is_zero && need == Need::kAll && StrategyOf(piece).replaces()) {
+    attempt->error = piece.PunchHole();
+    if (attempt->error != 0) return PageCount(0);
   }
   const PageCount settled = Transfer(piece, bytes, attempt);
   if (!settled.empty()) {
@@ -190,10 +267,10 @@ PageCount Installer::InstallSome(PageRun rest, const uint8_t* bytes,
 }
 
 DestinationRam::Piece Installer::SameNeeds(Piece piece, bool is_zero) const {
-  const bool needs = Needs(piece.pages.first, is_zero);
+  const Need need = NeedOf(piece.pages.first, is_zero);
   PageCount same = piece.unit;
   while (same < piece.pages.count &&
-         Needs(piece.pages.first + same, is_zero) == needs) {
+         NeedOf(piece.pages.first + same, is_zero) == need) {
     same += piece.unit;
   }
   piece.pages.count = std::min(same, piece.pages.count);
@@ -203,8 +280,9 @@ DestinationRam::Piece Installer::SameNeeds(Piece piece, bool is_zero) const {
 // A page received with content must never be filled again, not even where it
 // has become a hole: old bytes would come back that the guest gave up, or zeros
 // would hide that the page was lost.
-bool Installer::Needs(PageIndex page, bool is_zero) const {
-  return !state_.IsReceived(page) || (is_zero && state_.IsZero(page));
+Installer::Need Installer::NeedOf(PageIndex page, bool is_zero) const {
+  if (!state_.IsReceived(page)) return Need::kAll;
+  return is_zero && state_.IsZero(page) ? Need::kZeros : Need::kNothing;
 }
 
 PageCount Installer::Transfer(const Piece& piece, const uint8_t* bytes,
@@ -241,11 +319,9 @@ PageCount Installer::Transfer(const Piece& piece, const uint8_t* bytes,
 }
 
 UffdResult Installer::Insert(const Piece& piece, const uint8_t* bytes) {
-  const InstallStrategy& strategy =
-      *strategies_[ram_.layout().RegionOf(piece.pages.first)];
-  return bytes == nullptr
-             ? strategy.Zero(ops_, piece.address, piece.bytes())
-             : strategy.Data(ops_, piece.address, bytes, piece.bytes());
+  const InstallStrategy& strategy = StrategyOf(piece);
+  return bytes == nullptr ? strategy.Zero(ops_, piece)
+                          : strategy.Data(ops_, piece, bytes);
 }
 
 void Installer::WakePiece(const Piece& piece) {

@@ -4,9 +4,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
-#include <utility>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -14,6 +11,7 @@
 #include "uffd/destination_ram.h"
 #include "uffd/install_gate.h"
 #include "uffd/install_strategy.h"
+#include "uffd/page_claims.h"
 #include "uffd/page_state.h"
 #include "uffd/uffd_ops.h"
 
@@ -27,15 +25,16 @@ namespace postcopy {
 inline constexpr int kMaxInstallRetries = 10'000;
 inline constexpr int kMaxInstallYields = 1'000;
 
-// Installs with each region's InstallStrategy, which inserts only where there
-// is no page: what the guest has written since is never overwritten, whoever
-// else installs the same page at the same time. Each ioctl wakes the waiters of
-// what it installed; a separate UFFDIO_WAKE for a batch would cost a second
-// system call to save a look at an empty wait queue. The mark in PageState
-// comes after the ioctl: a page that is received is there.
+// Installs with each region's InstallStrategy: what the guest has written since
+// is never overwritten, whoever else installs the same page at the same time,
+// because the kernel inserts only where there is no page or because of
+// PageClaims. Each ioctl wakes the waiters of what it installed; a separate
+// UFFDIO_WAKE for a batch would cost a second system call to save a look at an
+// empty wait queue. The mark in PageState comes after the ioctl: a page that is
+// received is there.
 //
-// Thread-safe; waits for nobody but at an InstallGate that is needed; allocates
-// only for error messages.
+// Thread-safe; waits for nobody but at an InstallGate that is needed, and for
+// who writes the same pages; allocates only for error messages.
 //
 // Errors: ABORTED: the VMM's process is gone. UNAVAILABLE: EAGAIN
 // kMaxInstallRetries times. RESOURCE_EXHAUSTED: no memory at this host, or the
@@ -43,17 +42,14 @@ inline constexpr int kMaxInstallYields = 1'000;
 // are installed and marked, the rest is not; the call can be made again.
 class Installer {
  public:
-  // One for each region, in the layout's order.
-  using Strategies = std::vector<std::unique_ptr<InstallStrategy>>;
-
-  // All but the last outlive the object.
+  // All outlive the object.
   Installer(const DestinationRam* ram, UffdOps* ops, PageState* state,
-            InstallGate* gate, Strategies strategies)
+            InstallGate* gate, const InstallStrategies* strategies)
       : ram_(*ram),
         ops_(*ops),
         state_(*state),
         gate_(*gate),
-        strategies_(std::move(strategies)) {}
+        strategies_(*strategies) {}
 
   // REQUIRES for all: run is not empty, lies in the layout, and has whole pages
   // of each region (DestinationRam::UnitOf). It may cross regions.
@@ -68,9 +64,10 @@ class Installer {
   // a hole. Else as InstallData.
   ReceiveResult InstallZero(PageRun run);
 
-  // Takes note that `run` is zeros and leaves it the hole it is: a guest's
-  // unused memory stays unused. Who waits there faults again, and is then given
-  // zeros by the fault loop. Pages received already are woken only.
+  // Takes note that `run` is zeros and leaves it a hole, or makes it one where
+  // stale bytes are: a guest's unused memory stays unused. Who waits there
+  // faults again, and is then given zeros by the fault loop. Pages received
+  // already are woken only.
   ReceiveResult AdmitZero(PageRun run);
 
   // Wakes who waits for `run`.
@@ -81,6 +78,17 @@ class Installer {
   // who waits for it. 0 if it is zeros now, or nothing is mapped there; EEXIST
   // if it was there; else EAGAIN until messages have been read, ENOMEM, ESRCH.
   int TryZero(PageIndex page);
+
+  // One attempt, for the fault loop, to show the guest the received page
+  // `page`, which is in its file, and to wake who waits for it. 0 if it is in
+  // sight now, or nothing is mapped there; EFAULT if the file has no such page;
+  // else as TryZero.
+  int TryReveal(PageIndex page);
+
+  // Shows the guest received pages from the start of `run` on, and wakes who
+  // waits. Returns how many pages are settled, at least one: in sight, or not
+  // to be shown after all. 0: not now, EAGAIN. REQUIRES: `run` is received.
+  PageCount RevealSome(PageRun run);
 
   // Makes who touches a missing page of `run` get SIGBUS, now and after this
   // service is gone. Pages that are there are left alone. PageState is not
@@ -106,6 +114,21 @@ class Installer {
     return counter.load(std::memory_order_relaxed);
   }
 
+  const InstallStrategy& StrategyOf(const Piece& piece) const {
+    return *strategies_[ram_.layout().RegionOf(piece.pages.first)];
+  }
+  // The beginning of `run` that one pass and one claim may cover.
+  Piece FirstPass(PageRun run) const;
+  // Nothing is held where the kernel inserts only once.
+  PageClaims::Claim ClaimFor(const Piece& piece);
+
+  // One pass from the start of `run` on, which is missing or was: returns how
+  // many pages are settled, unless `error` is set, an errno of the file system.
+  PageCount AdmitSome(PageRun run, PageCount* received, int* error);
+  // Reveals `piece`, or finds that it need not. 0, or why not now.
+  // REQUIRES: inside the gate; mapped.
+  int Show(const Piece& piece);
+
   // `bytes` is null for zeros in all of these.
   ReceiveResult Install(PageRun run, const uint8_t* bytes);
   // One pass through the gate and one ioctl. Returns how many pages from the
@@ -113,7 +136,8 @@ class Installer {
   // missing; if none is settled, `attempt` says whether and how to try again.
   PageCount InstallSome(PageRun rest, const uint8_t* bytes, Attempt* attempt,
                         PageCount* received);
-  // The beginning of `piece` of which all pages need content, or none does.
+  // The beginning of `piece` of which all pages are missing, or need zeros all
+  // the same, or need nothing.
   Piece SameNeeds(Piece piece, bool is_zero) const;
   PageCount Transfer(const Piece& piece, const uint8_t* bytes,
                      Attempt* attempt);
@@ -121,13 +145,15 @@ class Installer {
   UffdResult Insert(const Piece& piece, const uint8_t* bytes);
   UffdResult PoisonSome(const Piece& piece);
   void WakePiece(const Piece& piece);
-  bool Needs(PageIndex page, bool is_zero) const;
+  enum class Need { kNothing, kZeros, kAll };
+  Need NeedOf(PageIndex page, bool is_zero) const;
 
   const DestinationRam& ram_;
   UffdOps& ops_;
   PageState& state_;
   InstallGate& gate_;
-  const Strategies strategies_;
+  const InstallStrategies& strategies_;
+  PageClaims claims_;
   std::atomic<uint64_t> already_present_{0};
   std::atomic<uint64_t> unmapped_{0};
   std::atomic<uint64_t> retries_{0};

@@ -1,5 +1,6 @@
 #include "uffd/installer.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <array>
@@ -30,11 +31,11 @@ PageRun Pages(uint64_t first, uint64_t count) {
 // Two regions of 100 pages, simulated.
 class InstallerTest : public testing::Test {
  protected:
-  InstallerTest() {
+  explicit InstallerTest(uint64_t features = 0) {
+    uffd_.SetFeatures(features);
     uffd_.Map(kFirst, size_, fd_.get(), 0);
     uffd_.Map(kSecond, size_, fd_.get(), size_.value());
-    EXPECT_TRUE(uffd_.Register(kFirst, size_).ok());
-    EXPECT_TRUE(uffd_.Register(kSecond, size_).ok());
+    strategies_ = StrategiesFor(ram_, uffd_);
   }
 
   HostAddress at(uint64_t page) const {
@@ -65,8 +66,8 @@ class InstallerTest : public testing::Test {
   const std::unique_ptr<PageState> state_ = *PageState::Create(PageCount(200));
   SimulatedUffd uffd_;
   InstallGate gate_{/*needed=*/false};
-  Installer installer_{&ram_, &uffd_, state_.get(), &gate_,
-                       SmallPageStrategies(2)};
+  InstallStrategies strategies_;
+  Installer installer_{&ram_, &uffd_, state_.get(), &gate_, &strategies_};
 };
 
 TEST_F(InstallerTest, OneCallPerRegion) {
@@ -190,6 +191,135 @@ TEST_F(InstallerTest, TellsADeadVmmFromOtherErrors) {
   EXPECT_EQ(state_->missing(), PageCount(200));
 }
 
+// Where what the guest cannot see may be stale.
+class MinorInstallerTest : public InstallerTest {
+ protected:
+  MinorInstallerTest() : InstallerTest(UFFD_FEATURE_MINOR_SHMEM) {}
+
+  // Each of `run` has bytes that nobody wants.
+  void MakeStale(PageRun run) {
+    const std::vector<uint8_t> stale(BytesIn(run.count).value(), 0xee);
+    ASSERT_EQ(::pwrite(fd_.get(), stale.data(), stale.size(),
+                       run.first.value() * kPageSize),
+              static_cast<ssize_t>(stale.size()));
+  }
+  bool IsZeros(uint64_t page) const {
+    return Content(page) == std::vector<uint8_t>(kPageSize);
+  }
+};
+
+TEST_F(MinorInstallerTest, DataReplacesWhatIsStale) {
+  MakeStale(Pages(90, 20));
+  ASSERT_EQ(uffd_.TouchPage(1, at(95)), Touch::kWaiting);
+  EXPECT_EQ(Install(Pages(90, 20)).received, PageCount(20));
+  EXPECT_TRUE(HasPatterns(Pages(90, 20)));
+  EXPECT_FALSE(uffd_.IsWaiting(1));
+  EXPECT_EQ(uffd_.TouchPage(1, at(109)), Touch::kPresent);
+  EXPECT_EQ(uffd_.calls(Call::kCopy), 0);
+  EXPECT_EQ(uffd_.calls(Call::kContinue), 2);
+}
+
+TEST_F(MinorInstallerTest, ZerosReplaceWhatIsStale) {
+  MakeStale(Pages(5, 2));
+  ASSERT_EQ(uffd_.TouchPage(1, at(5)), Touch::kWaiting);
+  EXPECT_EQ(installer_.InstallZero(Pages(5, 1)).received, PageCount(1));
+  EXPECT_FALSE(uffd_.IsWaiting(1));
+  EXPECT_TRUE(IsZeros(5));
+  EXPECT_EQ(installer_.AdmitZero(Pages(6, 100)).received, PageCount(100));
+  EXPECT_FALSE(ram_.HasData(PageIndex(6)));
+  EXPECT_TRUE(state_->IsZero(PageIndex(6)));
+}
+
+TEST_F(MinorInstallerTest, ALateAnswerChangesNothing) {
+  EXPECT_TRUE(Install(Pages(0, 3)).status.ok());
+  MakeStale(Pages(0, 3));  // the guest writes
+  EXPECT_EQ(Install(Pages(0, 4)).received, PageCount(1));
+  EXPECT_TRUE(installer_.InstallZero(Pages(1, 1)).status.ok());
+  EXPECT_TRUE(installer_.AdmitZero(Pages(2, 1)).status.ok());
+  for (const uint64_t page : {0, 1, 2}) {
+    EXPECT_EQ(Content(page), std::vector<uint8_t>(kPageSize, 0xee)) << page;
+  }
+  EXPECT_TRUE(HasPatterns(Pages(3, 1)));
+}
+
+// Zeros that somebody has written to meanwhile, not through the guest's
+// mapping, are shown as they are.
+TEST_F(MinorInstallerTest, ZerosThatAreInTheFileAreShown) {
+  EXPECT_TRUE(installer_.AdmitZero(Pages(7, 1)).status.ok());
+  MakeStale(Pages(7, 1));
+  ASSERT_EQ(uffd_.TouchPage(1, at(7)), Touch::kWaiting);
+  EXPECT_EQ(installer_.TryZero(PageIndex(7)), EEXIST);
+  EXPECT_FALSE(uffd_.IsWaiting(1));
+  ASSERT_EQ(uffd_.TouchPage(1, at(8)), Touch::kWaiting);
+  EXPECT_TRUE(installer_.AdmitZero(Pages(8, 1)).status.ok());
+  EXPECT_TRUE(uffd_.IsWaiting(1));
+  MakeStale(Pages(8, 1));
+  uffd_.FailNext(Call::kContinue, ENOMEM);
+  EXPECT_EQ(installer_.TryZero(PageIndex(8)), ENOMEM);
+  EXPECT_EQ(installer_.TryZero(PageIndex(8)), EEXIST);
+  EXPECT_FALSE(uffd_.IsWaiting(1));
+}
+
+TEST_F(MinorInstallerTest, RevealsWhatWasStored) {
+  MakeStale(Pages(0, 3));
+  state_->MarkReceived(Pages(0, 3), /*is_zero=*/false);
+  ASSERT_EQ(uffd_.TouchPage(1, at(1)), Touch::kWaiting);
+  EXPECT_EQ(installer_.TryReveal(PageIndex(1)), 0);
+  EXPECT_FALSE(uffd_.IsWaiting(1));
+  EXPECT_EQ(installer_.TryReveal(PageIndex(1)), 0);
+  EXPECT_EQ(installer_.TryReveal(PageIndex(3)), EFAULT);
+  uffd_.FailNext(Call::kContinue, EAGAIN);
+  EXPECT_EQ(installer_.TryReveal(PageIndex(0)), EAGAIN);
+  uffd_.FailNext(Call::kContinue, EAGAIN);
+  EXPECT_EQ(installer_.RevealSome(Pages(0, 3)), PageCount(0));
+  // Up to the one that is in sight, that one, and the last.
+  EXPECT_EQ(installer_.RevealSome(Pages(0, 3)), PageCount(1));
+  EXPECT_EQ(installer_.RevealSome(Pages(1, 2)), PageCount(1));
+  EXPECT_EQ(installer_.RevealSome(Pages(2, 1)), PageCount(1));
+  EXPECT_EQ(uffd_.TouchPage(1, at(2)), Touch::kPresent);
+  uffd_.Unmap(kFirst);
+  EXPECT_EQ(installer_.TryReveal(PageIndex(0)), 0);
+  uffd_.KillProcess();
+  EXPECT_EQ(installer_.TryReveal(PageIndex(100)), ESRCH);
+}
+
+TEST_F(MinorInstallerTest, WhatIsEmptiedMeanwhileIsWrittenAgain) {
+  uffd_.BeforeNext(Call::kContinue, [this] {
+    ASSERT_EQ(::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                          0, kPageSize),
+              0);
+  });
+  EXPECT_EQ(Install(Pages(0, 2)).received, PageCount(2));
+  EXPECT_TRUE(HasPatterns(Pages(0, 2)));
+  EXPECT_EQ(installer_.retries(), 1u);
+}
+
+TEST_F(MinorInstallerTest, GoesOnAfterPartialProgress) {
+  MakeStale(Pages(3, 1));
+  ASSERT_TRUE(uffd_.Continue(at(3), ByteCount(kPageSize), true).ok());
+  const ReceiveResult result = Install(Pages(0, 64));
+  EXPECT_TRUE(result.status.ok());
+  EXPECT_EQ(result.received, PageCount(64));
+  EXPECT_EQ(installer_.already_present(), 1u);
+}
+
+TEST_F(MinorInstallerTest, TellsWhatTheFileSystemSays) {
+  ASSERT_EQ(::fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_WRITE), 0);
+  EXPECT_TRUE(absl::IsInternal(Install(Pages(0, 1)).status));
+  EXPECT_TRUE(absl::IsInternal(installer_.InstallZero(Pages(0, 1)).status));
+  EXPECT_TRUE(absl::IsInternal(installer_.AdmitZero(Pages(0, 1)).status));
+  EXPECT_EQ(state_->missing(), PageCount(200));
+}
+
+TEST_F(InstallerTest, WhatIsThereIsInSight) {
+  EXPECT_TRUE(Install(Pages(0, 3)).status.ok());
+  ASSERT_EQ(uffd_.TouchPage(1, at(5)), Touch::kWaiting);
+  EXPECT_EQ(installer_.RevealSome(Pages(0, 3)), PageCount(3));
+  EXPECT_EQ(installer_.TryReveal(PageIndex(5)), 0);
+  EXPECT_TRUE(uffd_.IsWaiting(1));  // and has faulted again
+  EXPECT_EQ(uffd_.calls(Call::kContinue), 0);
+}
+
 TEST(KernelInstallerTest, InstallsUnderAGuestThatTouches) {
   std::string reason;
   const auto guest =
@@ -199,13 +329,9 @@ TEST(KernelInstallerTest, InstallsUnderAGuestThatTouches) {
   const DestinationRam ram =
       *DestinationRam::Create(guest->layout(), guest->regions());
   const auto state = *PageState::Create(PageCount(128));
-  for (size_t i = 0; i < 2; ++i) {
-    ASSERT_TRUE(
-        ops->Register(ram.region(i).address, ram.region(i).bytes()).ok());
-  }
+  const InstallStrategies strategies = StrategiesFor(ram, *ops);
   InstallGate gate(/*needed=*/false);
-  Installer installer(&ram, ops.get(), state.get(), &gate,
-                      SmallPageStrategies(2));
+  Installer installer(&ram, ops.get(), state.get(), &gate, &strategies);
   guest->WriteFile(PageIndex(63), PatternOf(PageIndex(63)));
   std::thread toucher([&] {
     for (uint64_t i = 0; i < 128; ++i) {

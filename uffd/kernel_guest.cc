@@ -76,12 +76,18 @@ std::string NameOf(MemoryKind kind) {
   switch (kind) {
     case MemoryKind::kMemfd:
       return "Memfd";
+    case MemoryKind::kMinor:
+      return "Minor";
     case MemoryKind::kAnonymous:
       return "Anonymous";
     case MemoryKind::kHugetlb:
       return "Hugetlb";
   }
   return "";
+}
+
+bool HasFile(MemoryKind kind) {
+  return kind == MemoryKind::kMemfd || kind == MemoryKind::kMinor;
 }
 
 void KernelGuest::Unmapper::operator()(uint8_t* data) const {
@@ -103,6 +109,9 @@ std::unique_ptr<KernelGuest> KernelGuest::Create(
 std::unique_ptr<KernelGuest> KernelGuest::Create(
     const std::vector<GuestRegion>& regions, uint64_t features,
     std::string* reason) {
+  for (const GuestRegion& region : regions) {
+    if (region.kind == MemoryKind::kMinor) features |= UFFD_FEATURE_MINOR_SHMEM;
+  }
   absl::StatusOr<NewUserfaultfd> uffd = CreateUserfaultfd(features);
   if (!uffd.ok()) {
     *reason = std::string(uffd.status().message());
@@ -129,7 +138,7 @@ absl::StatusOr<KernelGuest::Memory> KernelGuest::MapMemory(
     MemoryKind kind, const Region& region) {
   Memory memory{.kind = kind, .fd = UniqueFd(), .data = {nullptr, {}}};
   int flags = MAP_SHARED;
-  if (kind == MemoryKind::kMemfd) {
+  if (HasFile(kind)) {
     absl::StatusOr<UniqueFd> fd = CreateMemfd(
         region.name, region.length + ByteCount(kFdOffset), F_SEAL_SHRINK);
     if (!fd.ok()) return fd.status();
@@ -138,9 +147,9 @@ absl::StatusOr<KernelGuest::Memory> KernelGuest::MapMemory(
     flags = MAP_PRIVATE | MAP_ANONYMOUS;
     if (kind == MemoryKind::kHugetlb) flags |= MAP_HUGETLB;
   }
-  void* const data = ::mmap(nullptr, region.length.value(),
-                            PROT_READ | PROT_WRITE, flags, memory.fd.get(),
-                            kind == MemoryKind::kMemfd ? off_t{kFdOffset} : 0);
+  void* const data =
+      ::mmap(nullptr, region.length.value(), PROT_READ | PROT_WRITE, flags,
+             memory.fd.get(), HasFile(kind) ? off_t{kFdOffset} : 0);
   if (data == MAP_FAILED) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "no ", ToString(region.length), " of memory ", NameOf(kind), ": ",
@@ -156,7 +165,7 @@ std::vector<DestinationRegion> KernelGuest::regions() const {
   for (const Memory& memory : memory_) {
     const auto address = reinterpret_cast<uintptr_t>(memory.data.get());
     DestinationRegion region = {.host_address = HostAddress(address)};
-    if (memory.kind == MemoryKind::kMemfd) {
+    if (HasFile(memory.kind)) {
       region.memory_fd = memory.fd.get();
       region.fd_offset = kFdOffset;
     }
@@ -201,9 +210,8 @@ bool KernelGuest::HasData(PageIndex page) const {
 }
 
 void KernelGuest::GiveUp(PageRun run) const {
-  const int advice = memory(run.first).kind == MemoryKind::kMemfd
-                         ? MADV_REMOVE
-                         : MADV_DONTNEED;
+  const int advice =
+      HasFile(memory(run.first).kind) ? MADV_REMOVE : MADV_DONTNEED;
   POSTCOPY_CHECK(::madvise(at(run.first), BytesIn(run.count).value(), advice) ==
                  0);
 }

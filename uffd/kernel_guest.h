@@ -33,12 +33,15 @@ RamLayout LayoutOf(const std::vector<PageCount>& sizes);
 // What the memory of a region is.
 enum class MemoryKind {
   kMemfd,      // a memfd, mapped MAP_SHARED from its second page on
+  kMinor,      // the same, and the userfaultfd has MINOR_SHMEM for all of them
   kAnonymous,  // private
   kHugetlb,    // private, of 2 MiB pages
 };
 
 // For names of tests.
 std::string NameOf(MemoryKind kind);
+// True if there is a file behind it.
+bool HasFile(MemoryKind kind);
 
 struct GuestRegion {
   MemoryKind kind = MemoryKind::kMemfd;

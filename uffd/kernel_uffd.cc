@@ -125,10 +125,10 @@ absl::StatusOr<std::unique_ptr<KernelUffd>> KernelUffd::Adopt(UniqueFd fd) {
   return std::unique_ptr<KernelUffd>(new KernelUffd(std::move(fd), *features));
 }
 
-UffdRegistration KernelUffd::Register(HostAddress address, ByteCount length) {
-  uffdio_register request = {.range = RangeOf(address, length),
-                             .mode = UFFDIO_REGISTER_MODE_MISSING,
-                             .ioctls = 0};
+UffdRegistration KernelUffd::Register(HostAddress address, ByteCount length,
+                                      uint64_t modes) {
+  uffdio_register request = {
+      .range = RangeOf(address, length), .mode = modes, .ioctls = 0};
   const int returned = ::ioctl(fd_.get(), UFFDIO_REGISTER, &request);
   return {.error = returned == 0 ? 0 : errno, .ioctls = request.ioctls};
 }
@@ -162,6 +162,20 @@ UffdResult KernelUffd::ZeroPage(HostAddress address, ByteCount length,
                              .zeropage = 0};
   const int returned = ::ioctl(fd_.get(), UFFDIO_ZEROPAGE, &request);
   return ResultOf(returned, int64_t{request.zeropage});
+}
+
+UffdResult KernelUffd::Continue(HostAddress address, ByteCount length,
+                                bool wake) {
+  uffdio_continue request = {.range = RangeOf(address, length),
+                             .mode = wake ? 0 : UFFDIO_CONTINUE_MODE_DONTWAKE,
+                             .mapped = 0};
+  const int returned = ::ioctl(fd_.get(), UFFDIO_CONTINUE, &request);
+  return ResultOf(returned, int64_t{request.mapped});
+}
+
+UffdResult KernelUffd::Unprotect(HostAddress address, ByteCount length) {
+  uffdio_writeprotect request = {.range = RangeOf(address, length), .mode = 0};
+  return ResultOf(::ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &request), length);
 }
 
 UffdResult KernelUffd::Wake(HostAddress address, ByteCount length) {

@@ -23,12 +23,16 @@ class KernelUffd final : public UffdOps {
   static absl::StatusOr<std::unique_ptr<KernelUffd>> Adopt(UniqueFd fd);
 
   uint64_t features() const override { return features_; }
-  UffdRegistration Register(HostAddress address, ByteCount length) override;
+  UffdRegistration Register(HostAddress address, ByteCount length,
+                            uint64_t modes) override;
   UffdResult Unregister(HostAddress address, ByteCount length) override;
   UffdResult Copy(HostAddress address, const uint8_t* source, ByteCount length,
                   bool wake) override;
   UffdResult ZeroPage(HostAddress address, ByteCount length,
                       bool wake) override;
+  UffdResult Continue(HostAddress address, ByteCount length,
+                      bool wake) override;
+  UffdResult Unprotect(HostAddress address, ByteCount length) override;
   UffdResult Wake(HostAddress address, ByteCount length) override;
   UffdResult Poison(HostAddress address, ByteCount length) override;
   UffdReadResult Read(absl::Span<uffd_msg> messages) override;

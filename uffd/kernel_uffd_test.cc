@@ -27,6 +27,7 @@
 namespace postcopy {
 namespace {
 
+constexpr uint64_t kMissing = UFFDIO_REGISTER_MODE_MISSING;
 constexpr uint64_t kPages = 8;
 
 HostAddress AddressOf(const uint8_t* pointer) {
@@ -44,7 +45,7 @@ class KernelUffdTest : public testing::Test {
     uffd_ = *KernelUffd::Adopt(std::move(created->fd));
     memory_ = *SharedMapping::Map(memfd_.get(), ByteCount(0), Pages(kPages),
                                   SharedMapping::Access::kReadWrite);
-    ASSERT_TRUE(uffd_->Register(at(0), Pages(kPages)).ok());
+    ASSERT_TRUE(uffd_->Register(at(0), Pages(kPages), kMissing).ok());
   }
 
   HostAddress at(uint64_t page) const {
@@ -100,6 +101,77 @@ TEST_F(KernelUffdTest, AVmaThatWasSplitTakesNoRunAcross) {
   EXPECT_TRUE(uffd_->Copy(at(1), source_.data(), Pages(1), true).ok());
 }
 
+// Memory registered for pages that are in the file as well.
+class MinorUffdTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    absl::StatusOr<NewUserfaultfd> created =
+        CreateUserfaultfd(UFFD_FEATURE_MINOR_SHMEM);
+    if (!created.ok()) GTEST_SKIP() << created.status();
+    uffd_ = *KernelUffd::Adopt(std::move(created->fd));
+    memory_ = *SharedMapping::Map(memfd_.get(), ByteCount(0), Pages(kPages),
+                                  SharedMapping::Access::kReadWrite);
+    const UffdRegistration registered = uffd_->Register(
+        at(0), Pages(kPages), kMissing | UFFDIO_REGISTER_MODE_MINOR);
+    ASSERT_TRUE(registered.ok());
+    EXPECT_TRUE(registered.Can(_UFFDIO_CONTINUE));
+  }
+
+  HostAddress at(uint64_t page) const {
+    return AddressOf(memory_.data() + page * kPageSize);
+  }
+  void Write(uint64_t page) {
+    const std::vector<uint8_t> bytes(kPageSize, 0x5a);
+    ASSERT_EQ(::pwrite(memfd_.get(), bytes.data(), kPageSize,
+                       static_cast<off_t>(page * kPageSize)),
+              static_cast<ssize_t>(kPageSize));
+  }
+
+  UniqueFd memfd_ = *CreateMemfd("ram", Pages(kPages), 0);
+  SharedMapping memory_;
+  std::unique_ptr<KernelUffd> uffd_;
+};
+
+TEST_F(MinorUffdTest, APageOfTheFileFaultsUntilItIsContinued) {
+  Write(3);
+  std::thread guest([&] { EXPECT_EQ(memory_.data()[3 * kPageSize], 0x5a); });
+  std::array<uffd_msg, 4> messages;
+  while (uffd_->Read(absl::MakeSpan(messages)).messages == 0) {
+  }
+  EXPECT_EQ(messages[0].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR,
+            UFFD_PAGEFAULT_FLAG_MINOR);
+  const UffdResult shown = uffd_->Continue(at(3), Pages(1), true);
+  EXPECT_TRUE(shown.ok());
+  EXPECT_EQ(shown.done, Pages(1));
+  guest.join();
+}
+
+TEST_F(MinorUffdTest, ContinueStopsWhereNothingIsToBeShown) {
+  for (const uint64_t page : {0, 1, 2, 4}) Write(page);
+  EXPECT_TRUE(uffd_->Continue(at(2), Pages(1), true).ok());
+  UffdResult result = uffd_->Continue(at(0), Pages(4), true);
+  EXPECT_EQ(result.error, EAGAIN);
+  EXPECT_EQ(result.done, Pages(2));
+  EXPECT_EQ(uffd_->Continue(at(2), Pages(2), true).error, EEXIST);
+  EXPECT_EQ(uffd_->Continue(at(3), Pages(2), true).error, EFAULT);
+  EXPECT_EQ(uffd_->Continue(at(4), Pages(2), false).done, Pages(1));
+}
+
+// What the guest cannot see can be poisoned, whatever is in the file; and what
+// was poisoned can come all the same.
+TEST_F(MinorUffdTest, PoisonsWhatIsNotInSight) {
+  Write(1);
+  const UffdResult poisoned = uffd_->Poison(at(1), Pages(1));
+  if (poisoned.error == EINVAL) GTEST_SKIP() << "Linux before 6.6";
+  EXPECT_TRUE(poisoned.ok());
+  EXPECT_TRUE(uffd_->Continue(at(1), Pages(1), true).ok());
+  EXPECT_EQ(memory_.data()[kPageSize], 0x5a);
+}
+
+TEST_F(KernelUffdTest, UnprotectNeedsARegistrationForIt) {
+  EXPECT_EQ(uffd_->Unprotect(at(0), Pages(1)).error, ENOENT);
+}
+
 TEST_F(KernelUffdTest, WakeMakesThreadsFaultAgain) {
   std::thread guest([&] { EXPECT_EQ(memory_.data()[0], 0); });
   std::array<uffd_msg, 4> messages;
@@ -150,7 +222,7 @@ TEST_F(KernelUffdTest, UnregisterLeavesNoThreadWaiting) {
         ::fallocate(memfd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
                     kPages * kPageSize),
         0);
-    ASSERT_TRUE(uffd_->Register(at(0), Pages(kPages)).ok());
+    ASSERT_TRUE(uffd_->Register(at(0), Pages(kPages), kMissing).ok());
     begun.store(round);
     // The fault comes at another moment of the call each time.
     for (int i = 0; i < round * 7 % 3000; ++i) done.load();
@@ -166,7 +238,7 @@ TEST_F(KernelUffdTest, RegistersOnlyWhatIsMapped) {
                           SharedMapping::Access::kReadWrite);
   const HostAddress address = AddressOf(gone.data());
   ASSERT_EQ(::munmap(gone.data(), kPages * kPageSize), 0);
-  EXPECT_EQ(uffd_->Register(address, Pages(kPages)).error, EINVAL);
+  EXPECT_EQ(uffd_->Register(address, Pages(kPages), kMissing).error, EINVAL);
   // The object still unmaps: give it something to unmap.
   ASSERT_NE(::mmap(gone.data(), kPages * kPageSize, PROT_NONE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),

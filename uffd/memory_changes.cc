@@ -1,5 +1,10 @@
 #include "uffd/memory_changes.h"
 
+#include <algorithm>
+#include <cstring>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
 #include "dirtytrack/check.h"
 
 namespace postcopy {
@@ -31,28 +36,51 @@ absl::Status MemoryChanges::Apply(const uffd_msg& message) {
   switch (message.event) {
     case UFFD_EVENT_REMOVE:
       Count(&counters_.removals);
-      GiveUp(range);
-      return absl::OkStatus();
-    case UFFD_EVENT_UNMAP:
+      return GiveUp(range);
+    case UFFD_EVENT_UNMAP: {
       Count(&counters_.unmaps);
-      GiveUp(range);
-      return ram_.Unmap(range.address, range.length);
-    default:
+      absl::Status given_up = GiveUp(range);
+      absl::Status unmapped = ram_.Unmap(range.address, range.length);
+      return given_up.ok() ? unmapped : given_up;
+    }
+    default: {
       Count(&counters_.remaps);
+      const HostAddress to(message.arg.remap.to);
       // What was there the kernel has unmapped, and says so only if asked to.
-      GiveUp({HostAddress(message.arg.remap.to), range.length});
-      return ram_.Remap(range.address, HostAddress(message.arg.remap.to),
-                        range.length);
+      absl::Status given_up = GiveUp({to, range.length});
+      absl::Status moved = ram_.Remap(range.address, to, range.length);
+      return given_up.ok() ? moved : given_up;
+    }
   }
 }
 
-void MemoryChanges::GiveUp(Range range) {
+absl::Status MemoryChanges::GiveUp(Range range) {
   for (const PageRun part : ram_.PagesAt(range.address, range.length)) {
     const PageRun run = ram_.WholeUnits(part);
     if (run.count.empty()) continue;
+    // Before the mark, which says that there are zeros or a hole.
+    absl::Status status = Empty(run);
+    if (!status.ok()) return status;
     Count(&counters_.removed_pages,
           state_.MarkReceived(run, /*is_zero=*/true).value());
   }
+  return absl::OkStatus();
+}
+
+absl::Status MemoryChanges::Empty(PageRun run) {
+  std::optional<PageRun> missing = state_.NextMissingRun(run.first);
+  while (missing.has_value() && missing->first < run.end()) {
+    missing->count = std::min(missing->count, run.end() - missing->first);
+    const DestinationRam::Piece piece = ram_.FirstPiece(*missing);
+    const int error = piece.has_file() ? piece.PunchHole() : 0;
+    if (error != 0) {
+      return absl::InternalError(
+          absl::StrCat("what the VMM gave up, ", ToString(piece.pages),
+                       ", cannot be emptied: ", ::strerrordesc_np(error)));
+    }
+    missing = state_.NextMissingRun(piece.pages.end());
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace postcopy

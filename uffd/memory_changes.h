@@ -31,8 +31,9 @@ struct MemoryChangeCounters {
 //
 // Shared memory is taken as given up too, though MADV_DONTNEED would leave it
 // in its file: the kernel does not say which call it was, and a balloon means
-// the other. What the file has already stays what the guest sees. Huge pages
-// are given up whole or not at all, as the kernel does it.
+// the other. What the file has already stays what the guest sees, but for stale
+// bytes of missing pages. Huge pages are given up whole or not at all, as the
+// kernel does it.
 //
 // For the thread that reads messages.
 class MemoryChanges {
@@ -45,7 +46,8 @@ class MemoryChanges {
   static bool Is(const uffd_msg& message);
 
   // Takes note of `message`. Who waits in the addresses WakeAfter has to be
-  // woken afterwards. RESOURCE_EXHAUSTED: of DestinationRam::Remap.
+  // woken afterwards. RESOURCE_EXHAUSTED: of DestinationRam::Remap. INTERNAL:
+  // the file system does not give up stale bytes.
   // REQUIRES: Is(message); the InstallGate is closed.
   absl::Status Apply(const uffd_msg& message);
 
@@ -61,7 +63,9 @@ class MemoryChanges {
 
  private:
   // Its pages are zeros, and here.
-  void GiveUp(Range range);
+  absl::Status GiveUp(Range range);
+  // Takes what is stale out of the file.
+  absl::Status Empty(PageRun run);
 
   DestinationRam& ram_;
   PageState& state_;

@@ -1,7 +1,12 @@
 #include "uffd/memory_changes.h"
 
-#include <memory>
+#include <fcntl.h>
+#include <unistd.h>
 
+#include <memory>
+#include <vector>
+
+#include "dirtytrack/memfd.h"
 #include "gtest/gtest.h"
 #include "uffd/kernel_guest.h"
 
@@ -86,6 +91,34 @@ TEST_F(MemoryChangesTest, MovedPagesTakeThePlaceOfOthers) {
   EXPECT_EQ(ram_.PageAt(kSmall + Bytes(9)), PageIndex(1));
   EXPECT_EQ(received(), 2u);  // 8 and 9, which are gone
   EXPECT_TRUE(state_->IsReceived(PageIndex(9)));
+}
+
+TEST(MemoryChangesInAFileTest, WhatIsStaleThereIsEmptied) {
+  constexpr PageCount kPages{4};
+  const UniqueFd fd = *CreateMemfd("ram", BytesIn(kPages), 0);
+  DestinationRam ram =
+      *DestinationRam::Create(LayoutOf({kPages}), {{kSmall, fd.get(), 0}});
+  const auto state = *PageState::Create(kPages);
+  MemoryChanges changes(&ram, state.get());
+  const std::vector<uint8_t> bytes(BytesIn(kPages).value(), 0xee);
+  ASSERT_EQ(::pwrite(fd.get(), bytes.data(), bytes.size(), 0),
+            static_cast<ssize_t>(bytes.size()));
+  state->MarkReceived({PageIndex(1), PageCount(1)}, /*is_zero=*/false);
+  uffd_msg message = {};
+  message.event = UFFD_EVENT_REMOVE;
+  message.arg.remove.start = kSmall.value();
+  message.arg.remove.end = (kSmall + Bytes(3)).value();
+  EXPECT_TRUE(changes.Apply(message).ok());
+  EXPECT_FALSE(ram.HasData(PageIndex(0)));
+  EXPECT_TRUE(ram.HasData(PageIndex(1)));  // the VMM's own
+  EXPECT_FALSE(ram.HasData(PageIndex(2)));
+  EXPECT_TRUE(ram.HasData(PageIndex(3)));
+  EXPECT_EQ(changes.counters().removed_pages, 2u);
+
+  ASSERT_EQ(::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_WRITE), 0);
+  message.arg.remove.end = (kSmall + Bytes(4)).value();
+  EXPECT_TRUE(absl::IsInternal(changes.Apply(message)));
+  EXPECT_FALSE(state->IsReceived(PageIndex(3)));
 }
 
 }  // namespace

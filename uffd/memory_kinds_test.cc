@@ -1,5 +1,7 @@
 // Every kind of memory that a VM may have, on the kernel's userfaultfd, with a
 // VMM (this process) that gives memory up, unmaps and moves it meanwhile.
+#include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -177,7 +179,7 @@ TEST_P(MemoryKindsTest, AnAnswerThatComesTooLateIsDropped) {
 
 // Without events nobody is told, and nobody asks for the page again.
 TEST_P(MemoryKindsTest, WhatIsGivenUpUnseenIsZerosInPrivateMemory) {
-  if (GetParam() == MemoryKind::kMemfd) {
+  if (HasFile(GetParam())) {
     GTEST_SKIP() << "in a file it may be a loss: ALostPageIsPoisonedNotZeroed";
   }
   Begin({GetParam()}, 4, 0);
@@ -327,11 +329,194 @@ TEST_P(MemoryKindsTest, NothingGivenUpComesBack) {
   EXPECT_TRUE(vm_->Finish().ok());
 }
 
+// Both lanes bring every page while threads read it, write to it, and look
+// whether anybody has put the old bytes back.
+TEST_P(MemoryKindsTest, NoAnswerOverwritesWhatTheGuestWrote) {
+  constexpr uint64_t kThreads = 2;
+  const uint64_t units = GetParam() == MemoryKind::kHugetlb ? 8 : 4096;
+  Begin({GetParam()}, units, 0, /*serve=*/false);
+  if (vm_ == nullptr) return;
+  std::vector<PageRun> all = {vm_->ram().UnitOf(PageIndex(0))};
+  while (all.size() < units) all.push_back(vm_->ram().UnitOf(all.back().end()));
+  std::atomic<bool> brought{false};
+  const auto first_word = [this](const PageRun& unit) {
+    return reinterpret_cast<volatile uint64_t*>(guest_->at(unit.first));
+  };
+  std::vector<std::thread> guests;
+  for (uint64_t thread = 0; thread < kThreads; ++thread) {
+    guests.emplace_back([&, thread] {
+      for (uint64_t i = thread; i < units; i += kThreads) {
+        EXPECT_TRUE(HasPattern(guest_->at(all[i].first), all[i].first)) << i;
+        *first_word(all[i]) = i;
+      }
+      while (!brought.load()) std::this_thread::yield();
+      for (uint64_t i = thread; i < units; i += kThreads) {
+        EXPECT_EQ(*first_word(all[i]), i);
+      }
+    });
+  }
+  std::thread urgent([&] {
+    for (const PageRun unit : all) {
+      const std::vector<uint8_t> bytes = PatternOf(unit);
+      EXPECT_TRUE(vm_->OnUrgentPages({ReceivedRun{unit, bytes}}).ok());
+    }
+  });
+  for (const PageRun unit : all) {
+    const std::vector<uint8_t> bytes = PatternOf(unit);
+    EXPECT_TRUE(vm_->OnBulkPages({ReceivedRun{unit, bytes}}).ok());
+  }
+  urgent.join();
+  brought.store(true);
+  for (std::thread& guest : guests) guest.join();
+  EXPECT_TRUE(vm_->Finish().ok());
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, MemoryKindsTest,
-                         testing::Values(MemoryKind::kMemfd,
+                         testing::Values(MemoryKind::kMemfd, MemoryKind::kMinor,
                                          MemoryKind::kAnonymous,
                                          MemoryKind::kHugetlb),
                          [](const auto& kind) { return NameOf(kind.param); });
+
+// Memory whose precopied pages are shown to the guest when it comes.
+class MinorMemoryTest : public MemoryKindsTest {
+ protected:
+  // Pages [0, stored) come before the guest, and of these `stale` once more.
+  void Precopy(uint64_t pages, uint64_t stored, PageRun stale,
+               PageSource* source, uint64_t features = 0) {
+    std::string reason;
+    guest_ = KernelGuest::Create(
+        {GuestRegion{MemoryKind::kMinor, PageCount(pages)}}, features, &reason);
+    if (guest_ == nullptr) GTEST_SKIP() << reason;
+    // A VMM that has touched a page before it attached.
+    *guest_->at(PageIndex(0)) = 1;
+    vm_ = *DestinationVm::Create(guest_->layout(), guest_->regions(),
+                                 guest_->TakeOps(), Clock::Monotonic());
+    if (source == &source_) source_.Serve(vm_.get());
+    const PageRun run{PageIndex(0), PageCount(stored)};
+    std::vector<uint8_t> bytes = PatternOf(run);
+    std::fill_n(
+        bytes.begin() + static_cast<ptrdiff_t>(OffsetOf(stale.first).value()),
+        BytesIn(stale.count).value(), uint8_t{0xee});
+    ASSERT_TRUE(vm_->StorePrecopied({ReceivedRun{run, bytes}}).ok());
+    const PageBitmap set = *PageBitmap::Create(guest_->layout().pages());
+    set.view().SetRun(stale);
+    EXPECT_EQ(*vm_->DiscardStale(set.view()), stale.count);
+    EXPECT_TRUE(guest_->HasData(stale.first));
+    ASSERT_TRUE(vm_->StartServing(source, 0,
+                                  [this](absl::Status status) {
+                                    end_.set_value(std::move(status));
+                                  })
+                    .ok());
+  }
+};
+
+TEST_F(MinorMemoryTest, StalePagesAreFetchedAndNothingIsPunched) {
+  const PageRun stale{PageIndex(10), PageCount(5)};
+  Precopy(64, 40, stale, &idle_);
+  if (vm_ == nullptr) return;
+  for (uint64_t i = 0; i < 40; ++i) {
+    if (stale.Contains(PageIndex(i))) continue;
+    EXPECT_TRUE(HasContent({PageIndex(i), PageCount(1)})) << i;
+  }
+  std::thread guest([&] { EXPECT_TRUE(HasContent(stale)); });
+  for (uint64_t i = 0; i < 5; ++i) {
+    idle_.AwaitUrgent(i + 1);
+    const PageRun page{stale.first + PageCount(i), PageCount(1)};
+    const std::vector<uint8_t> bytes = PatternOf(page);
+    EXPECT_TRUE(vm_->OnUrgentPages({ReceivedRun{page, bytes}}).ok());
+  }
+  guest.join();
+  // What is stale becomes zeros as well.
+  const ReceivedRun zeros{{PageIndex(40), PageCount(24)}, {}};
+  EXPECT_TRUE(vm_->OnBulkPages({zeros}).ok());
+  EXPECT_TRUE(IsZero({PageIndex(40), PageCount(24)}));
+  EXPECT_TRUE(vm_->Finish().ok());
+}
+
+TEST_F(MinorMemoryTest, StalePagesMayTurnOutToBeZeros) {
+  const PageRun stale{PageIndex(10), PageCount(20)};
+  Precopy(40, 40, stale, &idle_);
+  if (vm_ == nullptr) return;
+  EXPECT_TRUE(vm_->OnBulkPages({ReceivedRun{stale, {}}}).ok());
+  EXPECT_TRUE(IsZero(stale));
+  EXPECT_TRUE(HasContent({PageIndex(30), PageCount(10)}));
+  EXPECT_TRUE(vm_->Finish().ok());
+}
+
+// MADV_DONTNEED leaves the file as it is, with the stale bytes in it.
+TEST_F(MinorMemoryTest, AStalePageThatIsGivenUpIsZeros) {
+  const PageRun stale{PageIndex(10), PageCount(2)};
+  Precopy(40, 40, stale, &idle_, UFFD_FEATURE_EVENT_REMOVE);
+  if (vm_ == nullptr) return;
+  ASSERT_EQ(::madvise(guest_->at(stale.first), BytesIn(stale.count).value(),
+                      MADV_DONTNEED),
+            0);
+  EXPECT_TRUE(IsZero(stale));
+  EXPECT_TRUE(HasContent({PageIndex(12), PageCount(1)}));
+  EXPECT_TRUE(idle_.urgent().empty());
+  EXPECT_TRUE(vm_->Finish().ok());
+}
+
+// Fetched or not, a touch finds the fresh bytes, from many threads at once.
+TEST_F(MinorMemoryTest, TheGuestSeesNoStaleByte) {
+  constexpr uint64_t kPages = 2048;
+  const PageRun stale{PageIndex(100), PageCount(1000)};
+  Precopy(kPages, kPages, stale, &source_);
+  if (vm_ == nullptr) return;
+  std::vector<std::thread> guests;
+  for (uint64_t seed = 0; seed < 4; ++seed) {
+    guests.emplace_back([&, seed] {
+      std::mt19937_64 random(seed);
+      for (int i = 0; i < 3000; ++i) {
+        const PageIndex page(random() % kPages);
+        EXPECT_TRUE(HasPattern(guest_->at(page), page)) << page;
+      }
+    });
+  }
+  EXPECT_TRUE(vm_->StartBackground().ok());
+  for (std::thread& guest : guests) guest.join();
+  AwaitEnd();
+  EXPECT_TRUE(vm_->Finish().ok());
+}
+
+TEST_F(MinorMemoryTest, ALostPageIsPoisonedAndNeverZero) {
+  Precopy(40, 40, {PageIndex(39), PageCount(1)}, &idle_);
+  if (vm_ == nullptr) return;
+  EXPECT_TRUE(HasContent({PageIndex(7), PageCount(1)}));
+  guest_->Punch(PageIndex(7));
+  EXPECT_FALSE(KernelCanRead(guest_->at(PageIndex(7))));
+  // Counted behind the ioctl that lets this thread go on.
+  while (vm_->counters().lost_pages == 0) std::this_thread::yield();
+}
+
+// A VMM that has its guest's writes told by the same userfaultfd.
+TEST_F(MinorMemoryTest, WhatIsWriteProtectedCanBeWritten) {
+  std::string reason;
+  guest_ = KernelGuest::Create(
+      {GuestRegion{MemoryKind::kAnonymous, PageCount(4)}},
+      UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+      &reason);
+  if (guest_ == nullptr) GTEST_SKIP() << reason;
+  auto ops = guest_->TakeOps();
+  const UniqueFd vmm(::fcntl(ops->poll_fd(), F_DUPFD_CLOEXEC, 0));
+  vm_ = *DestinationVm::Create(guest_->layout(), guest_->regions(),
+                               std::move(ops), Clock::Monotonic());
+  source_.Serve(vm_.get());
+  const PageBitmap stale = *PageBitmap::Create(guest_->layout().pages());
+  ASSERT_TRUE(vm_->DiscardStale(stale.view()).ok());
+  ASSERT_TRUE(vm_->StartServing(&source_, 0, [](const absl::Status&) {}).ok());
+  EXPECT_TRUE(HasContent({PageIndex(1), PageCount(1)}));
+  uffdio_writeprotect protect = {
+      .range = {.start = guest_->address(PageIndex(1)).value(),
+                .len = kPageSize},
+      .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+  ASSERT_EQ(::ioctl(vmm.get(), UFFDIO_WRITEPROTECT, &protect), 0);
+  *guest_->at(PageIndex(1)) = 7;  // waits
+  EXPECT_EQ(*guest_->at(PageIndex(1)), 7);
+  source_.Stop();
+  vm_->Abort();
+  EXPECT_EQ(vm_->counters().write_protect_faults, 1u);
+}
 
 class MixedMemoryTest : public MemoryKindsTest {};
 

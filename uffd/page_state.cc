@@ -143,6 +143,19 @@ PageCount PageState::MarkReceived(PageRun run, bool is_zero) {
   return added;
 }
 
+std::optional<PageRun> PageState::NextContentRun(PageIndex from,
+                                                 PageCount max) const {
+  while (std::optional<PageRun> run = received_.NextSetRun(from, max)) {
+    const std::optional<PageRun> zeros = zero_.NextSetRun(run->first);
+    if (!zeros.has_value() || zeros->first >= run->end()) return run;
+    if (zeros->first > run->first) {
+      return PageRun{run->first, zeros->first - run->first};
+    }
+    from = zeros->end();
+  }
+  return std::nullopt;
+}
+
 std::optional<PageRun> PageState::NextReceivedRun(PageBitmapView among,
                                                   PageIndex from) const {
   constexpr uint64_t kPerWord = PageBitmapView::kPagesPerWord;

@@ -110,6 +110,9 @@ class PageState {
       PageIndex from, PageCount max = PageCount(UINT64_MAX)) const {
     return received_.NextSetRun(from, max);
   }
+  // The first run at or after `from` of at most `max` pages that are received,
+  // and not as zeros; nullopt if there is none.
+  std::optional<PageRun> NextContentRun(PageIndex from, PageCount max) const;
   // The first run at or after `from` of pages that are received and set in
   // `among`, which is as large as the state; nullopt if there is none. Looks at
   // 64 pages at a time where there are none.

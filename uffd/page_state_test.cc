@@ -47,6 +47,23 @@ TEST(PageStateTest, CountsEachPageOnce) {
   EXPECT_EQ(state->zero(), PageCount(99));
 }
 
+TEST(PageStateTest, ContentIsWhatIsReceivedAndNotZeros) {
+  const auto state = NewState();
+  const auto next = [&](uint64_t from, uint64_t max) {
+    return state->NextContentRun(PageIndex(from), PageCount(max));
+  };
+  EXPECT_EQ(next(0, 1000), std::nullopt);
+  state->MarkReceived(Pages(10, 100), false);
+  state->MarkReceived(Pages(10, 5), true);
+  state->MarkReceived(Pages(40, 10), true);
+  state->MarkReceived(Pages(300, 1), true);
+  EXPECT_EQ(next(0, 1000), Pages(15, 25));
+  EXPECT_EQ(next(0, 4), Pages(15, 4));
+  EXPECT_EQ(next(40, 1000), Pages(50, 60));
+  EXPECT_EQ(next(45, 2), Pages(50, 2));
+  EXPECT_EQ(next(110, 1000), std::nullopt);
+}
+
 TEST(PageStateTest, MissingAgain) {
   const auto state = NewState();
   state->MarkReceived(Pages(0, 1000), true);

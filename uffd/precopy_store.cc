@@ -1,8 +1,5 @@
 #include "uffd/precopy_store.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstring>
 #include <optional>
@@ -14,33 +11,6 @@
 namespace postcopy {
 namespace {
 
-// 0, or the errno. `done` is how many bytes were written, also on failure.
-int WriteAll(int fd, absl::Span<const uint8_t> bytes, off_t offset,
-             uint64_t* done) {
-  *done = 0;
-  while (*done < bytes.size()) {
-    const ssize_t written =
-        ::pwrite(fd, bytes.data() + *done, bytes.size() - *done,
-                 offset + static_cast<off_t>(*done));
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return errno;
-    if (written == 0) return EIO;  // would repeat for ever
-    *done += written;
-  }
-  return 0;
-}
-
-// 0, or the errno.
-int PunchHole(const DestinationRam::Piece& piece) {
-  int result = 0;
-  do {
-    result = ::fallocate(piece.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                         piece.file_offset,
-                         static_cast<off_t>(piece.bytes().value()));
-  } while (result != 0 && errno == EINTR);
-  return result == 0 ? 0 : errno;
-}
-
 PageRun Rest(PageRun run, PageCount done) {
   return {run.first + done, run.count - done};
 }
@@ -48,8 +18,14 @@ PageRun Rest(PageRun run, PageCount done) {
 }  // namespace
 
 ReceiveResult PrecopyStore::Store(const ReceivedRun& run) {
-  ReceiveResult result =
-      run.data.empty() ? StoreZero(run.pages) : StoreData(run);
+  ReceiveResult result;
+  // Before the first page: what the VMM has mapped by touching it, it would go
+  // on to see, whatever is written behind it.
+  if (!begun_) result.status = EmptyMissing();
+  if (!result.status.ok()) return result;
+  emptied_ = emptied_ || !begun_;
+  begun_ = true;
+  result = run.data.empty() ? StoreZero(run.pages) : StoreData(run);
   // What a failure has left behind is missing, and no hole.
   if (!result.status.ok()) emptied_ = false;
   return result;
@@ -74,15 +50,14 @@ ReceiveResult PrecopyStore::StoreData(const ReceivedRun& run) {
 ReceiveResult PrecopyStore::WritePiece(const DestinationRam::Piece& piece,
                                        absl::Span<const uint8_t> data) {
   ReceiveResult result;
-  uint64_t done = 0;
-  const int error = WriteAll(piece.fd, data.first(piece.bytes().value()),
-                             piece.file_offset, &done);
-  const PageCount stored(done / kPageSize);
+  ByteCount done;
+  const int error = piece.Write(data.data(), &done);
+  const PageCount stored(done.value() / kPageSize);
   result.received =
       state_.MarkReceived({piece.pages.first, stored}, /*is_zero=*/false);
   if (error == 0) return result;
   result.status = Error("store", piece.pages, error);
-  if (done % kPageSize != 0) {
+  if (done.value() % kPageSize != 0) {
     const PageRun torn = {piece.pages.first + stored, PageCount(1)};
     result.removed = state_.MarkMissing(torn);
   }
@@ -109,11 +84,12 @@ ReceiveResult PrecopyStore::Discard(PageBitmapView stale) {
        run = state_.NextReceivedRun(stale, run->end())) {
     // Marked first: a page must never be received and empty.
     result.removed += state_.MarkMissing(*run);
-    if (emptied_) result.status = Punch(*run);
+    if (emptied_) result.status = Discard(*run);
   }
   if (!emptied_ && result.status.ok()) result.status = EmptyMissing();
   // After a failure it is not known what is empty.
   emptied_ = result.status.ok();
+  begun_ = begun_ || emptied_;
   return result;
 }
 
@@ -125,10 +101,23 @@ absl::Status PrecopyStore::EmptyMissing() {
   return absl::OkStatus();
 }
 
+absl::Status PrecopyStore::Discard(PageRun run) {
+  while (!run.count.empty()) {
+    const PageRun piece = ram_.FirstPiece(run).pages;
+    const size_t region = ram_.layout().RegionOf(piece.first);
+    if (!strategies_[region]->replaces()) {
+      absl::Status status = Punch(piece);
+      if (!status.ok()) return status;
+    }
+    run = Rest(run, piece.count);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status PrecopyStore::Punch(PageRun run) {
   while (!run.count.empty()) {
     const DestinationRam::Piece piece = ram_.FirstPiece(run);
-    const int error = piece.has_file() ? PunchHole(piece) : 0;
+    const int error = piece.has_file() ? piece.PunchHole() : 0;
     if (error != 0) return Error("empty", piece.pages, error);
     run = Rest(run, piece.pages.count);
   }

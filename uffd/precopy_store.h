@@ -11,14 +11,18 @@
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/types.h"
 #include "uffd/destination_ram.h"
+#include "uffd/install_strategy.h"
 #include "uffd/page_source.h"
 #include "uffd/page_state.h"
 
 namespace postcopy {
 
 // Writes the files behind the VMM's mappings with pwrite(2): the guest finds
-// such a page when it touches it, without a fault to userfaultfd. Neither
-// writing nor punching raises one.
+// such a page when it touches it, without a fault to userfaultfd unless it is
+// registered for MINOR. Neither writing nor punching raises one.
+//
+// Where the region's strategy replaces() what the guest cannot see, stale pages
+// stay in their file and are only marked missing.
 //
 // For one thread at a time, while the guest does not run.
 //
@@ -26,9 +30,10 @@ namespace postcopy {
 // of the tmpfs, memory cgroup), else INTERNAL; both name the region.
 class PrecopyStore {
  public:
-  // Both outlive the object.
-  PrecopyStore(const DestinationRam* ram, PageState* state)
-      : ram_(*ram), state_(*state) {}
+  // All outlive the object.
+  PrecopyStore(const DestinationRam* ram, PageState* state,
+               const InstallStrategies* strategies)
+      : ram_(*ram), state_(*state), strategies_(*strategies) {}
 
   // Makes the pages of `run` what it says, whatever they were, and marks them
   // received. Zeros become holes. On failure the pages stored so far are
@@ -38,13 +43,13 @@ class PrecopyStore {
   // files, and its data is empty or of the right size.
   ReceiveResult Store(const ReceivedRun& run);
 
-  // Makes every page of `stale` missing and punches it out of its file. The
-  // first call punches all that is not received, also what the VMM has written
-  // to before it attached; from then on it cannot. Regions without a file are
-  // left as they are. Later calls cost a look at
-  // each bitmap word and a system call for each run that was received. On
-  // failure some pages are not punched: call it again, which then punches all
-  // once more.
+  // Makes every page of `stale` missing and punches it out of its file, unless
+  // it may stay there. The first call of this or of Store punches all that is
+  // not received, also what the VMM has written to before it attached; from
+  // then on it cannot. Regions without a file are left as they are. Later calls
+  // cost a look at each bitmap word and a system call for each run that was
+  // received and must not stay. On failure some pages are not punched: call it
+  // again, which then punches all once more.
   // REQUIRES: stale.pages() is the layout's.
   ReceiveResult Discard(PageBitmapView stale);
 
@@ -55,13 +60,18 @@ class PrecopyStore {
   ReceiveResult WritePiece(const DestinationRam::Piece& piece,
                            absl::Span<const uint8_t> data);
   absl::Status EmptyMissing();
+  // Of the regions where stale pages must not stay.
+  absl::Status Discard(PageRun run);
   absl::Status Punch(PageRun run);
   absl::Status Error(absl::string_view verb, PageRun run, int error) const;
 
   const DestinationRam& ram_;
   PageState& state_;
-  // Every page that is not received is a hole of its file.
+  const InstallStrategies& strategies_;
+  // Every page that is not received is a hole of its file, but for stale ones
+  // that may stay.
   bool emptied_ = false;
+  bool begun_ = false;  // it has been once
 };
 
 }  // namespace postcopy

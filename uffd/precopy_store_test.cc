@@ -9,7 +9,9 @@
 
 #include "dirtytrack/memfd.h"
 #include "gtest/gtest.h"
+#include "uffd/install_strategy.h"
 #include "uffd/kernel_guest.h"
+#include "uffd/simulated_uffd.h"
 
 namespace postcopy {
 namespace {
@@ -21,6 +23,13 @@ PageRun Pages(uint64_t first, uint64_t count) {
 // Two regions of 100 pages in one file, the second at its beginning.
 class PrecopyStoreTest : public testing::Test {
  protected:
+  explicit PrecopyStoreTest(uint64_t features = 0) {
+    uffd_.SetFeatures(features);
+    uffd_.Map(HostAddress(0x100000000), size_, fd_.get(), size_.value());
+    uffd_.Map(HostAddress(0x200000000), size_, fd_.get(), 0);
+    strategies_ = StrategiesFor(ram_, uffd_);
+  }
+
   ReceiveResult Data(PageRun run) {
     const std::vector<uint8_t> bytes = PatternOf(run);
     return store_.Store({run, bytes});
@@ -44,7 +53,9 @@ class PrecopyStoreTest : public testing::Test {
        {HostAddress(0x200000000), fd_.get(), 0}});
   const std::unique_ptr<PageState> state_ = *PageState::Create(PageCount(200));
   const PageBitmap stale_ = *PageBitmap::Create(PageCount(200));
-  PrecopyStore store_{&ram_, state_.get()};
+  SimulatedUffd uffd_;
+  InstallStrategies strategies_;
+  PrecopyStore store_{&ram_, state_.get(), &strategies_};
 };
 
 TEST_F(PrecopyStoreTest, StoresAcrossRegions) {
@@ -105,6 +116,39 @@ TEST_F(PrecopyStoreTest, DiscardForgetsZeros) {
   stale_.view().SetRun(Pages(0, 50));
   EXPECT_EQ(store_.Discard(stale_.view()).removed, PageCount(50));
   EXPECT_EQ(state_->zero(), PageCount(150));
+}
+
+// Where what the guest cannot see may be stale.
+class MinorPrecopyStoreTest : public PrecopyStoreTest {
+ protected:
+  MinorPrecopyStoreTest() : PrecopyStoreTest(UFFD_FEATURE_MINOR_SHMEM) {}
+};
+
+TEST_F(MinorPrecopyStoreTest, StalePagesStayInTheirFile) {
+  EXPECT_TRUE(Data(Pages(0, 200)).status.ok());
+  stale_.view().SetRun(Pages(98, 5));
+  const ReceiveResult result = store_.Discard(stale_.view());
+  EXPECT_TRUE(result.status.ok());
+  EXPECT_EQ(result.removed, PageCount(5));
+  EXPECT_EQ(state_->missing(), PageCount(5));
+  EXPECT_TRUE(HasPatternAt(100));
+}
+
+// What the VMM had in its page tables it would see for ever.
+TEST_F(MinorPrecopyStoreTest, TheFirstPageEmptiesAllOthers) {
+  ASSERT_EQ(::pwrite(fd_.get(), "ROM", 3, 0), 3);  // page 100
+  EXPECT_TRUE(Data(Pages(0, 1)).status.ok());
+  EXPECT_FALSE(HasData(100));
+}
+
+TEST_F(MinorPrecopyStoreTest, AStalePageIsReplaced) {
+  EXPECT_TRUE(Data(Pages(0, 3)).status.ok());
+  stale_.view().SetRun(Pages(0, 3));
+  EXPECT_TRUE(store_.Discard(stale_.view()).status.ok());
+  EXPECT_EQ(Zero(Pages(0, 1)).received, PageCount(1));
+  EXPECT_EQ(Data(Pages(1, 1)).received, PageCount(1));
+  EXPECT_FALSE(HasData(0));
+  EXPECT_TRUE(HasPatternAt(1));
 }
 
 TEST_F(PrecopyStoreTest, TellsTheOperatorWhatFailed) {

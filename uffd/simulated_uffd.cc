@@ -10,47 +10,13 @@
 #include <utility>
 
 #include "dirtytrack/check.h"
+#include "uffd/forwarding_uffd.h"
 
 namespace postcopy {
 namespace {
 
 constexpr ByteCount kOnePage{kPageSize};
 constexpr std::array<uint8_t, kPageSize> kZeros{};
-
-// Forwards; owns nothing.
-class SharedUffd final : public UffdOps {
- public:
-  explicit SharedUffd(SimulatedUffd* uffd) : uffd_(*uffd) {}
-
-  uint64_t features() const override { return uffd_.features(); }
-  UffdRegistration Register(HostAddress address, ByteCount length) override {
-    return uffd_.Register(address, length);
-  }
-  UffdResult Unregister(HostAddress address, ByteCount length) override {
-    return uffd_.Unregister(address, length);
-  }
-  UffdResult Copy(HostAddress address, const uint8_t* source, ByteCount length,
-                  bool wake) override {
-    return uffd_.Copy(address, source, length, wake);
-  }
-  UffdResult ZeroPage(HostAddress address, ByteCount length,
-                      bool wake) override {
-    return uffd_.ZeroPage(address, length, wake);
-  }
-  UffdResult Wake(HostAddress address, ByteCount length) override {
-    return uffd_.Wake(address, length);
-  }
-  UffdResult Poison(HostAddress address, ByteCount length) override {
-    return uffd_.Poison(address, length);
-  }
-  UffdReadResult Read(absl::Span<uffd_msg> messages) override {
-    return uffd_.Read(messages);
-  }
-  int poll_fd() const override { return uffd_.poll_fd(); }
-
- private:
-  SimulatedUffd& uffd_;
-};
 
 // What the kernel can do in anonymous and shmem memory.
 constexpr uint64_t kRangeIoctls = uint64_t{1} << _UFFDIO_COPY |
@@ -71,9 +37,10 @@ bool Holds(HostAddress start, ByteCount length, HostAddress address) {
   return address >= start && address < start + length;
 }
 
-uffd_msg FaultAt(HostAddress page) {
+uffd_msg FaultAt(HostAddress page, uint64_t flags) {
   uffd_msg message = {};
   message.event = UFFD_EVENT_PAGEFAULT;
+  message.arg.pagefault.flags = flags;
   message.arg.pagefault.address = page.value();
   return message;
 }
@@ -114,13 +81,24 @@ SimulatedUffd::Touch SimulatedUffd::TouchLocked(int thread, HostAddress page) {
   const Mapping* mapping = Find(page, kOnePage);
   POSTCOPY_CHECK(mapping != nullptr);
   if (poisoned_.contains(page.value())) return Touch::kPoisoned;
-  if (IsPresent(*mapping, page)) return Touch::kPresent;
-  if (!IsRegistered(page)) {
+  uint64_t flags = 0;
+  if (protected_.contains(page.value())) {
+    flags = UFFD_PAGEFAULT_FLAG_WP;
+  } else if (IsMapped(*mapping, page)) {
+    return Touch::kPresent;
+  } else if (!IsRegistered(page)) {
     WriteNewPage(*mapping, page, kZeros.data());
     return Touch::kZeroFilled;
+  } else if (IsPresent(*mapping, page)) {
+    flags = UFFD_PAGEFAULT_FLAG_MINOR;
   }
-  waiters_.push_back({thread, page, /*message_read=*/false});
+  waiters_.push_back({thread, page, flags, /*message_read=*/false});
   return Touch::kWaiting;
+}
+
+void SimulatedUffd::Protect(HostAddress address) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  protected_.insert(address.value());
 }
 
 bool SimulatedUffd::IsWaiting(int thread) {
@@ -187,6 +165,9 @@ bool SimulatedUffd::EndGivingUp() {
                              FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                              OffsetOf(*mapping, removal.address),
                              static_cast<off_t>(removal.length.value())) == 0);
+  mapped_.erase(
+      mapped_.lower_bound(removal.address.value()),
+      mapped_.lower_bound((removal.address + removal.length).value()));
   return true;
 }
 
@@ -201,8 +182,8 @@ bool SimulatedUffd::IsChangingLocked() const {
       [](const Removal& removal) { return !removal.message_read; });
 }
 
-UffdRegistration SimulatedUffd::Register(HostAddress address,
-                                         ByteCount length) {
+UffdRegistration SimulatedUffd::Register(HostAddress address, ByteCount length,
+                                         uint64_t modes) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (const int error = TakeFailure(Call::kRegister)) return {.error = error};
   if (!process_alive_) return {.error = ENOMEM};
@@ -210,7 +191,13 @@ UffdRegistration SimulatedUffd::Register(HostAddress address,
   for (uint64_t at = 0; at < length.value(); at += kPageSize) {
     registered_.insert(address.value() + at);
   }
-  return {.error = 0, .ioctls = kRangeIoctls};
+  if ((modes & UFFDIO_REGISTER_MODE_MINOR) == 0) {
+    return {.error = 0, .ioctls = kRangeIoctls};
+  }
+  for (uint64_t at = 0; at < length.value(); at += kPageSize) {
+    minor_.insert(address.value() + at);
+  }
+  return {.error = 0, .ioctls = kRangeIoctls | uint64_t{1} << _UFFDIO_CONTINUE};
 }
 
 UffdResult SimulatedUffd::Unregister(HostAddress address, ByteCount length) {
@@ -219,6 +206,8 @@ UffdResult SimulatedUffd::Unregister(HostAddress address, ByteCount length) {
   if (!process_alive_) return Error(ENOMEM);
   registered_.erase(registered_.lower_bound(address.value()),
                     registered_.lower_bound((address + length).value()));
+  minor_.erase(minor_.lower_bound(address.value()),
+               minor_.lower_bound((address + length).value()));
   WakeLocked(address, length);
   return {.error = 0, .done = length};
 }
@@ -268,6 +257,48 @@ UffdResult SimulatedUffd::Insert(Call call, HostAddress address,
   return result;
 }
 
+UffdResult SimulatedUffd::Continue(HostAddress address, ByteCount length,
+                                   bool wake) {
+  RunBefore(Call::kContinue);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (const int error = TakeFailure(Call::kContinue)) return Error(error);
+  if (!process_alive_) return Error(ESRCH);
+  if (IsChangingLocked()) return Error(EAGAIN);
+  const Mapping* mapping = Find(address, length);
+  if (mapping == nullptr || !IsRegistered(address)) return Error(ENOENT);
+  POSTCOPY_CHECK(minor_.contains(address.value()));
+  const UffdResult result = ContinueLocked(*mapping, address, length);
+  if (wake && !result.done.empty()) WakeLocked(address, result.done);
+  return result;
+}
+
+UffdResult SimulatedUffd::ContinueLocked(const Mapping& mapping,
+                                         HostAddress address,
+                                         ByteCount length) {
+  UffdResult result;
+  for (; result.done < length; result.done += kOnePage) {
+    const HostAddress page = address + result.done;
+    if (!IsPresent(mapping, page)) result.error = EFAULT;
+    if (IsMapped(mapping, page) || poisoned_.contains(page.value())) {
+      result.error = EEXIST;
+    }
+    if (result.error != 0) break;
+    mapped_.insert(page.value());
+  }
+  // As mfill_atomic(): what came before is told, the reason is not.
+  if (result.error != 0 && !result.done.empty()) result.error = EAGAIN;
+  return result;
+}
+
+UffdResult SimulatedUffd::Unprotect(HostAddress address, ByteCount length) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (const int error = TakeFailure(Call::kUnprotect)) return Error(error);
+  if (!process_alive_) return Error(ESRCH);
+  protected_.erase(address.value());
+  WakeLocked(address, length);
+  return {.error = 0, .done = length};
+}
+
 UffdResult SimulatedUffd::Wake(HostAddress address, ByteCount length) {
   const std::lock_guard<std::mutex> lock(mutex_);
   WakeLocked(address, length);
@@ -280,7 +311,7 @@ UffdResult SimulatedUffd::Poison(HostAddress address, ByteCount length) {
   if (!process_alive_) return Error(ESRCH);
   const Mapping* mapping = Find(address, length);
   if (mapping == nullptr) return Error(ENOENT);
-  if (IsPresent(*mapping, address)) return Error(EEXIST);
+  if (IsMapped(*mapping, address)) return Error(EEXIST);
   if (!poisoned_.insert(address.value()).second) return Error(EEXIST);
   WakeLocked(address, length);
   return {.error = 0, .done = length};
@@ -299,7 +330,7 @@ UffdReadResult SimulatedUffd::Read(absl::Span<uffd_msg> messages) {
   for (Waiter& waiter : waiters_) {
     if (count == messages.size()) break;
     if (std::exchange(waiter.message_read, true)) continue;
-    messages[count++] = FaultAt(waiter.page);
+    messages[count++] = FaultAt(waiter.page, waiter.flags);
   }
   for (Removal& removal : removals_) {
     if (count == messages.size()) break;
@@ -345,8 +376,14 @@ bool SimulatedUffd::IsPresent(const Mapping& mapping, HostAddress page) const {
   return ::lseek(mapping.fd, offset, SEEK_DATA) == offset;
 }
 
+bool SimulatedUffd::IsMapped(const Mapping& mapping, HostAddress page) const {
+  return IsPresent(mapping, page) &&
+         (!minor_.contains(page.value()) || mapped_.contains(page.value()));
+}
+
 void SimulatedUffd::WriteNewPage(const Mapping& mapping, HostAddress page,
                                  const uint8_t* content) {
+  mapped_.insert(page.value());
   const off_t offset = OffsetOf(mapping, page);
   POSTCOPY_CHECK(::pwrite(mapping.fd, content, kPageSize, offset) ==
                  static_cast<ssize_t>(kPageSize));
@@ -376,18 +413,20 @@ void SimulatedUffd::SignalIfReadable() {
   if (readable) ::eventfd_write(event_fd_.get(), 1);
 }
 
-std::vector<std::unique_ptr<InstallStrategy>> SmallPageStrategies(
-    size_t regions) {
-  std::vector<std::unique_ptr<InstallStrategy>> strategies;
-  for (size_t i = 0; i < regions; ++i) {
-    strategies.push_back(*ChooseInstallStrategy(
-        ByteCount(kPageSize), {.error = 0, .ioctls = kRangeIoctls}));
+InstallStrategies StrategiesFor(const DestinationRam& ram, UffdOps& uffd) {
+  InstallStrategies strategies;
+  for (size_t i = 0; i < ram.region_count(); ++i) {
+    const DestinationRam::Piece region = ram.region(i);
+    const UffdRegistration registered = uffd.Register(
+        region.address, region.bytes(), RegisterModes(region, uffd.features()));
+    POSTCOPY_CHECK(registered.ok());
+    strategies.push_back(*ChooseInstallStrategy(region, registered));
   }
   return strategies;
 }
 
 std::unique_ptr<UffdOps> Share(SimulatedUffd* uffd) {
-  return std::make_unique<SharedUffd>(uffd);
+  return std::make_unique<ForwardingUffd>(uffd);
 }
 
 }  // namespace postcopy

@@ -23,6 +23,8 @@ namespace postcopy {
 // A VMM whose memory is a shared mapping of a memfd, and its userfaultfd. The
 // memfd is real, so a page is present exactly if its file has data there, as
 // with shmem; threads that fault are numbers, and touch when the test says so.
+// Where it is registered for MINOR, a page is also mapped or not: what was in
+// the file before is not.
 //
 // Memory is given up in three steps, as by madvise(2): GiveUp queues the
 // message; a Read behind all faults takes it; EndGivingUp empties the pages. In
@@ -31,7 +33,16 @@ namespace postcopy {
 // Thread-safe, but a run is repeatable only with one thread.
 class SimulatedUffd final : public UffdOps {
  public:
-  enum class Call { kRegister, kUnregister, kCopy, kZeroPage, kPoison, kRead };
+  enum class Call {
+    kRegister,
+    kUnregister,
+    kCopy,
+    kZeroPage,
+    kContinue,
+    kUnprotect,
+    kPoison,
+    kRead
+  };
   enum class Touch {
     kPresent,     // the access goes through
     kWaiting,     // the thread waits for the page
@@ -60,6 +71,10 @@ class SimulatedUffd final : public UffdOps {
   // True if the message of one waits to be read: nothing can be inserted.
   bool IsChanging();
 
+  // The VMM protects the page at `address` against writing: the next touch, as
+  // if it wrote, waits.
+  void Protect(HostAddress address);
+
   // Thread `thread` touches the page at `address`.
   // REQUIRES: it does not wait; the page is mapped.
   Touch TouchPage(int thread, HostAddress address);
@@ -80,19 +95,23 @@ class SimulatedUffd final : public UffdOps {
   int calls(Call call);
 
   uint64_t features() const override { return features_; }
-  UffdRegistration Register(HostAddress address, ByteCount length) override;
+  UffdRegistration Register(HostAddress address, ByteCount length,
+                            uint64_t modes) override;
   UffdResult Unregister(HostAddress address, ByteCount length) override;
   UffdResult Copy(HostAddress address, const uint8_t* source, ByteCount length,
                   bool wake) override;
   UffdResult ZeroPage(HostAddress address, ByteCount length,
                       bool wake) override;
+  UffdResult Continue(HostAddress address, ByteCount length,
+                      bool wake) override;
+  UffdResult Unprotect(HostAddress address, ByteCount length) override;
   UffdResult Wake(HostAddress address, ByteCount length) override;
   UffdResult Poison(HostAddress address, ByteCount length) override;
   UffdReadResult Read(absl::Span<uffd_msg> messages) override;
   int poll_fd() const override { return event_fd_.get(); }
 
  private:
-  static constexpr size_t kCalls = 6;
+  static constexpr size_t kCalls = 8;
 
   struct Mapping {
     HostAddress address;
@@ -103,6 +122,7 @@ class SimulatedUffd final : public UffdOps {
   struct Waiter {
     int thread;
     HostAddress page;
+    uint64_t flags;  // UFFD_PAGEFAULT_FLAG_...
     bool message_read;
   };
   struct Removal {
@@ -125,6 +145,10 @@ class SimulatedUffd final : public UffdOps {
   bool IsRegistered(HostAddress page) const;
   static off_t OffsetOf(const Mapping& mapping, HostAddress page);
   bool IsPresent(const Mapping& mapping, HostAddress page) const;
+  // The guest sees it, without a fault.
+  bool IsMapped(const Mapping& mapping, HostAddress page) const;
+  UffdResult ContinueLocked(const Mapping& mapping, HostAddress address,
+                            ByteCount length);
   void WriteNewPage(const Mapping& mapping, HostAddress page,
                     const uint8_t* content);
   Touch TouchLocked(int thread, HostAddress page);
@@ -139,7 +163,11 @@ class SimulatedUffd final : public UffdOps {
   std::mutex mutex_;
   bool process_alive_ = true;
   std::vector<Mapping> mappings_;
-  std::set<uint64_t> registered_;  // addresses of pages
+  // Addresses of pages, in all four.
+  std::set<uint64_t> registered_;
+  std::set<uint64_t> minor_;   // of these, for MINOR too
+  std::set<uint64_t> mapped_;  // of these, what is in sight
+  std::set<uint64_t> protected_;
   std::set<uint64_t> poisoned_;
   std::deque<Waiter> waiters_;  // in the order in which they faulted
   std::deque<uffd_msg> injected_;
@@ -150,9 +178,8 @@ class SimulatedUffd final : public UffdOps {
   PageCount stop_after_;
 };
 
-// The strategies of `regions` regions of small pages.
-std::vector<std::unique_ptr<InstallStrategy>> SmallPageStrategies(
-    size_t regions);
+// Registers the regions of `ram`, as a DestinationVm does. REQUIRES: mapped.
+InstallStrategies StrategiesFor(const DestinationRam& ram, UffdOps& uffd);
 
 // A SimulatedUffd that a test keeps while a DestinationVm owns it too.
 std::unique_ptr<UffdOps> Share(SimulatedUffd* uffd);

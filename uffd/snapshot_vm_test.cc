@@ -18,6 +18,7 @@
 #include "dirtytrack/memfd.h"
 #include "dirtytrack/unique_fd.h"
 #include "gtest/gtest.h"
+#include "uffd/forwarding_uffd.h"
 #include "uffd/kernel_guest.h"
 #include "uffd/simulated_uffd.h"
 
@@ -162,37 +163,16 @@ TEST_P(SnapshotVmTest, ASnapshotThatCannotBeReadPoisons) {
 }
 
 // Says ENOMEM to the first calls, as a host that is short of memory.
-class ShortOfMemory final : public UffdOps {
+class ShortOfMemory final : public ForwardingUffd {
  public:
   ShortOfMemory(std::unique_ptr<UffdOps> ops, int times)
-      : ops_(std::move(ops)), times_(times) {}
+      : ForwardingUffd(ops.get()), ops_(std::move(ops)), times_(times) {}
 
-  uint64_t features() const override { return ops_->features(); }
-  UffdRegistration Register(HostAddress address, ByteCount length) override {
-    return ops_->Register(address, length);
-  }
-  UffdResult Unregister(HostAddress address, ByteCount length) override {
-    return ops_->Unregister(address, length);
-  }
   UffdResult Copy(HostAddress address, const uint8_t* source, ByteCount length,
                   bool wake) override {
     if (times_.fetch_sub(1) > 0) return {.error = ENOMEM, .done = ByteCount(0)};
-    return ops_->Copy(address, source, length, wake);
+    return ForwardingUffd::Copy(address, source, length, wake);
   }
-  UffdResult ZeroPage(HostAddress address, ByteCount length,
-                      bool wake) override {
-    return ops_->ZeroPage(address, length, wake);
-  }
-  UffdResult Wake(HostAddress address, ByteCount length) override {
-    return ops_->Wake(address, length);
-  }
-  UffdResult Poison(HostAddress address, ByteCount length) override {
-    return ops_->Poison(address, length);
-  }
-  UffdReadResult Read(absl::Span<uffd_msg> messages) override {
-    return ops_->Read(messages);
-  }
-  int poll_fd() const override { return ops_->poll_fd(); }
 
  private:
   const std::unique_ptr<UffdOps> ops_;

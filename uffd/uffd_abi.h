@@ -50,6 +50,8 @@ static_assert(kUffdioPoison == 0xc020aa08);
 static_assert(sizeof(uffd_msg) == 32);
 static_assert(sizeof(uffdio_copy) == 40);
 static_assert(sizeof(uffdio_zeropage) == 32);
+static_assert(sizeof(uffdio_continue) == 32);
+static_assert(sizeof(uffdio_writeprotect) == 24);
 
 }  // namespace postcopy
 

@@ -62,11 +62,20 @@ class UffdOps {
                           UFFD_FEATURE_EVENT_REMAP)) != 0;
   }
 
-  // Reports faults on pages of the range that are not there (mode MISSING).
-  // Not an error where that is done already. EINVAL: not mapped, not aligned to
-  // its huge pages, or not anonymous, shmem or hugetlbfs memory. EBUSY:
-  // registered with another userfaultfd. ENOMEM: the process is gone.
-  virtual UffdRegistration Register(HostAddress address, ByteCount length) = 0;
+  // Reports faults in the range, of the kinds in `modes`
+  // (UFFDIO_REGISTER_MODE_...):
+  //
+  //   MISSING  of pages that are not there
+  //   MINOR    of pages that are in their file, but not in the page table
+  //   WP       of writes to pages that are write-protected
+  //
+  // Not an error where that is done already; kinds that are not in `modes` may
+  // end. EINVAL: not mapped, not aligned to
+  // its huge pages, not anonymous, shmem or hugetlbfs memory, or of no memory
+  // that can have these modes. EBUSY: registered with another userfaultfd.
+  // ENOMEM: the process is gone.
+  virtual UffdRegistration Register(HostAddress address, ByteCount length,
+                                    uint64_t modes) = 0;
 
   // Ends that; every thread that waits there goes on and finds missing pages
   // to be zeros, also one whose fault began meanwhile. ENOMEM: the process is
@@ -84,6 +93,17 @@ class UffdOps {
   // The same with pages of zeros.
   virtual UffdResult ZeroPage(HostAddress address, ByteCount length,
                               bool wake) = 0;
+
+  // Puts pages that are in their file into the page table, up to the first that
+  // is there already (EEXIST) or is not in the file (EFAULT). Else as Copy.
+  // REQUIRES: registered for MINOR.
+  virtual UffdResult Continue(HostAddress address, ByteCount length,
+                              bool wake) = 0;
+
+  // Lets the range be written again, and wakes who waits to write there.
+  // EAGAIN: the address space is changing. ENOENT: nothing is registered there
+  // for WP. ESRCH: the process is gone.
+  virtual UffdResult Unprotect(HostAddress address, ByteCount length) = 0;
 
   // Every thread that waits in the range goes on: it finds its page or faults
   // again, with a new message.
