@@ -6,25 +6,32 @@
 #include "uffd/kernel_guest.h"
 
 namespace postcopy {
+namespace {
+
+std::vector<uint8_t> Pattern(PageRun run) { return PatternOf(run); }
+
+}  // namespace
+
 Answer::Answer(absl::Span<const PageIndex> pages,
                const std::set<uint64_t>& zeros) {
-  for (const PageIndex page : pages) Add({page, PageCount(1)}, zeros);
+  for (const PageIndex page : pages) Add({page, PageCount(1)}, zeros, Pattern);
 }
 
 Answer::Answer(PageRun run, const std::set<uint64_t>& zeros) {
   for (uint64_t i = 0; i < run.count.value(); ++i) {
-    Add({run.first + PageCount(i), PageCount(1)}, zeros);
+    Add({run.first + PageCount(i), PageCount(1)}, zeros, Pattern);
   }
 }
 
 Answer::Answer(const std::vector<PageRun>& units,
-               const std::set<uint64_t>& zeros) {
-  for (const PageRun unit : units) Add(unit, zeros);
+               const std::set<uint64_t>& zeros, const ContentOf& content) {
+  for (const PageRun unit : units) Add(unit, zeros, content);
 }
 
-void Answer::Add(PageRun unit, const std::set<uint64_t>& zeros) {
+void Answer::Add(PageRun unit, const std::set<uint64_t>& zeros,
+                 const ContentOf& content) {
   bytes_.push_back(zeros.contains(unit.first.value()) ? std::vector<uint8_t>()
-                                                      : PatternOf(unit));
+                                                      : content(unit));
   runs_.push_back({unit, bytes_.back()});
 }
 
@@ -76,8 +83,10 @@ void FakePageSource::Refuse(absl::Status status) {
   refusal_ = std::move(status);
 }
 
-ServingPageSource::ServingPageSource(uint64_t seed, std::set<uint64_t> zeros)
-    : zeros_(std::move(zeros)) {
+ServingPageSource::ServingPageSource(uint64_t seed, std::set<uint64_t> zeros,
+                                     ContentOf content)
+    : zeros_(std::move(zeros)),
+      content_(content == nullptr ? Pattern : std::move(content)) {
   urgent_.random.seed(seed);
   bulk_.random.seed(seed + 1);
 }
@@ -131,7 +140,7 @@ absl::Status ServingPageSource::Push(Lane* lane, std::vector<PageRun> units) {
 
 void ServingPageSource::Run(Lane* lane, bool urgent) {
   for (std::vector<PageRun> units; !(units = Pop(lane)).empty();) {
-    const Answer answer(units, zeros_);
+    const Answer answer(units, zeros_, content_);
     const absl::Status taken = urgent ? vm_->OnUrgentPages(answer.runs())
                                       : vm_->OnBulkPages(answer.runs());
     const std::lock_guard<std::mutex> lock(mutex_);

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <random>
 #include <set>
@@ -21,19 +22,25 @@
 
 namespace postcopy {
 
+// The bytes of consecutive pages.
+using ContentOf = std::function<std::vector<uint8_t>(PageRun)>;
+
 // Runs with the bytes they point to.
 class Answer {
  public:
   // PatternOf the pages; zeros for those in `zeros`.
   Answer(absl::Span<const PageIndex> pages, const std::set<uint64_t>& zeros);
   Answer(PageRun run, const std::set<uint64_t>& zeros);
-  // Huge pages, which are zeros if their first page is in `zeros`.
-  Answer(const std::vector<PageRun>& units, const std::set<uint64_t>& zeros);
+  // Huge pages, which are zeros if their first page is in `zeros`, and else
+  // what `content` says.
+  Answer(const std::vector<PageRun>& units, const std::set<uint64_t>& zeros,
+         const ContentOf& content);
 
   absl::Span<const ReceivedRun> runs() const { return runs_; }
 
  private:
-  void Add(PageRun unit, const std::set<uint64_t>& zeros);
+  void Add(PageRun unit, const std::set<uint64_t>& zeros,
+           const ContentOf& content);
 
   std::deque<std::vector<uint8_t>> bytes_;
   std::vector<ReceivedRun> runs_;
@@ -71,8 +78,10 @@ class FakePageSource : public PageSource {
 // requests that wait, drawn by the seed. Thread-safe.
 class ServingPageSource final : public PageSource {
  public:
-  // `zeros`: the pages that are zeros, as numbers.
-  ServingPageSource(uint64_t seed, std::set<uint64_t> zeros);
+  // `zeros`: the pages that are zeros, as numbers. `content` says what the
+  // others are, PatternOf if it is null; called by both threads.
+  ServingPageSource(uint64_t seed, std::set<uint64_t> zeros,
+                    ContentOf content = nullptr);
   // Stops, dropping what was not answered.
   ~ServingPageSource() override;
 
@@ -99,6 +108,7 @@ class ServingPageSource final : public PageSource {
   std::vector<PageRun> Pop(Lane* lane);
 
   const std::set<uint64_t> zeros_;
+  const ContentOf content_;
   DestinationVm* vm_ = nullptr;
   std::mutex mutex_;
   std::condition_variable changed_;

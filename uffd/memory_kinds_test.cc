@@ -125,6 +125,22 @@ TEST_P(MemoryKindsTest, ThreadsThatWaitAreGivenZeros) {
   guest.join();
 }
 
+TEST_P(MemoryKindsTest, SixtyFourThreadsOnePageOneRequest) {
+  Begin({GetParam()}, 4, 0, /*serve=*/false);
+  if (vm_ == nullptr) return;
+  const PageRun unit = Unit(2);
+  std::vector<std::thread> guests;
+  for (int i = 0; i < 64; ++i) {
+    guests.emplace_back([&] { EXPECT_TRUE(HasContent(unit)); });
+  }
+  while (vm_->counters().duplicate_faults < 63) std::this_thread::yield();
+  const std::vector<uint8_t> bytes = PatternOf(unit);
+  EXPECT_TRUE(vm_->OnUrgentPages({ReceivedRun{unit, bytes}}).ok());
+  for (std::thread& guest : guests) guest.join();
+  EXPECT_EQ(idle_.urgent().size(), 1u);
+  EXPECT_EQ(vm_->counters().outstanding_faults, 0u);
+}
+
 TEST_P(MemoryKindsTest, WhatCannotComeIsPoisoned) {
   Begin({GetParam()}, 4, 0, /*serve=*/false);
   if (vm_ == nullptr) return;
