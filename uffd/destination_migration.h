@@ -142,6 +142,7 @@ class DestinationMigration {
   absl::Status Handle(SourceConnection* connection, const BulkEvent& event);
   absl::Status Take(const PagesArrived& pages);
   absl::Status Acknowledge(SourceConnection* connection, uint32_t round);
+  absl::Status TakeDirtied(const PagesDirtied& dirtied);
   absl::Status TakeStale(const StalePiece& piece);
   absl::Status DiscardEarly(SourceConnection* connection, uint32_t round);
   absl::Status TakeDeviceState(absl::string_view data);
