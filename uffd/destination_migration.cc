@@ -63,6 +63,8 @@ absl::Status DestinationMigration::Start() {
   absl::StatusOr<PageBitmap> stale = PageBitmap::Create(vm_->layout().pages());
   if (!stale.ok()) return stale.status();
   stale_ = *std::move(stale);
+  absl::Status ordered = vm_->SetPullOrder(NewPullOrder(options_.pull_order));
+  if (!ordered.ok()) return ordered;
   lost_since_ns_ = clock_->NowNanos();
   driver_ = std::thread([this] { Drive(); });
   return absl::OkStatus();

@@ -28,6 +28,7 @@
 #include "gtest/gtest.h"
 #include "uffd/fake_page_source.h"
 #include "uffd/kernel_guest.h"
+#include "uffd/policy_pull_order.h"
 #include "uffd/simulated_uffd.h"
 
 namespace postcopy {
@@ -905,6 +906,20 @@ TEST_F(DestinationMigrationTest, FetchesFirstWhatWasDirtiedLast) {
   said.set_value();
   session->AwaitBulk(1);
   EXPECT_EQ(session->bulk().front().first, PageIndex(last));
+  session->Serve();
+  world_.ExpectCompleted();
+}
+
+TEST_F(DestinationMigrationTest, FetchesInTheOrderThatWasChosen) {
+  world_.options.pull_order = PullOrderKind::kLinear;
+  const auto session = world_.StartWithSession();
+  world_.GetReady();
+  // Not the first page that is missing.
+  EXPECT_EQ(world_.TouchPage(1, 129), Touch::kWaiting);
+  session->SayCommit();
+  session->AwaitUrgent({129});
+  session->AwaitBulk(1);
+  EXPECT_EQ(session->bulk().front(), (PageRun{PageIndex(3), PageCount(1)}));
   session->Serve();
   world_.ExpectCompleted();
 }
