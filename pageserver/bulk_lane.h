@@ -2,6 +2,7 @@
 #ifndef PAGESERVER_BULK_LANE_H_
 #define PAGESERVER_BULK_LANE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <variant>
@@ -18,6 +19,9 @@ namespace postcopy {
 
 // Most bytes of device state a VM may have.
 inline constexpr uint64_t kDeviceStateBytesMax = 64 << 20;
+
+// Most runs of recently dirtied pages in one message.
+inline constexpr size_t kDirtiedRunsPerMessageMax = 4096;
 
 // Everything up to the end of `round` is stored, but for `damaged_runs`.
 struct RoundAck {
@@ -59,6 +63,9 @@ class BulkLane {
   virtual absl::Status SendSwitchOver(PageCount stale,
                                       absl::string_view device_state) = 0;
   virtual absl::Status SendCommit() = 0;
+  // Tells which pages were written last, the most recent first: a hint, behind
+  // the commit. At most kDirtiedRunsPerMessageMax runs.
+  virtual absl::Status SendRecentlyDirtied(absl::Span<const PageRun> runs) = 0;
 
   // Waits for the next message. INVALID_ARGUMENT if it is malformed.
   virtual absl::StatusOr<BulkMessage> Receive() = 0;

@@ -109,7 +109,9 @@ grpc::Status DataPlaneService::OpenSession(
       directory_->Find(request->migration_id(), request->vm_name());
   if (!migration.ok()) return ToGrpc(migration.status());
   absl::StatusOr<SessionKey> key =
-      (*migration)->OpenSession(request->epoch(), *layout);
+      (*migration)
+          ->OpenSession(request->epoch(), *layout,
+                        {.recently_dirtied = request->recently_dirtied()});
   if (!key.ok()) return ToGrpc(key.status());
   response->set_protocol_version(request->protocol_version());
   response->set_session_id(key->id);

@@ -668,6 +668,35 @@ TEST_F(CommittedTest, AMigrationByHand) {
   EXPECT_EQ(snapshot.discarded, PageCount(3));
 }
 
+// Proves that a destination that says it can take them is told of the pages
+// written last, behind the commit, and in what form.
+TEST_F(CommittedTest, TellsWhatWasDirtiedLast) {
+  v1::OpenSessionRequest request = source_.OpenRequest();
+  request.set_recently_dirtied(true);
+  v1::OpenSessionResponse response;
+  ASSERT_TRUE(source_.Open(request, &response).ok());
+  session_.set_session_id(response.session_id());
+  session_.set_epoch(1);
+  bulk_ = std::make_unique<Bulk>(source_);
+  bulk_->Attach(session_);
+  ASSERT_NO_FATAL_FAILURE(bulk_->ReceiveSwitchOver());
+  bulk_->SayReady();
+  ASSERT_NO_FATAL_FAILURE(bulk_->ExpectCommit());
+  const std::optional<v1::BulkResponse> told = bulk_->Read();
+  ASSERT_TRUE(told.has_value() && told->has_recently_dirtied());
+  const v1::RecentlyDirtied& dirtied = told->recently_dirtied();
+  ASSERT_EQ(dirtied.ram_offsets_bytes_size(), 3);
+  ASSERT_EQ(dirtied.page_counts_size(), 3);
+  int i = 0;
+  for (uint64_t page : {5, 70, 191}) {
+    EXPECT_EQ(dirtied.ram_offsets_bytes(i), page * kPageSize);
+    EXPECT_EQ(dirtied.page_counts(i), 1u);
+    ++i;
+  }
+  EXPECT_TRUE(source_.Complete(session_).ok());
+  bulk_->Finish();
+}
+
 // A destination that lost the commit learns of it from its next session.
 TEST_F(CommittedTest, TheNextSessionIsToldOfTheCommit) {
   v1::OpenSessionResponse response;

@@ -119,6 +119,16 @@ absl::Status GrpcBulkLane::SendCommit() {
   return Write(response);
 }
 
+absl::Status GrpcBulkLane::SendRecentlyDirtied(absl::Span<const PageRun> runs) {
+  v1::BulkResponse response;
+  v1::RecentlyDirtied* dirtied = response.mutable_recently_dirtied();
+  for (const PageRun& run : runs) {
+    dirtied->add_ram_offsets_bytes(OffsetOf(run.first).value());
+    dirtied->add_page_counts(run.count.value());
+  }
+  return Write(response);
+}
+
 absl::StatusOr<BulkMessage> GrpcBulkLane::Receive() {
   if (!stream_->Read(&request_)) return StreamEnded();
   const SessionKey key = KeyOf(request_.session());

@@ -32,6 +32,7 @@ class GrpcBulkLane final : public BulkLane {
   absl::Status SendSwitchOver(PageCount stale,
                               absl::string_view device_state) override;
   absl::Status SendCommit() override;
+  absl::Status SendRecentlyDirtied(absl::Span<const PageRun> runs) override;
   absl::StatusOr<BulkMessage> Receive() override;
   void Abort() override { context_->TryCancel(); }
 

@@ -44,6 +44,16 @@ absl::Status PrecopyRounds::Collect() {
   return status;
 }
 
+absl::Status PrecopyRounds::CollectRecent() {
+  if (!started_) return absl::OkStatus();
+  // By way of the bitmap of what is under way, since nothing is: another would
+  // cost a bit per page. What it leaves there is unsent as well, so Acknowledge
+  // and TakeBack do no harm.
+  const absl::Status status = dirty_source_->Collect(unacked_.view()).status();
+  remaining_ += unsent_.view().MergeFrom(unacked_.view());
+  return status;
+}
+
 void PrecopyRounds::MarkSent(PageRun run) {
   remaining_ -= unsent_.view().ClearRun(run);
   unacked_.view().SetRun(run);

@@ -50,6 +50,12 @@ class PrecopyRounds {
   // `unsent`.
   absl::Status Collect();
 
+  // As Collect, and shows the pages of this call alone in recent(), until
+  // Acknowledge or TakeBack. REQUIRES: one of these has been called since the
+  // last SendUnsent or CollectRecent.
+  absl::Status CollectRecent();
+  PageBitmapView recent() const { return unacked_.view(); }
+
   // Sends every unsent page in ascending order, zero pages as runs, holes
   // without touching them; paced by the limiter. Stops early, and returns OK,
   // when `interrupted` says so between two batches; what was not sent stays

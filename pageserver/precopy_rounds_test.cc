@@ -274,8 +274,47 @@ TEST_F(PrecopyRoundsTest, AFailedCollectLosesNothing) {
   EXPECT_EQ(rounds_->remaining(), PageCount(10));
 }
 
+TEST_F(PrecopyRoundsTest, WhatIsRecentIsShownAloneAndUnsent) {
+  ASSERT_TRUE(rounds_->Start().ok());
+  ASSERT_TRUE(Send().ok());
+  rounds_->Acknowledge();
+  Write(7, 1);
+  ASSERT_TRUE(rounds_->Collect().ok());
+  Write(9, 1);
+  Write(7, 2);
+  ASSERT_TRUE(rounds_->CollectRecent().ok());
+  EXPECT_EQ(rounds_->recent().Count(), PageCount(2));
+  rounds_->Acknowledge();
+  Write(800, 1);
+  ASSERT_TRUE(rounds_->CollectRecent().ok());
+  EXPECT_EQ(rounds_->recent().Count(), PageCount(1));
+  EXPECT_TRUE(rounds_->recent().Test(PageIndex(800)));
+  EXPECT_EQ(rounds_->remaining(), PageCount(3));
+  ExpectCounted();
+  rounds_->TakeBack();
+  EXPECT_EQ(rounds_->remaining(), PageCount(3));
+  ExpectCounted();
+}
+
+TEST_F(PrecopyRoundsTest, AFailedCollectOfTheRecentLosesNothing) {
+  ASSERT_TRUE(rounds_->Start().ok());
+  ASSERT_TRUE(Send().ok());
+  rounds_->Acknowledge();
+  for (uint64_t page = 0; page < 10; ++page) Write(page, 1);
+  dirty_.FailNextCollect(absl::UnavailableError("injected"), PageCount(4));
+  EXPECT_FALSE(rounds_->CollectRecent().ok());
+  EXPECT_EQ(rounds_->remaining(), PageCount(4));
+  ExpectCounted();
+  rounds_->TakeBack();
+  EXPECT_EQ(rounds_->remaining(), PageCount(4));
+  EXPECT_TRUE(rounds_->CollectRecent().ok());
+  EXPECT_EQ(rounds_->remaining(), PageCount(10));
+  ExpectCounted();
+}
+
 TEST_F(PrecopyRoundsTest, BeforeStartThereIsNothingToCollect) {
   EXPECT_TRUE(rounds_->Collect().ok());
+  EXPECT_TRUE(rounds_->CollectRecent().ok());
   EXPECT_EQ(dirty_.collects(), 0u);
   EXPECT_EQ(rounds_->remaining(), PageCount(kPages));
 }
@@ -360,7 +399,7 @@ class Model {
   const std::string& steps() const { return steps_; }
 
   void Step() {
-    switch (Below(8)) {
+    switch (Below(9)) {
       case 0:
       case 1:
         return WriteRun();
@@ -374,6 +413,8 @@ class Model {
         return Send(/*fail_at=*/Below(8), /*stop_at=*/std::nullopt);
       case 6:
         return Acknowledge();
+      case 7:
+        return CollectRecent();
       default:
         return TakeBack();
     }
@@ -434,6 +475,12 @@ class Model {
   void Collect() {
     absl::StrAppend(&steps_, "Collect()\n");
     EXPECT_TRUE(rounds_->Collect().ok());
+  }
+
+  void CollectRecent() {
+    Acknowledge();  // nothing may be under way
+    absl::StrAppend(&steps_, "CollectRecent()\n");
+    EXPECT_TRUE(rounds_->CollectRecent().ok());
   }
 
   void FailedCollect() {

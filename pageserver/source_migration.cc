@@ -101,7 +101,7 @@ absl::Status SourceMigration::CheckEpoch(SessionKey key) const {
 }
 
 absl::StatusOr<SessionKey> SourceMigration::OpenSession(
-    uint64_t epoch, const RamLayout& destination) {
+    uint64_t epoch, const RamLayout& destination, SessionWishes wishes) {
   if (absl::Status s = layout_.Matches(destination); !s.ok()) return s;
   std::lock_guard lock(mutex_);
   if (HasEnded(snapshot_.phase)) {
@@ -116,6 +116,7 @@ absl::StatusOr<SessionKey> SourceMigration::OpenSession(
                      ", which is taken: open the session with a higher one"));
   }
   epoch_.store(epoch, std::memory_order_release);
+  wishes_ = wishes;
   if (lane_ != nullptr) lane_->Abort();
   return SessionKey{session_id_, epoch};
 }
@@ -200,6 +201,7 @@ absl::Status SourceMigration::AttachLane(SessionKey key, BulkLane* lane) {
   }
   if (attached_epoch_ != 0) ++snapshot_.recoveries;
   attached_epoch_ = key.epoch;
+  lane_wishes_ = wishes_;
   driver_active_ = true;
   lane_lost_ = false;
   lane_ = lane;
@@ -385,8 +387,10 @@ absl::Status SourceMigration::PauseGuest() {
 }
 
 absl::Status SourceMigration::SendRest(BulkLane* lane) {
+  if (options_.policy != MigrationPolicy::kPrecopyOnly) {
+    return rounds_->CollectRecent();
+  }
   if (absl::Status s = rounds_->Collect(); !s.ok()) return s;
-  if (options_.policy != MigrationPolicy::kPrecopyOnly) return absl::OkStatus();
   const auto cancelled = [this] {
     std::lock_guard lock(mutex_);
     return cancel_requested_ || vmm_gone_;
@@ -449,9 +453,11 @@ absl::Status SourceMigration::DiscardEarly(BulkLane* lane) {
     return absl::OkStatus();
   }
   for (int i = 0; i < kEarlyDiscards; ++i) {
-    if (absl::Status s = rounds_->Collect(); !s.ok()) return s;
+    if (absl::Status s = rounds_->CollectRecent(); !s.ok()) return s;
     absl::Status status = FromLane(lane->SendStale(rounds_->unsent()));
     if (status.ok()) status = FromLane(lane->SendEarlyDiscard(round_));
+    // While the destination discards.
+    recently_dirtied_.Add(rounds_->recent());
     if (status.ok()) status = TakeRoundAck(lane);
     if (!status.ok()) return status;
   }
@@ -470,9 +476,14 @@ absl::Status SourceMigration::SwitchOver(BulkLane* lane) {
   if (absl::Status s = PauseGuest(); !s.ok()) return s;
   if (absl::Status s = SendStaleAndState(lane); !s.ok()) return s;
   if (absl::Status s = Commit(lane); !s.ok()) return s;
+  const absl::Status sent = FromLane(lane->SendCommit());
+  // Behind it: what only helps to put pages in order must not stop the guest.
+  if (options_.policy == MigrationPolicy::kPrecopyThenPostcopy) {
+    recently_dirtied_.Add(rounds_->recent());
+  }
   rounds_.reset();
   dirty_source_.reset();
-  return FromLane(lane->SendCommit());
+  return sent;
 }
 
 // --- Giving up.
@@ -555,6 +566,7 @@ void SourceMigration::GiveUp(SourcePhase phase, std::string message) {
 // --- After the commit.
 
 absl::Status SourceMigration::ServeFetches(BulkLane* lane) {
+  if (absl::Status s = SendRecentlyDirtied(lane); !s.ok()) return s;
   // A destination that lost the connection around the commit is told again,
   // by OpenSessionResponse; one that came back only fetches.
   while (true) {
@@ -570,6 +582,19 @@ absl::Status SourceMigration::ServeFetches(BulkLane* lane) {
     }
     if (!status.ok()) return status;
   }
+}
+
+absl::Status SourceMigration::SendRecentlyDirtied(BulkLane* lane) {
+  const RecentlyDirtied dirtied = std::exchange(recently_dirtied_, {});
+  if (!lane_wishes_.recently_dirtied) return absl::OkStatus();
+  absl::Span<const PageRun> rest = dirtied.runs();
+  while (!rest.empty()) {
+    const auto some = rest.subspan(0, kDirtiedRunsPerMessageMax);
+    absl::Status status = FromLane(lane->SendRecentlyDirtied(some));
+    if (!status.ok()) return status;
+    rest.remove_prefix(some.size());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status SourceMigration::ServeFetch(BulkLane* lane, PageRun run) {

@@ -23,6 +23,7 @@
 #include "pageserver/page_batch.h"
 #include "pageserver/precopy_rounds.h"
 #include "pageserver/rate_limiter.h"
+#include "pageserver/recently_dirtied.h"
 #include "pageserver/switch_over_advice.h"
 
 namespace postcopy {
@@ -83,6 +84,13 @@ struct SourceOptions {
   // Least time from the start of one round to the start of the next, so that
   // an idle guest does not cost a CPU while a switch-over is awaited.
   int64_t round_nanos_min = 50 * kNanosPerMilli;
+};
+
+// What a destination says, when it opens a session, that it can take.
+struct SessionWishes {
+  // RecentlyDirtied messages. An older destination would end the session at
+  // one.
+  bool recently_dirtied = false;
 };
 
 // Names a session; what every request carries.
@@ -147,7 +155,8 @@ class SourceMigration {
   // FAILED_PRECONDITION if the layout differs or the epoch is not higher than
   // any that had a stream; ABORTED if the migration has ended badly.
   absl::StatusOr<SessionKey> OpenSession(uint64_t epoch,
-                                         const RamLayout& destination);
+                                         const RamLayout& destination,
+                                         SessionWishes wishes = {});
   // Serves the bulk stream of the session until it ends; returns what to end it
   // with. `lane` is not used after that.
   absl::Status ServeBulk(SessionKey key, BulkLane* lane);
@@ -228,6 +237,8 @@ class SourceMigration {
 
   // After the commit, as driver.
   absl::Status ServeFetches(BulkLane* lane);
+  // Once, in the first session that lives to see the commit.
+  absl::Status SendRecentlyDirtied(BulkLane* lane);
   absl::Status ServeFetch(BulkLane* lane, PageRun run);
   void NoteResumed(const GuestResumed& resumed);
 
@@ -244,6 +255,8 @@ class SourceMigration {
   std::unique_ptr<DirtySource> dirty_source_;
   std::unique_ptr<PrecopyRounds> rounds_;
   SwitchOverAdvisor advisor_;
+  RecentlyDirtied recently_dirtied_;
+  SessionWishes lane_wishes_;
   PageBatch fetch_batch_;
   bool tracking_ = false;
   bool guest_paused_ = false;
@@ -269,6 +282,7 @@ class SourceMigration {
   BulkLane* lane_ = nullptr;
   bool driver_active_ = false;
   uint64_t attached_epoch_ = 0;
+  SessionWishes wishes_;  // of the newest session
   bool switch_requested_ = false;
   bool cancel_requested_ = false;
   bool vmm_gone_ = false;

@@ -119,6 +119,7 @@ enum class Call {
   kEarlyDiscard,
   kSwitchOver,
   kCommit,
+  kRecentlyDirtied,
   kReceive
 };
 
@@ -143,6 +144,7 @@ struct Config {
   uint32_t rounds = 2;
   int64_t reconnect_nanos = 0;
   bool request_switch_over = true;
+  SessionWishes wishes;
   // Asked before each call, with its number from 0.
   std::function<Fault(Call call, int number)> fault;
 };
@@ -161,6 +163,7 @@ class FakeLane final : public BulkLane {
   absl::Status SendSwitchOver(PageCount stale,
                               absl::string_view device_state) override;
   absl::Status SendCommit() override;
+  absl::Status SendRecentlyDirtied(absl::Span<const PageRun> runs) override;
   absl::StatusOr<BulkMessage> Receive() override;
 
   void Abort() override {
@@ -272,12 +275,13 @@ class Harness {
   void OnEarlyDiscard(uint32_t round);
   void OnSwitchOver(PageCount stale, absl::string_view device_state);
   void OnCommit();
+  void OnRecentlyDirtied(absl::Span<const PageRun> runs);
   absl::StatusOr<BulkMessage> Next();
 
   // Opens the session of the next epoch and serves it on a thread.
   absl::StatusOr<FakeLane*> Serve() {
     absl::StatusOr<SessionKey> key =
-        migration_->OpenSession(++epoch_, guest_.layout());
+        migration_->OpenSession(++epoch_, guest_.layout(), config_.wishes);
     if (!key.ok()) return key.status();
     return ServeKey(*key);
   }
@@ -348,6 +352,7 @@ class Harness {
   SourcePhase fault_phase() const { return fault_phase_; }
   bool finished() const { return finished_; }
   const std::set<uint64_t>& stale() const { return stale_; }
+  const std::vector<PageRun>& dirtied() const { return dirtied_; }
   absl::Status switch_status() const { return switch_status_; }
   void DamageRound(uint32_t round) { damaged_round_ = round; }
   // That one and all that follow.
@@ -448,6 +453,7 @@ class Harness {
   std::map<uint64_t, uint64_t> stored_;
   std::set<uint64_t> stale_;
   std::set<uint64_t> missing_;
+  std::vector<PageRun> dirtied_;
   std::string device_state_;
   std::deque<BulkMessage> outbox_;
   std::optional<BulkMessage> said_;
@@ -507,6 +513,9 @@ absl::Status FakeLane::SendSwitchOver(PageCount stale,
 }
 absl::Status FakeLane::SendCommit() {
   return Do(Call::kCommit, [&] { harness_->OnCommit(); });
+}
+absl::Status FakeLane::SendRecentlyDirtied(absl::Span<const PageRun> runs) {
+  return Do(Call::kRecentlyDirtied, [&] { harness_->OnRecentlyDirtied(runs); });
 }
 absl::StatusOr<BulkMessage> FakeLane::Receive() {
   absl::StatusOr<BulkMessage> message = absl::UnknownError("");
@@ -586,6 +595,14 @@ void Harness::OnSwitchOver(PageCount stale, absl::string_view device_state) {
   outbox_.push_back(SwitchOverReady{PageCount(discarded)});
 }
 
+void Harness::OnRecentlyDirtied(absl::Span<const PageRun> runs) {
+  EXPECT_TRUE(config_.wishes.recently_dirtied) << "not asked for";
+  EXPECT_TRUE(migration_->committed());
+  EXPECT_FALSE(runs.empty());
+  EXPECT_LE(runs.size(), kDirtiedRunsPerMessageMax);
+  dirtied_.insert(dirtied_.end(), runs.begin(), runs.end());
+}
+
 void Harness::OnCommit() { outbox_.push_back(GuestResumed{1000}); }
 
 absl::StatusOr<BulkMessage> Harness::Next() {
@@ -657,6 +674,68 @@ TEST(SourceMigrationTest, PrecopyThenPostcopy) {
   EXPECT_GE(s.precopied, s.total);
   EXPECT_EQ(s.recoveries, 0u);
   EXPECT_EQ(s.damaged_runs, 0u);
+}
+
+// The pages written while the guest was paused, then those of the last moments
+// before that.
+TEST(SourceMigrationTest, TellsWhatWasDirtiedLast) {
+  Harness h({.wishes = {.recently_dirtied = true}});
+  h.vmm().on_pause = [&h] {
+    h.Write(240);
+    h.Write(17);
+  };
+  int discards = 0;
+  h.set_fault([&](Call call, int) {
+    if (call == Call::kEarlyDiscard && ++discards == 1) h.Write(99);
+    return Fault::kNone;
+  });
+  h.Run();
+  h.ExpectCompleted();
+  const auto run = [](uint64_t page) {
+    return PageRun{PageIndex(page), PageCount(1)};
+  };
+  ASSERT_GE(h.dirtied().size(), 3u);
+  EXPECT_EQ(h.dirtied()[0], run(17));
+  EXPECT_EQ(h.dirtied()[1], run(240));
+  EXPECT_EQ(h.dirtied()[2], run(99));
+}
+
+TEST(SourceMigrationTest, TellsOnlyADestinationThatWantsToKnow) {
+  Harness h({});
+  h.vmm().on_pause = [&h] { h.Write(240); };
+  h.Run();
+  h.ExpectCompleted();
+  EXPECT_TRUE(h.dirtied().empty());
+}
+
+TEST(SourceMigrationTest, HasNothingToTellUnderTheOtherPolicies) {
+  for (MigrationPolicy policy :
+       {MigrationPolicy::kPostcopyOnly, MigrationPolicy::kPrecopyOnly}) {
+    Harness h({.policy = policy, .wishes = {.recently_dirtied = true}});
+    h.vmm().on_pause = [&h] { h.Write(240); };
+    h.Run();
+    h.ExpectCompleted();
+    EXPECT_TRUE(h.dirtied().empty());
+  }
+}
+
+// It is told in the first session that lives to hear it, and once.
+TEST(SourceMigrationTest, TellsItOnceThoughTheStreamBreaks) {
+  for (const Call at : {Call::kCommit, Call::kRecentlyDirtied}) {
+    Harness h({.reconnect_nanos = 60 * kNanosPerSecond,
+               .wishes = {.recently_dirtied = true}});
+    h.vmm().on_pause = [&h] { h.Write(240); };
+    bool broken = false;
+    h.set_fault([&](Call call, int) {
+      if (call != at || broken) return Fault::kNone;
+      broken = true;
+      return Fault::kLost;
+    });
+    h.Run(4);
+    h.ExpectCompleted();
+    EXPECT_TRUE(broken);
+    EXPECT_EQ(h.dirtied().empty(), at == Call::kRecentlyDirtied);
+  }
 }
 
 TEST(SourceMigrationTest, PostcopyOnly) {
@@ -738,6 +817,7 @@ Outcome RunWithFault(MigrationPolicy policy, Fault fault, int n,
                << fault << (comes_back ? ", comes back" : ""));
   Harness h({.policy = policy,
              .reconnect_nanos = comes_back ? 60 * kNanosPerSecond : 0,
+             .wishes = {.recently_dirtied = true},
              .fault = FaultAt(n, fault)});
   h.Run(comes_back ? 4 : 1);
   const Outcome outcome = {h.fault_phase(), h.faulted()};

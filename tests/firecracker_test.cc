@@ -1,6 +1,7 @@
 // Firecracker's way of restoring a VM, end to end: its handshake over a real
 // socket, its kind of memory, faultd's service behind it.
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,11 +14,14 @@
 #include <thread>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "cmd/faultd/snapshot_service.h"
+#include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
 #include "gtest/gtest.h"
 #include "tests/firecracker_vmm.h"
 #include "uffd/kernel_guest.h"
+#include "uffd/working_set.h"
 
 namespace postcopy {
 namespace {
@@ -35,6 +39,7 @@ class FirecrackerTest : public testing::Test {
     // Short enough for a socket's address, as TempDir() need not be.
     ASSERT_NE(::mkdtemp(directory_.data()), nullptr);
     socket_ = directory_ + "/socket";
+    working_set_ = directory_ + "/working_set";
     file_ = UniqueFd(::open(snapshot_.c_str(),
                             O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
     ASSERT_TRUE(file_.valid());
@@ -47,6 +52,7 @@ class FirecrackerTest : public testing::Test {
     vmms_.clear();
     service_.reset();
     ::unlink(snapshot_.c_str());
+    ::unlink(working_set_.c_str());
     ::unlink((socket_ + ".lock").c_str());
     ::rmdir(directory_.c_str());
   }
@@ -59,6 +65,27 @@ class FirecrackerTest : public testing::Test {
          .log = [this](const std::string& sentence) { Log(sentence); }});
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
+  }
+  absl::Status ServeWithWorkingSet(bool prefetch = false) {
+    auto service = SnapshotService::Create(
+        {.socket_path = socket_,
+         .snapshot_path = snapshot_,
+         .prefetch = prefetch,
+         .working_set_path = working_set_,
+         .log = [this](const std::string& sentence) { Log(sentence); }});
+    if (!service.ok()) return service.status();
+    service_ = *std::move(service);
+    return absl::OkStatus();
+  }
+  // Serves a VM of `pages` that touches those, in that order, and goes.
+  void ServeAndTouch(size_t pages, const std::vector<size_t>& touched) {
+    FirecrackerVmm* const vmm = NewVmm({{.bytes = pages * kPage}});
+    if (vmm == nullptr) return;
+    ASSERT_TRUE(vmm->Connect(socket_, {}));
+    for (const size_t page : touched) {
+      EXPECT_TRUE(IsRight(vmm->memory(0) + page * kPage, page)) << page;
+    }
+    vmm->Disconnect();
   }
   // Null if the machine cannot, and then the test is skipped.
   FirecrackerVmm* NewVmm(std::vector<FirecrackerVmm::Region> regions) {
@@ -97,6 +124,7 @@ class FirecrackerTest : public testing::Test {
   std::string directory_ = "/tmp/firecracker-test.XXXXXX";
   std::string snapshot_;
   std::string socket_;
+  std::string working_set_;
   UniqueFd file_;
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -234,6 +262,144 @@ TEST_F(FirecrackerTest, RefusalsAreNotAllTold) {
   EXPECT_GE(said_.size(),
             static_cast<size_t>(SnapshotService::kRefusalsLoggedPerSecond));
   EXPECT_LT(said_.size(), 5u * SnapshotService::kRefusalsLoggedPerSecond);
+}
+
+// Proves that what the first VM touches is fetched for the next, in that order,
+// and nothing else without prefetch; in the same daemon and in the next.
+TEST_F(FirecrackerTest, WhatTheFirstVmTouchesIsThereForTheNext) {
+  for (const bool restart : {false, true}) {
+    said_.clear();
+    ::unlink(working_set_.c_str());
+    ASSERT_TRUE(ServeWithWorkingSet().ok());
+    ServeAndTouch(64, {63, 0, 7, 8, 9});
+    if (vmms_.back() == nullptr) GTEST_SKIP() << skip_reason_;
+    AwaitSaid("recorded in " + working_set_ + ": 3 runs");
+    AwaitSaid("has gone");
+    const auto set = ReadWorkingSet(working_set_);
+    ASSERT_TRUE(set.ok()) << set.status();
+    EXPECT_EQ(set->pages, PageCount(64));
+    EXPECT_EQ(set->snapshot_bytes, ByteCount(kSnapshotPages * kPage));
+    EXPECT_EQ(set->runs, (std::vector<PageRun>{{PageIndex(63), PageCount(1)},
+                                               {PageIndex(0), PageCount(1)},
+                                               {PageIndex(7), PageCount(3)}}));
+    if (restart) {
+      service_.reset();
+      ASSERT_TRUE(ServeWithWorkingSet().ok());
+    }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      said_.clear();
+    }
+    FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
+    ASSERT_TRUE(vmm->Connect(socket_, {}));
+    AwaitSaid("is served from");
+    for (const size_t page : {63, 0, 7, 8, 9}) {
+      while (!vmm->IsPresent(0, page * kPage)) std::this_thread::yield();
+      EXPECT_TRUE(IsRight(vmm->memory(0) + page * kPage, page)) << page;
+    }
+    vmm->Disconnect();
+    const std::string gone = AwaitSaid("has gone");
+    EXPECT_NE(gone.find("0 pages on demand"), std::string::npos) << gone;
+    EXPECT_NE(gone.find("5 ahead of it"), std::string::npos) << gone;
+    EXPECT_NE(gone.find("59 never wanted"), std::string::npos) << gone;
+    service_.reset();
+  }
+}
+
+// Proves that with prefetch the rest comes too, and that the VM that is
+// recorded is not helped by it.
+TEST_F(FirecrackerTest, AWorkingSetComesBeforeTheRest) {
+  ASSERT_TRUE(ServeWithWorkingSet(/*prefetch=*/true).ok());
+  ServeAndTouch(64, {63, 0});
+  if (vmms_.back() == nullptr) GTEST_SKIP() << skip_reason_;
+  EXPECT_NE(AwaitSaid("has gone").find("62 never wanted"), std::string::npos);
+  AwaitSaid("recorded in");
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  AwaitSaid("has all its pages");
+  EXPECT_TRUE(IsRight(vmm->memory(0) + 30 * kPage, 30));
+}
+
+// Only the first VM is recorded, and one that touches nothing leaves it to the
+// next.
+TEST_F(FirecrackerTest, OneVmAtATimeIsRecorded) {
+  ASSERT_TRUE(ServeWithWorkingSet().ok());
+  ServeAndTouch(64, {});
+  if (vmms_.back() == nullptr) GTEST_SKIP() << skip_reason_;
+  AwaitSaid("has gone");
+  FirecrackerVmm* first = NewVmm({{.bytes = 64 * kPage}});
+  FirecrackerVmm* second = NewVmm({{.bytes = 64 * kPage}});
+  ASSERT_TRUE(first->Connect(socket_, {}));
+  ASSERT_TRUE(second->Connect(socket_, {}));
+  EXPECT_TRUE(IsRight(first->memory(0) + 5 * kPage, 5));
+  EXPECT_TRUE(IsRight(second->memory(0) + 6 * kPage, 6));
+  second->Disconnect();
+  AwaitSaid("1 pages on demand");
+  EXPECT_TRUE(absl::IsNotFound(ReadWorkingSet(working_set_).status()));
+  first->Disconnect();
+  AwaitSaid("recorded in");
+  EXPECT_EQ(ReadWorkingSet(working_set_)->runs,
+            (std::vector<PageRun>{{PageIndex(5), PageCount(1)}}));
+}
+
+// The end of the daemon is the end of its VMs.
+TEST_F(FirecrackerTest, WhatIsRecordedOutlivesTheDaemon) {
+  ASSERT_TRUE(ServeWithWorkingSet().ok());
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  EXPECT_TRUE(IsRight(vmm->memory(0) + 5 * kPage, 5));
+  service_->Shutdown();
+  EXPECT_EQ(ReadWorkingSet(working_set_)->runs,
+            (std::vector<PageRun>{{PageIndex(5), PageCount(1)}}));
+}
+
+TEST_F(FirecrackerTest, AVmOfAnotherSizeIsServedWithoutTheWorkingSet) {
+  WorkingSet set = {.pages = PageCount(63),
+                    .snapshot_bytes = ByteCount(kSnapshotPages * kPage),
+                    .runs = {{PageIndex(62), PageCount(1)}}};
+  ASSERT_TRUE(WriteWorkingSet(working_set_, set).ok());
+  ASSERT_TRUE(ServeWithWorkingSet().ok());
+  ServeAndTouch(64, {7});
+  if (vmms_.back() == nullptr) GTEST_SKIP() << skip_reason_;
+  AwaitSaid("without the working set");
+  EXPECT_NE(AwaitSaid("has gone").find("0 ahead of it"), std::string::npos);
+}
+
+TEST_F(FirecrackerTest, AForeignWorkingSetIsToldAtOnce) {
+  WorkingSet set = {.pages = PageCount(64),
+                    .snapshot_bytes = ByteCount(kSnapshotPages * kPage - 1),
+                    .runs = {{PageIndex(62), PageCount(1)}}};
+  ASSERT_TRUE(WriteWorkingSet(working_set_, set).ok());
+  const absl::Status other = ServeWithWorkingSet();
+  EXPECT_TRUE(absl::IsFailedPrecondition(other)) << other;
+  EXPECT_NE(other.message().find("remove this one"), std::string::npos);
+  ASSERT_EQ(::truncate(working_set_.c_str(), 50), 0);
+  const absl::Status damaged = ServeWithWorkingSet();
+  EXPECT_TRUE(absl::IsDataLoss(damaged)) << damaged;
+  ::unlink(working_set_.c_str());
+  working_set_ = directory_ + "/no/working_set";
+  EXPECT_TRUE(absl::IsNotFound(ServeWithWorkingSet()));
+}
+
+// What cannot be written is told, and serves those who come all the same.
+TEST_F(FirecrackerTest, AWorkingSetThatCannotBeWrittenIsToldAndUsed) {
+  ASSERT_TRUE(ServeWithWorkingSet().ok());
+  ASSERT_EQ(::mkdir(working_set_.c_str(), 0700), 0);
+  ServeAndTouch(64, {7});
+  if (vmms_.back() == nullptr) GTEST_SKIP() << skip_reason_;
+  AwaitSaid("cannot put it in place");
+  AwaitSaid("has gone");
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    said_.clear();
+  }
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  while (!vmm->IsPresent(0, 7 * kPage)) std::this_thread::yield();
+  vmm->Disconnect();
+  EXPECT_NE(AwaitSaid("has gone").find("1 ahead of it"), std::string::npos);
+  EXPECT_EQ(::rmdir(working_set_.c_str()), 0);
 }
 
 TEST_F(FirecrackerTest, ASnapshotThatIsNotThereIsToldAtOnce) {

@@ -126,6 +126,12 @@ bool FirecrackerVmm::IsTurnedAway() const {
   return ::recv(socket_.get(), &byte, 1, 0) <= 0;
 }
 
+bool FirecrackerVmm::IsPresent(size_t region, size_t offset) const {
+  unsigned char present = 0;
+  return ::mincore(memory_[region] + offset, 1, &present) == 0 &&
+         (present & 1) != 0;
+}
+
 bool FirecrackerVmm::Inflate(size_t region, size_t offset, size_t bytes) const {
   return ::madvise(memory_[region] + offset, bytes, MADV_DONTNEED) == 0;
 }

@@ -48,6 +48,9 @@ class FirecrackerVmm {
   // The balloon takes the range: madvise(MADV_DONTNEED).
   bool Inflate(size_t region, size_t offset, size_t bytes) const;
 
+  // Whether the page at `offset` is there, without touching it.
+  bool IsPresent(size_t region, size_t offset) const;
+
  private:
   FirecrackerVmm(std::vector<Region> regions, UniqueFd userfaultfd);
 

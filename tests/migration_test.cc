@@ -138,6 +138,29 @@ INSTANTIATE_TEST_SUITE_P(
                                                              : "_PAGEMAP_SCAN");
     });
 
+// Whatever comes first, every page comes, and none is wrong.
+TEST_F(MigrationTest, EveryOrderBringsEveryPage) {
+  for (int order = v1::PullOrder_MIN; order <= v1::PullOrder_MAX; ++order) {
+    SCOPED_TRACE(order);
+    Begin();
+    v1::CreateMigrationRequest request = hosts_->SourceRequest(kVm);
+    ASSERT_OK(hosts_->CreateAtSource(request).status());
+    request = hosts_->DestinationRequest(kVm);
+    request.set_pull_order(static_cast<v1::PullOrder>(order));
+    ASSERT_OK(hosts_->CreateAtDestination(request).status());
+    ASSERT_OK(hosts_->AwaitSource(
+        kVm, [](const v1::Migration& m) { return m.rounds() >= 2; }));
+    ASSERT_OK(hosts_->SwitchOver(kVm));
+    EXPECT_EQ(hosts_->AtSource(kVm).pull_order(), v1::PULL_ORDER_UNSPECIFIED);
+    EXPECT_EQ(hosts_->AtDestination(kVm).pull_order(),
+              order == v1::PULL_ORDER_UNSPECIFIED
+                  ? v1::PULL_ORDER_ADAPTIVE
+                  : static_cast<v1::PullOrder>(order));
+    ExpectArrived();
+    hosts_.reset();
+  }
+}
+
 // The destination daemon dies during precopy: the guest goes on at the source,
 // and a later migration to another daemon finds every page.
 TEST_F(MigrationTest, DestinationGoneDuringPrecopyHarmsNothing) {
@@ -328,6 +351,10 @@ TEST_F(MigrationTest, LimitsOfARequest) {
   ExpectRefused(hosts_->CreateAtSource(request),
                 absl::StatusCode::kInvalidArgument, "at most 1000");
   request.set_rounds_max(1000);
+  request.set_pull_order(static_cast<v1::PullOrder>(v1::PullOrder_MAX + 1));
+  ExpectRefused(hosts_->CreateAtSource(request),
+                absl::StatusCode::kInvalidArgument, "pull_order");
+  request.set_pull_order(v1::PullOrder_MAX);
   request.set_migration_id("has space");
   ExpectRefused(hosts_->CreateAtSource(request),
                 absl::StatusCode::kInvalidArgument, "migration_id must be");

@@ -7,6 +7,13 @@
 
 namespace postcopy {
 
+bool RoomForBulk(absl::Span<const PageRun> in_flight) {
+  if (in_flight.size() < kFullBulkOutstanding) return true;
+  PageCount pages;
+  for (const PageRun& run : in_flight) pages += run.count;
+  return in_flight.size() < kMaxBulkOutstanding && pages <= kMaxBulkPages;
+}
+
 BackgroundPull::BackgroundPull(const DestinationRam* ram, PageState* state,
                                PullOrder* order, Clock* clock,
                                uint64_t bytes_per_second,
@@ -105,7 +112,7 @@ bool BackgroundPull::AwaitSlot() {
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [this] {
     return Ended() || (enabled_ && source_works_ && !exhausted_ &&
-                       in_flight_.size() < kMaxBulkOutstanding);
+                       RoomForBulk(in_flight_));
   });
   return !Ended();
 }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/types.h"
 #include "uffd/destination_ram.h"
@@ -23,16 +24,24 @@
 
 namespace postcopy {
 
-// Bulk requests in flight: one on the wire while the other is being read.
-inline constexpr size_t kMaxBulkOutstanding = 2;
+// Bulk requests in flight. Of the largest there are kFullBulkOutstanding: one
+// on the wire while the other is being read. Missing pages that lie scattered
+// make small requests, of which so few would leave the wire idle for most of
+// each round trip: so there are more of them, as long as all but one of them
+// together are no more pages than a full one.
+inline constexpr size_t kFullBulkOutstanding = 2;
+inline constexpr size_t kMaxBulkOutstanding = 16;
+
+// True if beside `in_flight` another request may be sent.
+bool RoomForBulk(absl::Span<const PageRun> in_flight);
 
 // Longest uninterrupted sleep while the limit is exhausted: how late a change
 // of the limit, or Stop, may be noticed.
 inline constexpr int64_t kMaxLimitSleepNanos = 10 * kNanosPerMilli;
 
-// One thread, which keeps up to kMaxBulkOutstanding requests with the source
-// while enabled, the source is there and the limit allows. It ends by itself
-// when no page is missing or Fail was called, and then calls `on_end`.
+// One thread, which keeps as many requests with the source as RoomForBulk
+// allows while enabled, the source is there and the limit allows. It ends by
+// itself when no page is missing or Fail was called, and then calls `on_end`.
 // Thread-safe.
 class BackgroundPull {
  public:

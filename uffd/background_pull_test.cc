@@ -72,6 +72,31 @@ TEST_F(BackgroundPullTest, KeepsTwoInFlight) {
   EXPECT_EQ(pull_->requests(), 3u);
 }
 
+TEST(RoomForBulkTest, TwoLargeRequestsOrManySmallOnes) {
+  EXPECT_TRUE(RoomForBulk({}));
+  EXPECT_TRUE(RoomForBulk({Pages(0, 512)}));
+  EXPECT_FALSE(RoomForBulk({Pages(0, 512), Pages(512, 512)}));
+  EXPECT_TRUE(RoomForBulk({Pages(0, 32), Pages(100, 32)}));
+  EXPECT_FALSE(RoomForBulk({Pages(0, 32), Pages(100, 33)}));
+  std::vector<PageRun> small(kMaxBulkOutstanding - 1, Pages(7, 1));
+  EXPECT_TRUE(RoomForBulk(small));
+  small.push_back(Pages(8, 1));
+  EXPECT_FALSE(RoomForBulk(small));
+}
+
+TEST_F(BackgroundPullTest, ScatteredPagesAreAskedForManyAtATime) {
+  Begin(1000, 0);
+  for (uint64_t page = 1; page < 1000; page += 2) {
+    state_->MarkReceived(Pages(page, 1), false);
+  }
+  pull_->SetSource(&source_);
+  pull_->Enable();
+  source_.AwaitBulk(kMaxBulkOutstanding);
+  pull_->Stop();
+  EXPECT_EQ(source_.bulk().size(), kMaxBulkOutstanding);
+  EXPECT_EQ(source_.bulk().back(), Pages(2 * (kMaxBulkOutstanding - 1), 1));
+}
+
 TEST_F(BackgroundPullTest, AnErrorBehindTheEndIsTold) {
   std::vector<absl::Status> ends;
   std::promise<void> ended;

@@ -240,6 +240,7 @@ class GrpcSourceDialer final : public SourceDialer {
     request_.set_protocol_version(kDataPlaneClientVersion);
     request_.set_migration_id(std::move(migration_id));
     request_.set_vm_name(std::move(vm_name));
+    request_.set_recently_dirtied(true);
     for (const Region& region : layout.regions()) {
       v1::RamRegion* out = request_.mutable_layout()->add_regions();
       out->set_name(region.name);

@@ -270,6 +270,7 @@ TEST_F(DataPlaneClientTest, OpensASessionAndAttachesBothLanes) {
   EXPECT_EQ(source_.opened.migration_id(), "migration-1");
   EXPECT_EQ(source_.opened.vm_name(), "vm-1");
   EXPECT_EQ(source_.opened.epoch(), 7u);
+  EXPECT_TRUE(source_.opened.recently_dirtied());
   ASSERT_EQ(source_.opened.layout().regions_size(), 2);
   const v1::RamRegion& high = source_.opened.layout().regions(1);
   EXPECT_EQ(high.name(), "high");
@@ -545,6 +546,12 @@ TEST_F(DataPlaneClientTest, TakesWhatTheSourceSays) {
   response.mutable_commit();
   source_.bulk.Say(response);
   Receive<Committed>();
+
+  response.mutable_recently_dirtied()->add_ram_offsets_bytes(kPageSize);
+  response.mutable_recently_dirtied()->add_page_counts(3);
+  source_.bulk.Say(response);
+  EXPECT_EQ(Receive<PagesDirtied>().runs,
+            (std::vector<PageRun>{{PageIndex(1), PageCount(3)}}));
 }
 
 TEST_F(DataPlaneClientTest, RefusesADamagedStalePiece) {

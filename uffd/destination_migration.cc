@@ -63,6 +63,8 @@ absl::Status DestinationMigration::Start() {
   absl::StatusOr<PageBitmap> stale = PageBitmap::Create(vm_->layout().pages());
   if (!stale.ok()) return stale.status();
   stale_ = *std::move(stale);
+  absl::Status ordered = vm_->SetPullOrder(NewPullOrder(options_.pull_order));
+  if (!ordered.ok()) return ordered;
   lost_since_ns_ = clock_->NowNanos();
   driver_ = std::thread([this] { Drive(); });
   return absl::OkStatus();
@@ -346,6 +348,9 @@ absl::Status DestinationMigration::Handle(SourceConnection* connection,
     }
     return TakeOver(connection);
   }
+  if (const auto* dirtied = std::get_if<PagesDirtied>(&event)) {
+    return TakeDirtied(*dirtied);
+  }
   {
     std::lock_guard lock(mutex_);
     if (ready_) return ProtocolError("precopy after the switch-over");
@@ -381,6 +386,14 @@ absl::Status DestinationMigration::Take(const PagesArrived& pages) {
     return absl::DataLossError("the checksum of a page did not fit");
   }
   return vm_->OnBulkPages(pages.runs);
+}
+
+absl::Status DestinationMigration::TakeDirtied(const PagesDirtied& dirtied) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!committed_) return ProtocolError("statistics before the commit");
+  }
+  return vm_->OnRecentlyDirtied(dirtied.runs);
 }
 
 absl::Status DestinationMigration::Acknowledge(SourceConnection* connection,

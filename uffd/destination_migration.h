@@ -18,6 +18,7 @@
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/types.h"
 #include "uffd/destination_vm.h"
+#include "uffd/policy_pull_order.h"
 #include "uffd/source_connection.h"
 
 namespace postcopy {
@@ -60,6 +61,7 @@ struct DestinationGuest {
 struct DestinationOptions {
   // What is asked for over the bulk lane, in bytes per second; 0: no limit.
   ByteCount bulk_limit_per_second;
+  PullOrderKind pull_order = PullOrderKind::kAdaptive;
   // How long a lost source may take to come back before the commit.
   int64_t reconnect_nanos = 10 * kNanosPerSecond;
   // Pause between two tries to reach it: doubled from the first to the last.
@@ -142,6 +144,7 @@ class DestinationMigration {
   absl::Status Handle(SourceConnection* connection, const BulkEvent& event);
   absl::Status Take(const PagesArrived& pages);
   absl::Status Acknowledge(SourceConnection* connection, uint32_t round);
+  absl::Status TakeDirtied(const PagesDirtied& dirtied);
   absl::Status TakeStale(const StalePiece& piece);
   absl::Status DiscardEarly(SourceConnection* connection, uint32_t round);
   absl::Status TakeDeviceState(absl::string_view data);

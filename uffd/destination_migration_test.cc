@@ -11,6 +11,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -27,6 +28,7 @@
 #include "gtest/gtest.h"
 #include "uffd/fake_page_source.h"
 #include "uffd/kernel_guest.h"
+#include "uffd/policy_pull_order.h"
 #include "uffd/simulated_uffd.h"
 
 namespace postcopy {
@@ -105,6 +107,10 @@ class Session {
   }
   void SayCommit() {
     Say([] { return Committed{}; });
+  }
+
+  void SayDirtied(const std::vector<PageRun>& runs) {
+    Say([runs] { return PagesDirtied{runs}; });
   }
 
   // Answers on the urgent lane.
@@ -880,6 +886,62 @@ TEST_F(DestinationMigrationTest, RefusesPrecopyAfterReady) {
   world_.AwaitMessage("precopy after the switch-over");
   EXPECT_EQ(session->acks().size(), 1u);
   EXPECT_EQ(world_.migration->Snapshot().phase, Phase::kSwitching);
+}
+
+// Proves that what the source says was written last is fetched first.
+TEST_F(DestinationMigrationTest, FetchesFirstWhatWasDirtiedLast) {
+  const uint64_t last = *Stale().rbegin();
+  ASSERT_NE(last, *Stale().begin());
+  std::promise<void> said;
+  world_.vmm.load = [&] {
+    said.get_future().wait();
+    world_.session->AwaitListening();
+    return absl::OkStatus();
+  };
+  const auto session = world_.StartWithSession();
+  world_.GetReady();
+  session->SayCommit();
+  session->SayDirtied({{PageIndex(last), PageCount(1)}});
+  session->SayDirtied({{PageIndex(0), kPages}});
+  said.set_value();
+  session->AwaitBulk(1);
+  EXPECT_EQ(session->bulk().front().first, PageIndex(last));
+  session->Serve();
+  world_.ExpectCompleted();
+}
+
+TEST_F(DestinationMigrationTest, FetchesInTheOrderThatWasChosen) {
+  world_.options.pull_order = PullOrderKind::kLinear;
+  const auto session = world_.StartWithSession();
+  world_.GetReady();
+  // Not the first page that is missing.
+  EXPECT_EQ(world_.TouchPage(1, 129), Touch::kWaiting);
+  session->SayCommit();
+  session->AwaitUrgent({129});
+  session->AwaitBulk(1);
+  EXPECT_EQ(session->bulk().front(), (PageRun{PageIndex(3), PageCount(1)}));
+  session->Serve();
+  world_.ExpectCompleted();
+}
+
+TEST_F(DestinationMigrationTest, RefusesStatisticsBeforeTheCommit) {
+  world_.options.retry_nanos_first = kHour;
+  world_.options.retry_nanos_last = kHour;
+  const auto session = world_.StartWithSession();
+  world_.GetReady();
+  session->SayDirtied({{PageIndex(0), PageCount(1)}});
+  world_.AwaitMessage("statistics before the commit");
+}
+
+// Proves that statistics of pages that are none end the session, not the guest.
+TEST_F(DestinationMigrationTest, RefusesDirtiedPagesOutsideTheLayout) {
+  const auto session = world_.StartWithSession();
+  world_.GetResumed();
+  session->SayDirtied({{PageIndex(kPages.value()), PageCount(1)}});
+  session->AwaitEnd();
+  const auto again = world_.network.Accept(/*committed=*/true);
+  again->Serve();
+  world_.ExpectCompleted();
 }
 
 TEST_F(DestinationMigrationTest, RefusesASecondCommit) {

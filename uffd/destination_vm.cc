@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "uffd/policy_pull_order.h"
 
 namespace postcopy {
 namespace {
@@ -77,7 +78,8 @@ DestinationVm::DestinationVm(DestinationRam ram,
       changes_(&ram_, state_.get()),
       installer_(&ram_, ops_.get(), state_.get(), &gate_, &strategies_),
       store_(&ram_, state_.get(), &strategies_),
-      map_ahead_(state_.get(), &installer_, clock) {}
+      map_ahead_(state_.get(), &installer_, clock),
+      order_(NewPullOrder(PullOrderKind::kAdaptive)) {}
 
 DestinationVm::~DestinationVm() { Abort(); }
 
@@ -199,12 +201,21 @@ absl::StatusOr<PageCount> DestinationVm::DiscardStale(PageBitmapView stale) {
   return result.removed;
 }
 
+absl::Status DestinationVm::SetPullOrder(std::unique_ptr<PullOrder> order) {
+  const Stage stage = stage_.load();
+  if (stage != Stage::kPrecopy && stage != Stage::kDiscarded) {
+    return WrongStage("SetPullOrder");
+  }
+  order_ = std::move(order);
+  return absl::OkStatus();
+}
+
 absl::Status DestinationVm::StartServing(
     PageSource* source, uint64_t bulk_limit_bytes_per_second,
     std::function<void(absl::Status)> on_end) {
   if (stage_.load() != Stage::kDiscarded) return WrongStage("StartServing");
   pull_ = std::make_unique<BackgroundPull>(
-      &ram_, state_.get(), &order_, &clock_, bulk_limit_bytes_per_second,
+      &ram_, state_.get(), order_.get(), &clock_, bulk_limit_bytes_per_second,
       [this, on_end = std::move(on_end)](absl::Status status) {
         on_end(EndStatus(std::move(status)));
       });
@@ -215,7 +226,7 @@ absl::Status DestinationVm::StartServing(
        .gate = &gate_,
        .changes = &changes_,
        .installer = &installer_,
-       .order = &order_,
+       .order = order_.get(),
        .clock = &clock_,
        .on_given_up =
            [this] {
@@ -279,6 +290,25 @@ absl::Status DestinationVm::OnBulkPages(absl::Span<const ReceivedRun> runs) {
     if (run.data.empty()) zeros += run.pages.count;
   }
   pull_->OnAnswer(runs.front().pages.first, BytesIn(zeros));
+  return absl::OkStatus();
+}
+
+absl::Status DestinationVm::OnRecentlyDirtied(absl::Span<const PageRun> runs) {
+  if (stage_.load() != Stage::kServing) return WrongStage("OnRecentlyDirtied");
+  if (runs.size() > kRecentlyDirtiedRunsMax - dirtied_runs_) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the peer named more than ", kRecentlyDirtiedRunsMax,
+                     " runs of recently dirtied pages"));
+  }
+  for (const PageRun& run : runs) {
+    if (run.count.empty()) {
+      return absl::InvalidArgumentError("the peer sent a run of no pages");
+    }
+    absl::Status inside = layout().Check(run.first, run.count);
+    if (!inside.ok()) return inside;
+  }
+  dirtied_runs_ += runs.size();
+  order_->OnRecentlyDirtied(runs);
   return absl::OkStatus();
 }
 

@@ -4,6 +4,7 @@
 #define UFFD_DESTINATION_VM_H_
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -160,6 +161,11 @@ class DestinationVm {
   // guest runs.
   absl::StatusOr<PageCount> DiscardStale(PageBitmapView stale);
 
+  // The order in which StartBackground goes through the pages, from the next
+  // StartServing on; without it PullOrderKind::kAdaptive. Before StartServing
+  // only.
+  absl::Status SetPullOrder(std::unique_ptr<PullOrder> order);
+
   // Serves faults from now on. `source` outlives the serving, or the next
   // OnSourceLost. Must follow a DiscardStale with no StorePrecopied between.
   // RESOURCE_EXHAUSTED, and not begun, if there is no thread or descriptor.
@@ -192,6 +198,12 @@ class DestinationVm {
   // after it. Pages of it that `runs` does not have are asked for again. Else
   // as OnUrgentPages, with any number of pages.
   absl::Status OnBulkPages(absl::Span<const ReceivedRun> runs);
+
+  // Takes more of the pages that the source says were written last, the most
+  // recent first: a hint to the order. OUT_OF_RANGE or INVALID_ARGUMENT as of
+  // pages, RESOURCE_EXHAUSTED beyond kRecentlyDirtiedRunsMax in all; then none
+  // of `runs` was taken. By the thread that calls OnBulkPages.
+  absl::Status OnRecentlyDirtied(absl::Span<const PageRun> runs);
 
   // The source answers no more. When this returns, no request to it is
   // running, and it can be destroyed. Faults go on to be collected. Must not
@@ -277,7 +289,8 @@ class DestinationVm {
   Installer installer_;
   PrecopyStore store_;
   MapAhead map_ahead_;
-  AfterFaultOrder order_;
+  std::unique_ptr<PullOrder> order_;  // set before kServing
+  size_t dirtied_runs_ = 0;           // of the bulk receiver
   LatencyHistogram latency_;
   std::atomic<uint64_t> precopied_{0};
   std::atomic<uint64_t> discarded_{0};

@@ -23,6 +23,7 @@
 #include "uffd/fake_page_source.h"
 #include "uffd/kernel_guest.h"
 #include "uffd/kernel_uffd.h"
+#include "uffd/policy_pull_order.h"
 
 namespace postcopy {
 namespace {
@@ -364,6 +365,44 @@ TEST_F(DestinationVmTest, AHostilePeerIsRefusedAndNothingTaken) {
       vm_->OnUrgentPages({{Pages(0, kMaxUrgentPages + 1), {}}})));
   EXPECT_EQ(vm_->counters().missing, PageCount(256));
   EXPECT_TRUE(vm_->OnUrgentPages({{Pages(0, kMaxUrgentPages), {}}}).ok());
+}
+
+TEST_F(DestinationVmTest, HostileStatisticsAreRefusedAndNoneTaken) {
+  const PageRun good = Pages(200, 1);
+  EXPECT_TRUE(absl::IsFailedPrecondition(vm_->OnRecentlyDirtied({good})));
+  Serve(&source_);
+  for (const PageRun bad : {Pages(256, 1), Pages(255, 2), Pages(UINT64_MAX, 1),
+                            Pages(1, UINT64_MAX)}) {
+    EXPECT_TRUE(absl::IsOutOfRange(vm_->OnRecentlyDirtied({good, bad})));
+  }
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(vm_->OnRecentlyDirtied({good, Pages(1, 0)})));
+  const std::vector<PageRun> most(kRecentlyDirtiedRunsMax - 1, Pages(100, 1));
+  EXPECT_TRUE(vm_->OnRecentlyDirtied(most).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(vm_->OnRecentlyDirtied({good, good})));
+  EXPECT_TRUE(vm_->OnRecentlyDirtied({good}).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(vm_->OnRecentlyDirtied({good})));
+  EXPECT_TRUE(vm_->OnRecentlyDirtied({}).ok());
+  // Only what was taken comes first.
+  ASSERT_TRUE(vm_->StartBackground().ok());
+  source_.AwaitBulk(2);
+  EXPECT_EQ(source_.bulk()[0], Pages(100, 1));
+  EXPECT_EQ(source_.bulk()[1], Pages(200, 1));
+}
+
+TEST_F(DestinationVmTest, TheOrderIsChosenBeforeServing) {
+  ASSERT_TRUE(vm_->SetPullOrder(NewPullOrder(PullOrderKind::kWorkingSetOnly,
+                                             {Pages(77, 2), Pages(5, 1)}))
+                  .ok());
+  Serve(&source_);
+  EXPECT_TRUE(absl::IsFailedPrecondition(
+      vm_->SetPullOrder(NewPullOrder(PullOrderKind::kLinear))));
+  ASSERT_TRUE(vm_->StartBackground().ok());
+  source_.AwaitBulk(2);
+  ASSERT_TRUE(AnswerBulk(Pages(77, 2)).ok());
+  ASSERT_TRUE(AnswerBulk(Pages(5, 1)).ok());
+  vm_->Abort();
+  EXPECT_EQ(source_.bulk(), (std::vector<PageRun>{Pages(77, 2), Pages(5, 1)}));
 }
 
 TEST_F(DestinationVmTest, PrecopyRefusesAHostilePeerToo) {

@@ -326,7 +326,7 @@ absl::Status FaultLoop::Collect(PageIndex page, int64_t now_ns) {
     pending_.Take(page);
     return HandleReceived(page);
   }
-  order_.OnFault(ram_.UnitOf(page).end() - PageCount(1));
+  order_.OnFault(ram_.UnitOf(page));
   new_pages_[new_count_++] = page;
   return absl::OkStatus();
 }

@@ -106,6 +106,11 @@ class PageState {
       PageIndex from, PageCount max = PageCount(UINT64_MAX)) const {
     return received_.NextClearRun(from, max);
   }
+  // As NextMissingRun, of `within` alone: looks at nothing behind its end.
+  std::optional<PageRun> FirstMissingRun(PageRun within, PageCount max) const {
+    return received_.First(PageCount(within.end().value()))
+        .NextClearRun(within.first, max);
+  }
   std::optional<PageRun> NextReceivedRun(
       PageIndex from, PageCount max = PageCount(UINT64_MAX)) const {
     return received_.NextSetRun(from, max);

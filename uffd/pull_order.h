@@ -3,16 +3,26 @@
 #define UFFD_PULL_ORDER_H_
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
 #include "absl/types/span.h"
 #include "dirtytrack/types.h"
+#include "uffd/linear_policy.h"
 #include "uffd/page_state.h"
 
 namespace postcopy {
 
-// A policy. NextRun is called by one thread, OnFault by another, concurrently.
+// Runs of pages that an order keeps of what the source says was written last:
+// 1 MiB of them.
+inline constexpr size_t kRecentlyDirtiedRunsMax = 64 << 10;
+
+// An order, used by up to three threads at once: the background thread calls
+// NextRun, the fault loop OnFault, the receiver of the bulk lane
+// OnRecentlyDirtied. What an order is told only decides what comes first:
+// every page of the VM comes, unless the order says of itself that it leaves
+// pages to be touched.
 class PullOrder {
  public:
   virtual ~PullOrder() = default;
@@ -23,8 +33,14 @@ class PullOrder {
                                          absl::Span<const PageRun> requested,
                                          PageCount max) = 0;
 
-  // The guest has just missed `page`. Wait-free: called by the fault loop.
-  virtual void OnFault(PageIndex page) = 0;
+  // The guest has just missed `unit`: one page, or all of a huge one. Wait-free
+  // and without allocation.
+  virtual void OnFault(PageRun unit) = 0;
+
+  // More of the pages that the source says were written last, the most recent
+  // first. What is beyond kRecentlyDirtiedRunsMax in all is not kept. REQUIRES:
+  // the pages exist.
+  virtual void OnRecentlyDirtied(absl::Span<const PageRun> /*runs*/) {}
 };
 
 // Goes on behind the most recent fault, upwards, and from the start again when
@@ -35,15 +51,15 @@ class AfterFaultOrder final : public PullOrder {
   std::optional<PageRun> NextRun(const PageState& state,
                                  absl::Span<const PageRun> requested,
                                  PageCount max) override;
-  void OnFault(PageIndex page) override {
+  void OnFault(PageRun unit) override {
     // Relaxed: a hint, and nothing else is read because of it.
-    hint_.store(page.value(), std::memory_order_relaxed);
+    hint_.store(unit.end().value() - 1, std::memory_order_relaxed);
   }
 
  private:
   static constexpr uint64_t kNoHint = UINT64_MAX;
 
-  PageIndex cursor_;
+  LinearPolicy linear_{LinearPolicy::Faults::kFollow};
   std::atomic<uint64_t> hint_{kNoHint};
 };
 

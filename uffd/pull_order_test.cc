@@ -44,14 +44,14 @@ TEST_F(AfterFaultOrderTest, SkipsWhatIsReceived) {
 
 TEST_F(AfterFaultOrderTest, ContinuesBehindTheLastFault) {
   EXPECT_EQ(Next(), Pages(0, 64));
-  order_.OnFault(PageIndex(30));
-  order_.OnFault(PageIndex(149));
+  order_.OnFault(Pages(30, 1));
+  order_.OnFault(Pages(149, 1));
   EXPECT_EQ(Next(), Pages(150, 50));
   EXPECT_EQ(Next(), Pages(0, 64));
 }
 
 TEST_F(AfterFaultOrderTest, AFaultOnTheLastPageBeginsAnew) {
-  order_.OnFault(PageIndex(199));
+  order_.OnFault(Pages(199, 1));
   EXPECT_EQ(Next(), Pages(0, 64));
 }
 
@@ -59,7 +59,7 @@ TEST_F(AfterFaultOrderTest, SkipsWhatIsRequested) {
   requested_ = {Pages(0, 64), Pages(100, 50)};
   EXPECT_EQ(Next(), Pages(64, 36));
   EXPECT_EQ(Next(), Pages(150, 50));
-  order_.OnFault(PageIndex(120));
+  order_.OnFault(Pages(120, 1));
   EXPECT_EQ(Next(), Pages(150, 50));
   requested_ = {Pages(100, 100), Pages(0, 100)};
   EXPECT_EQ(Next(), std::nullopt);

@@ -1,5 +1,6 @@
 #include "uffd/response_decoder.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -19,6 +20,16 @@ absl::Span<const uint8_t> AsBytes(const std::string& text) {
   return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
 }
 
+bool IsRun(RamOffset at, uint64_t pages) {
+  return IsPageAligned(at) && pages != 0 && pages <= kRunPagesMax;
+}
+
+absl::Status NoRun(RamOffset at, uint64_t pages) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("the source sent a run of ", pages, " pages at ",
+                   ToString(at), ", which is none"));
+}
+
 // Decodes runs whose checksum fits; counts the others. `runs` points into
 // `encoded`. INVALID_ARGUMENT for a run that is none.
 absl::Status DecodeRuns(
@@ -33,12 +44,7 @@ absl::Status DecodeRuns(
       ++damaged;
       continue;
     }
-    if (!IsPageAligned(at) || run.page_count() == 0 ||
-        run.page_count() > kRunPagesMax) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the source sent a run of ", run.page_count(),
-                       " pages at ", ToString(at), ", which is none"));
-    }
+    if (!IsRun(at, run.page_count())) return NoRun(at, run.page_count());
     runs.push_back({{PageOf(at), PageCount(run.page_count())}, data});
   }
   return absl::OkStatus();
@@ -64,6 +70,26 @@ absl::StatusOr<BulkEvent> DecodeStale(const v1::StaleBitmap& piece) {
         "the source sent a piece of the stale set that is not aligned");
   }
   return StalePiece{PageOf(at), bits};
+}
+
+absl::StatusOr<BulkEvent> DecodeDirtied(const v1::RecentlyDirtied& dirtied) {
+  const int count = dirtied.ram_offsets_bytes_size();
+  if (count != dirtied.page_counts_size() || count == 0 ||
+      static_cast<size_t>(count) > kReceivedDirtiedRunsMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the source sent ", count, " offsets and ", dirtied.page_counts_size(),
+        " counts of recently dirtied pages; there must be 1 to ",
+        kReceivedDirtiedRunsMax, " of each, as many of one as of the other"));
+  }
+  PagesDirtied event;
+  event.runs.reserve(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    const RamOffset at(dirtied.ram_offsets_bytes(i));
+    const uint64_t pages = dirtied.page_counts(i);
+    if (!IsRun(at, pages)) return NoRun(at, pages);
+    event.runs.push_back({PageOf(at), PageCount(pages)});
+  }
+  return event;
 }
 
 }  // namespace
@@ -99,6 +125,8 @@ absl::StatusOr<BulkEvent> DecodeBulk(const v1::BulkResponse& response,
                                 response.switch_over().device_state_crc32c()};
     case v1::BulkResponse::kCommit:
       return Committed{};
+    case v1::BulkResponse::kRecentlyDirtied:
+      return DecodeDirtied(response.recently_dirtied());
     default:
       return absl::InvalidArgumentError(
           "the source sent a bulk message without content");

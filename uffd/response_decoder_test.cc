@@ -129,6 +129,50 @@ TEST_F(ResponseDecoderTest, StalePiecesAreAligned) {
   EXPECT_TRUE(absl::IsDataLoss(Stale(0, bits, /*damage=*/1).status()));
 }
 
+TEST_F(ResponseDecoderTest, DirtiedRunsKeepTheirOrder) {
+  v1::RecentlyDirtied& dirtied = *bulk_.mutable_recently_dirtied();
+  for (const uint64_t page : {7, 3}) {
+    dirtied.add_ram_offsets_bytes(page * kPageSize);
+    dirtied.add_page_counts(page);
+  }
+  const auto event = DecodeBulk(bulk_, runs_);
+  ASSERT_TRUE(event.ok()) << event.status();
+  EXPECT_EQ(std::get<PagesDirtied>(*event).runs,
+            (std::vector<PageRun>{{PageIndex(7), PageCount(7)},
+                                  {PageIndex(3), PageCount(3)}}));
+}
+
+TEST_F(ResponseDecoderTest, TakesSoManyDirtiedRunsAndNotOneMore) {
+  v1::RecentlyDirtied& dirtied = *bulk_.mutable_recently_dirtied();
+  EXPECT_TRUE(absl::IsInvalidArgument(DecodeBulk(bulk_, runs_).status()));
+  for (size_t i = 0; i < kReceivedDirtiedRunsMax; ++i) {
+    dirtied.add_ram_offsets_bytes(i * kPageSize);
+    dirtied.add_page_counts(1);
+  }
+  EXPECT_TRUE(DecodeBulk(bulk_, runs_).ok());
+  dirtied.add_ram_offsets_bytes(0);
+  EXPECT_TRUE(absl::IsInvalidArgument(DecodeBulk(bulk_, runs_).status()));
+  dirtied.add_page_counts(1);
+  EXPECT_TRUE(absl::IsInvalidArgument(DecodeBulk(bulk_, runs_).status()));
+}
+
+TEST_F(ResponseDecoderTest, ADirtiedRunThatIsNoneIsRefused) {
+  v1::RecentlyDirtied& dirtied = *bulk_.mutable_recently_dirtied();
+  const auto decode = [&](uint64_t offset, uint64_t pages) {
+    dirtied.Clear();
+    dirtied.add_ram_offsets_bytes(offset);
+    dirtied.add_page_counts(pages);
+    return DecodeBulk(bulk_, runs_).status();
+  };
+  EXPECT_TRUE(decode(kPageSize, kRunPagesMax).ok());
+  EXPECT_TRUE(decode(UINT64_MAX - (kPageSize - 1), 1).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(decode(kPageSize, kRunPagesMax + 1)));
+  EXPECT_TRUE(absl::IsInvalidArgument(decode(kPageSize, UINT64_MAX)));
+  EXPECT_TRUE(absl::IsInvalidArgument(decode(kPageSize, 0)));
+  EXPECT_TRUE(absl::IsInvalidArgument(decode(kPageSize - 1, 1)));
+  EXPECT_TRUE(absl::IsInvalidArgument(decode(UINT64_MAX, 1)));
+}
+
 TEST_F(ResponseDecoderTest, ABulkMessageHasContent) {
   EXPECT_TRUE(absl::IsInvalidArgument(DecodeBulk(bulk_, runs_).status()));
 }

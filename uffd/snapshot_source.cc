@@ -12,7 +12,7 @@
 namespace postcopy {
 namespace {
 
-constexpr uint32_t kBulkReads{kMaxBulkOutstanding};
+constexpr uint32_t kBulkReads{kFullBulkOutstanding};
 
 absl::Status BadExtent(size_t index, absl::string_view problem) {
   return absl::InvalidArgumentError(

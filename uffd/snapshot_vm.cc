@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/ram_layout.h"
+#include "uffd/policy_pull_order.h"
 
 namespace postcopy {
 namespace {
@@ -97,12 +98,39 @@ absl::Status SnapshotVm::Serve() {
   if (!stale.ok()) return stale.status();
   absl::Status status = vm_->DiscardStale(stale->view()).status();
   if (!status.ok()) return status;
+  status = ChooseOrder();
+  if (!status.ok()) return status;
   status = vm_->StartServing(source_.get(), options_.prefetch_bytes_per_second,
                              [this](const absl::Status& end) {
                                if (options_.on_end) options_.on_end(end);
                              });
-  if (status.ok() && options_.prefetch) status = vm_->StartBackground();
+  if (status.ok() && fetches_ahead()) status = vm_->StartBackground();
   return status;
+}
+
+absl::Status SnapshotVm::ChooseOrder() {
+  if (options_.record_working_set) {
+    auto recorder = std::make_unique<WorkingSetRecorder>();
+    recorder_ = recorder.get();
+    return vm_->SetPullOrder(std::move(recorder));
+  }
+  working_set_ = options_.working_set;
+  if (working_set_ != nullptr && working_set_->pages != vm_->layout().pages()) {
+    ignored_working_set_ = true;
+    working_set_ = nullptr;
+  }
+  absl::Span<const PageRun> runs;
+  if (working_set_ != nullptr) runs = working_set_->runs;
+  return vm_->SetPullOrder(NewPullOrder(options_.prefetch
+                                            ? PullOrderKind::kAdaptive
+                                            : PullOrderKind::kWorkingSetOnly,
+                                        runs));
+}
+
+WorkingSet SnapshotVm::recorded() const {
+  WorkingSet set = {.pages = vm_->layout().pages()};
+  if (recorder_ != nullptr) set.runs = recorder_->runs();
+  return set;
 }
 
 absl::Status SnapshotVm::Deliver(Take take,

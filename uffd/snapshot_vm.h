@@ -20,6 +20,8 @@
 #include "uffd/snapshot_file.h"
 #include "uffd/snapshot_source.h"
 #include "uffd/uffd_ops.h"
+#include "uffd/working_set.h"
+#include "uffd/working_set_recorder.h"
 
 namespace postcopy {
 
@@ -42,6 +44,12 @@ class SnapshotVm {
     // limit).
     bool prefetch = false;
     uint64_t prefetch_bytes_per_second = 0;
+    // Pages to fetch first; without `prefetch` only these. May be null. One of
+    // a VM with another number of pages is not used.
+    std::shared_ptr<const WorkingSet> working_set;
+    // Write down what is touched. Nothing is fetched ahead then: pages that are
+    // there are touched in silence.
+    bool record_working_set = false;
     // Called at most twice, by threads of this object: with OK when no page is
     // missing, and with an error when faults are no longer answered from the
     // file. A host that is short of memory is no such error: pages are tried
@@ -69,6 +77,12 @@ class SnapshotVm {
   // returns, on_end is not called any more. Idempotent.
   void Stop();
 
+  // True if options.working_set was of another VM.
+  bool ignored_working_set() const { return ignored_working_set_; }
+  // What was touched, without the snapshot's size; without runs if nothing was,
+  // or nothing was to be recorded. REQUIRES: Stop has returned.
+  WorkingSet recorded() const;
+
   DestinationCounters counters() const { return vm_->counters(); }
   LatencySnapshot FaultLatency() const { return vm_->FaultLatency(); }
 
@@ -81,6 +95,12 @@ class SnapshotVm {
   absl::Status Start(const std::string& path,
                      std::vector<SnapshotExtent> extents);
   absl::Status Serve();
+  // Gives the VM the order that the options ask for.
+  absl::Status ChooseOrder();
+  bool fetches_ahead() const {
+    return !options_.record_working_set &&
+           (options_.prefetch || working_set_ != nullptr);
+  }
   // Hands an answer to the VM, as often as it takes.
   absl::Status Deliver(Take take, absl::Span<const ReceivedRun> runs);
   // The file cannot be read any more.
@@ -89,6 +109,10 @@ class SnapshotVm {
   const Options options_;
   Clock& clock_;
   const std::unique_ptr<DestinationVm> vm_;
+  // Constant once serving.
+  std::shared_ptr<const WorkingSet> working_set_;
+  bool ignored_working_set_ = false;
+  const WorkingSetRecorder* recorder_ = nullptr;  // vm_'s
   std::unique_ptr<SnapshotSource> source_;
   std::atomic<bool> stopping_{false};
   std::mutex stop_mutex_;  // held while threads are joined

@@ -21,6 +21,7 @@
 #include "uffd/forwarding_uffd.h"
 #include "uffd/kernel_guest.h"
 #include "uffd/simulated_uffd.h"
+#include "uffd/working_set.h"
 
 namespace postcopy {
 namespace {
@@ -78,11 +79,12 @@ class SnapshotVmTest : public testing::TestWithParam<MemoryKind> {
     return regions;
   }
   absl::Status Serve(bool prefetch = false) {
-    auto vm = SnapshotVm::Create(
-        path_, Regions(), guest_->TakeOps(),
-        {.prefetch = prefetch,
-         .on_end = [this](const absl::Status& end) { end_.set_value(end); }},
-        Clock::Monotonic());
+    return Serve(SnapshotVm::Options{.prefetch = prefetch});
+  }
+  absl::Status Serve(SnapshotVm::Options options) {
+    options.on_end = [this](const absl::Status& end) { end_.set_value(end); };
+    auto vm = SnapshotVm::Create(path_, Regions(), guest_->TakeOps(),
+                                 std::move(options), Clock::Monotonic());
     if (!vm.ok()) return vm.status();
     vm_ = *std::move(vm);
     return absl::OkStatus();
@@ -136,6 +138,60 @@ TEST_P(SnapshotVmTest, PrefetchBringsTheRest) {
   // The balloon still works.
   guest_->GiveUp({PageIndex(pages - 1), PageCount(1)});
   EXPECT_EQ(*guest_->at(PageIndex(pages - 1)), 0);
+}
+
+TEST_P(SnapshotVmTest, RecordsWhatIsTouchedAndFetchesNothingAhead) {
+  MakeGuest(4);
+  if (guest_ == nullptr) return;
+  ASSERT_TRUE(Serve({.prefetch = true, .record_working_set = true}).ok());
+  const uint64_t pages = guest_->layout().pages().value();
+  ExpectRight(pages - 1);
+  ExpectRight(3 * Unit());
+  ExpectRight(0);
+  ExpectRight(Unit());
+  vm_->Stop();
+  EXPECT_EQ(vm_->counters().background, PageCount(0));
+  const WorkingSet set = vm_->recorded();
+  EXPECT_EQ(set.pages, PageCount(pages));
+  EXPECT_EQ(set.runs,
+            (std::vector<PageRun>{{PageIndex(pages - 1), PageCount(1)},
+                                  {PageIndex(3 * Unit()), PageCount(Unit())},
+                                  {PageIndex(0), PageCount(2 * Unit())}}));
+}
+
+TEST_P(SnapshotVmTest, FetchesAWorkingSetAndNothingElse) {
+  MakeGuest(4);
+  if (guest_ == nullptr) return;
+  const uint64_t pages = guest_->layout().pages().value();
+  const auto set = std::make_shared<const WorkingSet>(
+      WorkingSet{.pages = PageCount(pages),
+                 .runs = {{PageIndex(pages - 1), PageCount(1)},
+                          {PageIndex(2 * Unit()), PageCount(2 * Unit())}}});
+  ASSERT_TRUE(Serve({.working_set = set}).ok());
+  const PageCount wanted(1 + 2 * Unit());
+  while (vm_->counters().background < wanted) std::this_thread::yield();
+  ExpectRight(pages - 1);
+  ExpectRight(3 * Unit());
+  ExpectRight(0);
+  vm_->Stop();
+  EXPECT_FALSE(vm_->ignored_working_set());
+  EXPECT_TRUE(vm_->recorded().runs.empty());
+  EXPECT_EQ(vm_->counters().background, wanted);
+  EXPECT_EQ(vm_->counters().faulted, PageCount(Unit()));
+}
+
+TEST_P(SnapshotVmTest, AWorkingSetOfAnotherVmIsNotUsed) {
+  MakeGuest(4);
+  if (guest_ == nullptr) return;
+  const PageCount pages = guest_->layout().pages();
+  const auto set = std::make_shared<const WorkingSet>(
+      WorkingSet{.pages = pages + PageCount(1),
+                 .runs = {{PageIndex(pages.value()), PageCount(1)}}});
+  ASSERT_TRUE(Serve({.working_set = set}).ok());
+  EXPECT_TRUE(vm_->ignored_working_set());
+  ExpectRight(0);
+  vm_->Stop();
+  EXPECT_EQ(vm_->counters().background, PageCount(0));
 }
 
 TEST_P(SnapshotVmTest, WhatTheBalloonTookIsNotBroughtBack) {

@@ -2,9 +2,11 @@
 #ifndef UFFD_SOURCE_CONNECTION_H_
 #define UFFD_SOURCE_CONNECTION_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <variant>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -49,10 +51,18 @@ struct SwitchOverComplete {
 };
 // The guest belongs to the destination.
 struct Committed {};
+// More of the pages that were written last, the most recent first: 1 to
+// kReceivedDirtiedRunsMax runs of 1 to kMaxRamBytes' worth of pages.
+struct PagesDirtied {
+  std::vector<PageRun> runs;
+};
+
+// Runs taken from one message.
+inline constexpr size_t kReceivedDirtiedRunsMax = 4096;
 
 using BulkEvent =
     std::variant<PagesArrived, RoundEnded, StalePiece, EarlyDiscard,
-                 DeviceStatePiece, SwitchOverComplete, Committed>;
+                 DeviceStatePiece, SwitchOverComplete, Committed, PagesDirtied>;
 
 // One session: its urgent and its bulk lane, each on a connection of its own.
 //

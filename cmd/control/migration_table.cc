@@ -29,6 +29,10 @@ absl::Status CheckRequest(const v1::CreateMigrationRequest& request) {
     return absl::InvalidArgumentError(
         absl::StrCat("policy ", request.policy(), " is unknown"));
   }
+  if (!v1::PullOrder_IsValid(request.pull_order())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pull_order ", request.pull_order(), " is unknown"));
+  }
   const uint64_t limit = request.bulk_limit_bytes_per_second();
   if (limit != 0 && limit < kBulkLimitMin) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -132,6 +132,15 @@ TEST_F(MigrationTableTest, VmmGoneReachesItsOwnMigration) {
   EXPECT_EQ(sides_["b"]->stop_count, 1);
 }
 
+TEST_F(MigrationTableTest, UnknownPullOrder) {
+  v1::CreateMigrationRequest request = Request("a", "vm");
+  request.set_pull_order(static_cast<v1::PullOrder>(v1::PullOrder_MAX + 1));
+  EXPECT_EQ(table_.Create(request).status().message(),
+            "pull_order 6 is unknown");
+  request.set_pull_order(v1::PullOrder_MAX);
+  EXPECT_TRUE(table_.Create(request).ok());
+}
+
 TEST_F(MigrationTableTest, UnknownPolicy) {
   v1::CreateMigrationRequest request = Request("a", "vm");
   // What a newer orchestrator may send. NOLINTNEXTLINE(*EnumCastOutOfRange)

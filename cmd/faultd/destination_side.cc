@@ -12,6 +12,7 @@
 #include "dirtytrack/unique_fd.h"
 #include "uffd/data_plane_client.h"
 #include "uffd/kernel_uffd.h"
+#include "uffd/policy_pull_order.h"
 
 namespace postcopy {
 namespace {
@@ -38,6 +39,28 @@ v1::MigrationState StateOf(DestinationPhase phase) {
       return v1::MIGRATION_STATE_FAILED;
   }
   return v1::MIGRATION_STATE_UNSPECIFIED;
+}
+
+// What was asked for, with nothing left open.
+v1::PullOrder ChosenOrder(const v1::CreateMigrationRequest& request) {
+  return request.pull_order() == v1::PULL_ORDER_UNSPECIFIED
+             ? v1::PULL_ORDER_ADAPTIVE
+             : request.pull_order();
+}
+
+PullOrderKind KindOf(v1::PullOrder order) {
+  switch (order) {
+    case v1::PULL_ORDER_LINEAR:
+      return PullOrderKind::kLinear;
+    case v1::PULL_ORDER_AFTER_FAULT:
+      return PullOrderKind::kAfterFault;
+    case v1::PULL_ORDER_AROUND_FAULTS:
+      return PullOrderKind::kAroundFaults;
+    case v1::PULL_ORDER_RECENTLY_DIRTIED:
+      return PullOrderKind::kRecentlyDirtied;
+    default:
+      return PullOrderKind::kAdaptive;
+  }
 }
 
 void DescribePages(const DestinationSnapshot& now, v1::PageCounters& pages) {
@@ -68,8 +91,9 @@ void DescribeLatency(const LatencySnapshot& now, v1::FaultLatency& latency) {
 
 class DestinationSide final : public MigrationSide {
  public:
-  explicit DestinationSide(std::unique_ptr<DestinationMigration> migration)
-      : migration_(std::move(migration)) {}
+  DestinationSide(std::unique_ptr<DestinationMigration> migration,
+                  v1::PullOrder pull_order)
+      : migration_(std::move(migration)), pull_order_(pull_order) {}
 
   void Describe(v1::Migration& migration) const override {
     const DestinationSnapshot now = migration_->Snapshot();
@@ -81,6 +105,7 @@ class DestinationSide final : public MigrationSide {
     DescribePages(now, *migration.mutable_pages());
     DescribeLatency(now.fault_latency, *migration.mutable_fault_latency());
     migration.set_recoveries(now.recoveries);
+    migration.set_pull_order(pull_order_);
   }
 
   bool ended() const override { return HasEnded(migration_->Snapshot().phase); }
@@ -98,6 +123,7 @@ class DestinationSide final : public MigrationSide {
 
  private:
   const std::unique_ptr<DestinationMigration> migration_;
+  const v1::PullOrder pull_order_;
 };
 
 DestinationGuest GuestOf(const WeakVmm& vmm) {
@@ -171,13 +197,15 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> DestinationSides::Create(
   DestinationOptions options = options_;
   options.bulk_limit_per_second =
       ByteCount(request.bulk_limit_bytes_per_second());
+  options.pull_order = KindOf(ChosenOrder(request));
   auto migration = std::make_unique<DestinationMigration>(
       std::move(waiting->second.vm),
       NewGrpcSourceDialer(request.source_address(), request.migration_id(),
                           request.vm_name(), attachment.layout),
       GuestOf(WeakVmm(waiting->second.vmm)), options, Clock::Monotonic());
   if (absl::Status s = migration->Start(); !s.ok()) return s;
-  return std::make_shared<DestinationSide>(std::move(migration));
+  return std::make_shared<DestinationSide>(std::move(migration),
+                                           ChosenOrder(request));
 }
 
 }  // namespace postcopy

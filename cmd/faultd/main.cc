@@ -38,6 +38,10 @@ ABSL_FLAG(bool, snapshot_prefetch, false,
           "bring also pages of the snapshot that no VM touches");
 ABSL_FLAG(uint64_t, snapshot_prefetch_bytes_per_second, 0,
           "most that is brought so for each VM; 0: no limit");
+ABSL_FLAG(std::string, snapshot_working_set, "",
+          "file with the pages of the snapshot that a VM wants first; if there "
+          "is none, what the first VM touches becomes one when that has gone; "
+          "empty: none");
 ABSL_FLAG(bool, snapshot_direct_io, false,
           "read the snapshot past the page cache, where its file system can; "
           "costs what VMs of one snapshot would share");
@@ -58,6 +62,7 @@ postcopy::SnapshotService::Options SnapshotOptions(
           .prefetch = absl::GetFlag(FLAGS_snapshot_prefetch),
           .prefetch_bytes_per_second =
               absl::GetFlag(FLAGS_snapshot_prefetch_bytes_per_second),
+          .working_set_path = absl::GetFlag(FLAGS_snapshot_working_set),
           .log = [](const std::string& sentence) {
             std::fprintf(stderr, "faultd: %s\n", sentence.c_str());
           }};

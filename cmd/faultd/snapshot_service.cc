@@ -6,7 +6,6 @@
 #include "dirtytrack/clock.h"
 #include "dirtytrack/start_thread.h"
 #include "uffd/kernel_uffd.h"
-#include "uffd/snapshot_file.h"
 
 namespace postcopy {
 namespace {
@@ -50,6 +49,8 @@ absl::StatusOr<std::unique_ptr<SnapshotService>> SnapshotService::Create(
   std::unique_ptr<SnapshotService> service(
       new SnapshotService(std::move(options)));
   SnapshotService* const self = service.get();
+  absl::Status loaded = self->LoadWorkingSet(*file);
+  if (!loaded.ok()) return loaded;
   absl::StatusOr<std::thread> undertaker =
       StartThread([self] { self->Bury(); });
   if (!undertaker.ok()) return undertaker.status();
@@ -67,28 +68,108 @@ absl::StatusOr<std::unique_ptr<SnapshotService>> SnapshotService::Create(
   return service;
 }
 
-absl::Status SnapshotService::Attach(FirecrackerVm vm) {
+absl::Status SnapshotService::LoadWorkingSet(const SnapshotFile& snapshot) {
+  snapshot_bytes_ = snapshot.size();
+  const std::string& path = options_.working_set_path;
+  if (path.empty()) return absl::OkStatus();
+  absl::StatusOr<WorkingSet> set = ReadWorkingSet(path);
+  if (absl::IsNotFound(set.status())) return CheckWorkingSetFolder(path);
+  if (!set.ok()) return set.status();
+  if (set->snapshot_bytes != snapshot_bytes_) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "working set ", path, ": it was recorded from a snapshot of ",
+        ToString(set->snapshot_bytes), ", and ", options_.snapshot_path,
+        " has ", ToString(snapshot_bytes_),
+        "; name the file that belongs to this snapshot, or remove this one: "
+        "then the next VM records it anew"));
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  working_set_ = std::make_shared<const WorkingSet>(*std::move(set));
+  return absl::OkStatus();
+}
+
+bool SnapshotService::ClaimRecording() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (options_.working_set_path.empty() || working_set_ != nullptr ||
+      recording_) {
+    return false;
+  }
+  recording_ = true;
+  return true;
+}
+
+void SnapshotService::EndRecording(const std::string& name,
+                                   WorkingSet recorded) {
+  std::shared_ptr<const WorkingSet> set;
+  std::string sentence;
+  if (!recorded.runs.empty()) {
+    recorded.snapshot_bytes = snapshot_bytes_;
+    const absl::Status written =
+        WriteWorkingSet(options_.working_set_path, recorded);
+    sentence = written.ok()
+                   ? absl::StrCat(name, ": what it touched is recorded in ",
+                                  options_.working_set_path, ": ",
+                                  recorded.runs.size(), " runs of pages")
+                   : absl::StrCat(name, ": ", written.message());
+    // Without the file it serves those who come all the same.
+    set = std::make_shared<const WorkingSet>(std::move(recorded));
+  }
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    working_set_ = std::move(set);
+    recording_ = false;
+  }
+  if (!sentence.empty()) Log(sentence);
+}
+
+absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
+    FirecrackerVm vm, const std::string& name, bool records) {
   absl::StatusOr<std::unique_ptr<KernelUffd>> uffd =
       KernelUffd::Adopt(std::move(vm.userfaultfd));
   if (!uffd.ok()) return uffd.status();
-  const std::string name = NameOf(vm.id, vm.pid);
-  absl::StatusOr<std::unique_ptr<SnapshotVm>> served = SnapshotVm::Create(
+  std::shared_ptr<const WorkingSet> working_set;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    working_set = working_set_;
+  }
+  return SnapshotVm::Create(
       options_.snapshot_path, RegionsOf(vm), *std::move(uffd),
       {.access = options_.access,
        .prefetch = options_.prefetch,
        .prefetch_bytes_per_second = options_.prefetch_bytes_per_second,
+       .working_set = std::move(working_set),
+       .record_working_set = records,
        .on_end =
            [this, name](const absl::Status& end) {
              Log(end.ok() ? absl::StrCat(name, " has all its pages")
                           : absl::StrCat(name, ": ", end.message()));
            }},
       Clock::Monotonic());
-  if (!served.ok()) return served.status();
+}
+
+absl::Status SnapshotService::Attach(FirecrackerVm vm) {
+  const uint64_t id = vm.id;
+  const pid_t pid = vm.pid;
+  const std::string name = NameOf(id, pid);
+  const bool records = ClaimRecording();
+  absl::StatusOr<std::unique_ptr<SnapshotVm>> served =
+      Serve(std::move(vm), name, records);
+  if (!served.ok()) {
+    if (records) EndRecording(name, {});
+    return served.status();
+  }
+  std::string sentence =
+      absl::StrCat(name, " is served from ", options_.snapshot_path);
+  if (records) absl::StrAppend(&sentence, ", and what it touches is recorded");
+  if ((*served)->ignored_working_set()) {
+    absl::StrAppend(&sentence, ", without the working set, which is of a VM ",
+                    "with another amount of memory");
+  }
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    attached_[vm.id] = {vm.pid, *std::move(served)};
+    attached_[id] = {pid, *std::move(served), records};
   }
-  Log(absl::StrCat(name, " is served from ", options_.snapshot_path));
+  Log(sentence);
   return absl::OkStatus();
 }
 
@@ -124,7 +205,9 @@ void SnapshotService::Bury() {
     gone_.pop_front();
     lock.unlock();
     gone.vm->Stop();  // so that the last page is counted
-    Log(absl::StrCat(NameOf(id, gone.pid), " has gone: ", Summary(*gone.vm)));
+    const std::string name = NameOf(id, gone.pid);
+    if (gone.records) EndRecording(name, gone.vm->recorded());
+    Log(absl::StrCat(name, " has gone: ", Summary(*gone.vm)));
     gone.vm.reset();
     lock.lock();
   }

@@ -20,7 +20,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cmd/firecracker/firecracker_listener.h"
+#include "uffd/snapshot_file.h"
 #include "uffd/snapshot_vm.h"
+#include "uffd/working_set.h"
 
 namespace postcopy {
 
@@ -44,13 +46,18 @@ class SnapshotService {
     // See SnapshotVm::Options.
     bool prefetch = false;
     uint64_t prefetch_bytes_per_second = 0;
+    // A file with the pages to fetch first (uffd/working_set.h). If there is
+    // none, what the first VM touches becomes one when that VM has gone. Empty:
+    // nothing is fetched first or recorded.
+    std::string working_set_path;
     // Told, one sentence at a time, who comes, goes, is refused and why, and
     // what became of a VM. By any thread; must not block. May be empty.
     std::function<void(const std::string&)> log;
   };
 
-  // Serves when it returns. The errors of SnapshotFile::Open and of
-  // FirecrackerListener::Create.
+  // Serves when it returns. The errors of SnapshotFile::Open, of ReadWorkingSet
+  // and of FirecrackerListener::Create; FAILED_PRECONDITION if the working set
+  // is of another snapshot.
   static absl::StatusOr<std::unique_ptr<SnapshotService>> Create(
       Options options);
 
@@ -67,6 +74,7 @@ class SnapshotService {
   struct Attached {
     pid_t pid;
     std::unique_ptr<SnapshotVm> vm;
+    bool records = false;
   };
 
   explicit SnapshotService(Options options) : options_(std::move(options)) {}
@@ -75,12 +83,22 @@ class SnapshotService {
   absl::Status Attach(FirecrackerVm vm);
   void Detach(uint64_t id);
   void Refuse(const absl::Status& why);
+  absl::StatusOr<std::unique_ptr<SnapshotVm>> Serve(FirecrackerVm vm,
+                                                    const std::string& name,
+                                                    bool records);
+  // What working_set_path leads to; NOT_FOUND is no error here.
+  absl::Status LoadWorkingSet(const SnapshotFile& snapshot);
+  // True if the VM that attaches now is the one whose pages are recorded.
+  bool ClaimRecording();
+  // The VM of `name` has gone, or did not come: what it left, if anything.
+  void EndRecording(const std::string& name, WorkingSet recorded);
   // The undertaker: ends the serving of VMs that have gone, which may wait for
   // a disk, and must not keep others from attaching.
   void Bury();
   void Log(const std::string& sentence) const;
 
   const Options options_;
+  ByteCount snapshot_bytes_;  // set by Create
   std::unique_ptr<FirecrackerListener> listener_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -88,6 +106,8 @@ class SnapshotService {
   std::map<uint64_t, Attached> attached_;
   std::deque<std::pair<uint64_t, Attached>> gone_;
   bool closing_ = false;
+  std::shared_ptr<const WorkingSet> working_set_;  // null: there is none yet
+  bool recording_ = false;                         // one VM's pages
 
   // Of the listener's thread.
   int64_t second_began_ns_ = 0;

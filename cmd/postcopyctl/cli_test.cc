@@ -111,6 +111,7 @@ TEST_F(CliTest, WrongUsageOfMigrateIsExplained) {
   expect({destination, vm, "--bandwidth=1023KiB"}, "less than 1MiB");
   expect({destination, vm, "--bandwidth=1MB"}, "cannot be understood");
   expect({destination, vm, "--policy=fast"}, "--policy=fast must be");
+  expect({destination, vm, "--pull_order=any"}, "--pull_order=any must be");
   expect({destination, vm, "--rounds_max=1001"}, "more than 1000");
   expect({destination, vm, "--policy=postcopy-only", "--rounds_max=3"},
          "contradicts");

@@ -42,6 +42,18 @@ TEST(NamesTest, PoliciesReadBack) {
     EXPECT_TRUE(ParsePolicy(PolicyName(policy), &read));
     EXPECT_EQ(read, policy);
   }
+  for (int value = v1::PullOrder_MIN + 1; value <= v1::PullOrder_MAX; ++value) {
+    const auto order = static_cast<v1::PullOrder>(value);
+    v1::PullOrder read = v1::PULL_ORDER_UNSPECIFIED;
+    EXPECT_TRUE(ParsePullOrder(PullOrderName(order), &read));
+    EXPECT_EQ(read, order);
+  }
+  v1::PullOrder no_order = v1::PULL_ORDER_UNSPECIFIED;
+  EXPECT_FALSE(ParsePullOrder("random", &no_order));
+  EXPECT_FALSE(ParsePullOrder("", &no_order));
+  EXPECT_EQ(no_order, v1::PULL_ORDER_UNSPECIFIED);
+  EXPECT_EQ(PullOrderName(static_cast<v1::PullOrder>(99)), "order 99");
+
   v1::MigrationPolicy untouched = v1::MIGRATION_POLICY_UNSPECIFIED;
   EXPECT_FALSE(ParsePolicy("postcopy", &untouched));
   EXPECT_FALSE(ParsePolicy("", &untouched));

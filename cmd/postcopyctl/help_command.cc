@@ -18,6 +18,9 @@ Flags:
                             precopy-only
   --bandwidth=SIZE          bulk bytes per second, such as 256MiB; 0 (default)
                             is no limit; faulted pages are exempt
+  --pull_order=ORDER        which pages come first after the switch-over:
+                            adaptive (default), linear, after-fault,
+                            around-faults or recently-dirtied
   --rounds_max=N            rounds before the switch-over (default: 30)
   --timeout=TIME            for all of it, such as 90s or 2h (default: none);
                             a migration not yet switched over is cancelled

@@ -138,6 +138,7 @@ absl::Status Migrator::Prepare() {
 
   request.set_request_id(RandomId("create"));
   request.set_source_address(options_.source_data_address);
+  request.set_pull_order(options_.pull_order);
   status = CreateSide(&destination_, request);
   if (!status.ok()) return GiveUp(status);
   return absl::OkStatus();

@@ -29,6 +29,8 @@ struct MigrateOptions {
   v1::MigrationPolicy policy = v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY;
   // Per second, for the bulk lane; 0 = no limit.
   ByteCount bandwidth;
+  // In which order the destination fetches the rest.
+  v1::PullOrder pull_order = v1::PULL_ORDER_ADAPTIVE;
   // 0 = the daemon's default.
   uint32_t rounds_max = 0;
   // For all of it. When it is over before the switch-over, the migration is

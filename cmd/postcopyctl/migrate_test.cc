@@ -59,8 +59,8 @@ class MigrateTest : public ::testing::Test {
   // Runs the migration with `script` playing both daemons beside it.
   MigrateResult Run(const std::function<void()>& script = [] {}) {
     std::thread thread(script);
-    MigrateResult result =
-        Migrate(options_, [this] { return interrupted_.load(); }, &observer_);
+    MigrateResult result = Migrate(
+        options_, [this] { return interrupted_.load(); }, &observer_);
     thread.join();
     return result;
   }
@@ -112,6 +112,7 @@ std::string Message(const MigrateResult& result) {
 TEST_F(MigrateTest, PrecopyThenPostcopyWaitsForAdvice) {
   options_.bandwidth = ByteCount(4 << 20);
   options_.rounds_max = 12;
+  options_.pull_order = v1::PULL_ORDER_LINEAR;
   MigrateResult result = Run([this] {
     StartPrecopy();
     absl::SleepFor(absl::Milliseconds(300));
@@ -140,6 +141,8 @@ TEST_F(MigrateTest, PrecopyThenPostcopyWaitsForAdvice) {
   EXPECT_EQ(destination.bulk_limit_bytes_per_second(), 4u << 20);
   EXPECT_EQ(destination.rounds_max(), 0u);
   EXPECT_EQ(destination.source_address(), "10.0.0.1:7101");
+  EXPECT_EQ(source.pull_order(), v1::PULL_ORDER_UNSPECIFIED);
+  EXPECT_EQ(destination.pull_order(), v1::PULL_ORDER_LINEAR);
   EXPECT_NE(source.request_id(), destination.request_id());
 }
 

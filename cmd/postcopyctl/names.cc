@@ -40,6 +40,25 @@ std::string PolicyName(v1::MigrationPolicy policy) {
   }
 }
 
+std::string PullOrderName(v1::PullOrder order) {
+  switch (order) {
+    case v1::PULL_ORDER_UNSPECIFIED:
+      return "";
+    case v1::PULL_ORDER_ADAPTIVE:
+      return "adaptive";
+    case v1::PULL_ORDER_LINEAR:
+      return "linear";
+    case v1::PULL_ORDER_AFTER_FAULT:
+      return "after-fault";
+    case v1::PULL_ORDER_AROUND_FAULTS:
+      return "around-faults";
+    case v1::PULL_ORDER_RECENTLY_DIRTIED:
+      return "recently-dirtied";
+    default:
+      return absl::StrCat("order ", order);
+  }
+}
+
 std::string DirtyTrackingName(v1::DirtyTrackingKind kind) {
   switch (kind) {
     case v1::DIRTY_TRACKING_KIND_UNSPECIFIED:
@@ -63,6 +82,16 @@ bool ParsePolicy(absl::string_view text, v1::MigrationPolicy* policy) {
                          v1::MIGRATION_POLICY_PRECOPY_ONLY}) {
     if (text != PolicyName(candidate)) continue;
     *policy = candidate;
+    return true;
+  }
+  return false;
+}
+
+bool ParsePullOrder(absl::string_view text, v1::PullOrder* order) {
+  for (int value = v1::PullOrder_MIN + 1; value <= v1::PullOrder_MAX; ++value) {
+    const auto candidate = static_cast<v1::PullOrder>(value);
+    if (text != PullOrderName(candidate)) continue;
+    *order = candidate;
     return true;
   }
   return false;

@@ -18,6 +18,8 @@ inline constexpr size_t kIdBytesMax = 128;
 std::string StateName(v1::MigrationState state);
 // "precopy-then-postcopy"; as --policy takes it.
 std::string PolicyName(v1::MigrationPolicy policy);
+// "adaptive"; as --pull_order takes it. "" for UNSPECIFIED.
+std::string PullOrderName(v1::PullOrder order);
 // "dirty-log", "pagemap-scan", "unknown".
 std::string DirtyTrackingName(v1::DirtyTrackingKind kind);
 // "source", "destination".
@@ -25,6 +27,9 @@ std::string RoleName(v1::Role role);
 
 // Reads what PolicyName() writes. False for anything else.
 bool ParsePolicy(absl::string_view text, v1::MigrationPolicy* policy);
+
+// The same for PullOrderName().
+bool ParsePullOrder(absl::string_view text, v1::PullOrder* order);
 
 // Whether `id` can name a VM, a migration or a request: 1 to kIdBytesMax bytes
 // of [A-Za-z0-9._-].

@@ -129,6 +129,11 @@ absl::StatusOr<MigrateOptions> ToMigrateOptions(const Options& options) {
                       " must be precopy-then-postcopy, postcopy-only or "
                       "precopy-only");
   }
+  if (!ParsePullOrder(options.pull_order, &result.pull_order)) {
+    return UsageError("--pull_order=", options.pull_order,
+                      " must be adaptive, linear, after-fault, around-faults "
+                      "or recently-dirtied");
+  }
   status = CheckRounds(options, result.policy);
   if (!status.ok()) return status;
   result.source_address = options.source;

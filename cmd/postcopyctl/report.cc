@@ -222,7 +222,8 @@ std::string MigrationJson(const v1::Migration& migration) {
       .Add("downtime_us", migration.switch_over().downtime_us())
       .Add("added_downtime_us", migration.switch_over().added_downtime_us())
       .Add("recoveries", migration.recoveries())
-      .Add("dirty_tracking", tracking);
+      .Add("dirty_tracking", tracking)
+      .Add("pull_order", PullOrderName(migration.pull_order()));
   return json.ToString();
 }
 
@@ -244,7 +245,8 @@ std::string MigrationTable(const v1::Migration& migration) {
   rows.insert(rows.end(), pages.begin(), pages.end());
   Rows side = SourceRows(migration);
   if (migration.role() == v1::ROLE_DESTINATION) {
-    side = {{"fault latency", FormatLatency(migration.fault_latency())}};
+    side = {{"fault latency", FormatLatency(migration.fault_latency())},
+            {"pull order", PullOrderName(migration.pull_order())}};
   }
   rows.insert(rows.end(), side.begin(), side.end());
   rows.push_back({"recoveries", FormatCount(migration.recoveries())});

@@ -240,6 +240,34 @@ void CheckStale(const v1::StaleBitmap& sent,
   POSTCOPY_CHECK(piece->bits.size() == sent.bits().size());
 }
 
+// Runs that are ones, as many counts as offsets, and none too many of them.
+bool AreDirtied(const v1::RecentlyDirtied& sent) {
+  const int count = sent.ram_offsets_bytes_size();
+  if (count == 0 || count > 4096 || count != sent.page_counts_size()) {
+    return false;
+  }
+  for (int i = 0; i < count; ++i) {
+    if (sent.ram_offsets_bytes(i) % kPageSize != 0 ||
+        sent.page_counts(i) - 1 >= kRunPagesMax) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void CheckDirtied(const v1::RecentlyDirtied& sent,
+                  const absl::StatusOr<BulkEvent>& event) {
+  POSTCOPY_CHECK(event.ok() == AreDirtied(sent));
+  if (!event.ok()) return;
+  const auto* dirtied = std::get_if<PagesDirtied>(&*event);
+  POSTCOPY_CHECK(dirtied != nullptr);
+  for (int i = 0; i < sent.page_counts_size(); ++i) {
+    const PageRun run = dirtied->runs[static_cast<size_t>(i)];
+    POSTCOPY_CHECK(OffsetOf(run.first).value() == sent.ram_offsets_bytes(i));
+    POSTCOPY_CHECK(run.count.value() == sent.page_counts(i));
+  }
+}
+
 void FuzzBulk(uint8_t options, v1::BulkResponse response) {
   if (response.has_pages()) {
     Mend(options, *response.mutable_pages()->mutable_runs());
@@ -255,6 +283,8 @@ void FuzzBulk(uint8_t options, v1::BulkResponse response) {
     CheckPages(response.pages().runs(), event);
   } else if (response.has_stale()) {
     CheckStale(response.stale(), event);
+  } else if (response.has_recently_dirtied()) {
+    CheckDirtied(response.recently_dirtied(), event);
   } else {
     const bool empty =
         response.message_case() == v1::BulkResponse::MESSAGE_NOT_SET;

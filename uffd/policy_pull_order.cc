@@ -1,0 +1,92 @@
+#include "uffd/policy_pull_order.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "uffd/pull_policy.h"
+
+namespace postcopy {
+namespace {
+
+LinearPolicy::Faults LinearFaults(PullOrderKind kind) {
+  const bool ignore =
+      kind == PullOrderKind::kLinear || kind == PullOrderKind::kRecentlyDirtied;
+  return ignore ? LinearPolicy::Faults::kIgnore : LinearPolicy::Faults::kFollow;
+}
+
+bool UsesWorkingSet(PullOrderKind kind) {
+  return kind == PullOrderKind::kAdaptive ||
+         kind == PullOrderKind::kWorkingSetOnly;
+}
+
+bool UsesDirtied(PullOrderKind kind) {
+  return kind == PullOrderKind::kAdaptive ||
+         kind == PullOrderKind::kRecentlyDirtied;
+}
+
+bool UsesFaults(PullOrderKind kind) {
+  return kind == PullOrderKind::kAdaptive ||
+         kind == PullOrderKind::kAroundFaults;
+}
+
+}  // namespace
+
+std::unique_ptr<PullOrder> NewPullOrder(PullOrderKind kind,
+                                        absl::Span<const PageRun> working_set) {
+  if (kind == PullOrderKind::kAfterFault) {
+    return std::make_unique<AfterFaultOrder>();
+  }
+  return std::make_unique<PolicyPullOrder>(kind, working_set);
+}
+
+PolicyPullOrder::PolicyPullOrder(PullOrderKind kind,
+                                 absl::Span<const PageRun> working_set)
+    : kind_(kind), linear_(LinearFaults(kind)) {
+  if (UsesWorkingSet(kind)) working_set_.Append(working_set);
+}
+
+void PolicyPullOrder::OnRecentlyDirtied(absl::Span<const PageRun> runs) {
+  if (!UsesDirtied(kind_)) return;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const size_t room = kRecentlyDirtiedRunsMax - dirtied_runs_;
+  runs = runs.subspan(0, std::min(runs.size(), room));
+  dirtied_runs_ += runs.size();
+  new_dirtied_.insert(new_dirtied_.end(), runs.begin(), runs.end());
+}
+
+void PolicyPullOrder::TakeDirtied() {
+  std::vector<PageRun> runs;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    runs.swap(new_dirtied_);
+  }
+  if (!runs.empty()) dirtied_.Append(runs);
+}
+
+void PolicyPullOrder::NoteFault(const FetchablePages& pages, PageRun unit) {
+  working_set_.NoteFault(pages, unit);
+  dirtied_.NoteFault(pages, unit);
+  if (UsesFaults(kind_)) around_.NoteFault(pages, unit);
+  linear_.NoteFault(pages, unit);
+}
+
+std::optional<PageRun> PolicyPullOrder::NextRun(
+    const PageState& state, absl::Span<const PageRun> requested,
+    PageCount max) {
+  const FetchablePages pages(&state, requested);
+  TakeDirtied();
+  trail_.Read([&](PageRun unit) { NoteFault(pages, unit); });
+  std::array<PullPolicy*, 2> first = {&working_set_, &around_};
+  if (working_set_.Doubtful()) std::swap(first[0], first[1]);
+  for (PullPolicy* policy : first) {
+    if (auto run = policy->NextRun(pages, max); run.has_value()) return run;
+  }
+  if (kind_ == PullOrderKind::kWorkingSetOnly) return std::nullopt;
+  if (!dirtied_.Doubtful()) {
+    if (auto run = dirtied_.NextRun(pages, max); run.has_value()) return run;
+  }
+  return linear_.NextRun(pages, max);
+}
+
+}  // namespace postcopy
