@@ -126,9 +126,15 @@ absl::Status CheckRegion(const RamLayout& layout,
   return status;
 }
 
-// A descriptor of our own; none where none is given.
-absl::StatusOr<UniqueFd> DuplicateIfAny(int fd) {
+// A descriptor of our own, with flags and an offset of our own: the VMM could
+// set O_APPEND, with which pwrite() ignores where it is told to write. A file
+// that may not be opened again (its mode) is shared with the VMM. None where
+// none is given.
+absl::StatusOr<UniqueFd> OpenIfAny(int fd) {
   if (fd < 0) return UniqueFd();
+  UniqueFd own(
+      ::open(absl::StrCat("/proc/self/fd/", fd).c_str(), O_RDWR | O_CLOEXEC));
+  if (own.valid()) return own;
   return Duplicate(fd);
 }
 
@@ -170,7 +176,7 @@ absl::StatusOr<DestinationRam> DestinationRam::Create(
   for (size_t i = 0; i < regions.size(); ++i) {
     absl::Status status = CheckRegion(layout, regions, i);
     if (!status.ok()) return status;
-    absl::StatusOr<UniqueFd> fd = DuplicateIfAny(regions[i].memory_fd);
+    absl::StatusOr<UniqueFd> fd = OpenIfAny(regions[i].memory_fd);
     if (!fd.ok()) return fd.status();
     const Region& region = layout.regions()[i];
     memory.push_back({{PageOf(region.start), PagesIn(region.length)},

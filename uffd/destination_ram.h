@@ -22,9 +22,9 @@ struct DestinationRegion {
   // Where the VMM has mapped it.
   HostAddress host_address;
   // The memfd or tmpfs file behind that mapping, which then is MAP_SHARED; open
-  // for reading and writing. Borrowed: duplicated where it is kept. -1: no file
-  // that could be reached; the memory is the VMM's alone, anonymous, private or
-  // hugetlbfs.
+  // for reading and writing. Borrowed: opened anew where it is kept. -1: no
+  // file that could be reached; the memory is the VMM's alone, anonymous,
+  // private or hugetlbfs.
   int memory_fd = -1;
   // Byte of the file that is the region's first.
   uint64_t fd_offset = 0;
@@ -114,8 +114,7 @@ class DestinationRam {
   absl::Status Unmap(HostAddress address, ByteCount length);
 
   // False if `page` is a hole of its file, true if it holds data or the file
-  // cannot tell. Moves the file offset of the open file description, which the
-  // VMM shares. REQUIRES: page lies in a region that has a file.
+  // cannot tell. REQUIRES: page lies in a region that has a file.
   bool HasData(PageIndex page) const;
 
  private:

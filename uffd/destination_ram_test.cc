@@ -3,7 +3,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <string>
+#include <vector>
 
 #include "dirtytrack/memfd.h"
 #include "gtest/gtest.h"
@@ -51,6 +53,34 @@ TEST_F(DestinationRamTest, CutsRunsAtTheEndsOfRegions) {
   EXPECT_EQ(second.pages, (PageRun{PageIndex(256), PageCount(14)}));
   EXPECT_EQ(second.address, kLow);
   EXPECT_EQ(second.file_offset, static_cast<off_t>(kPageSize));
+}
+
+// Else pwrite(2) would write at the end of the file, wherever it is told to.
+TEST_F(DestinationRamTest, AVmmThatSetsAppendLaterChangesNothing) {
+  const DestinationRam ram = *DestinationRam::Create(TwoRegions(), Good());
+  ASSERT_EQ(::fcntl(a_.get(), F_SETFL, O_APPEND), 0);
+  const DestinationRam::Piece piece =
+      ram.FirstPiece({PageIndex(3), PageCount(1)});
+  const std::vector<uint8_t> bytes(kPageSize, 0x5a);
+  ByteCount done;
+  EXPECT_EQ(piece.Write(bytes.data(), &done), 0);
+  EXPECT_EQ(done, ByteCount(kPageSize));
+  EXPECT_TRUE(ram.HasData(PageIndex(3)));
+  EXPECT_EQ(*FileSize(a_.get()), ByteCount(kMiB));
+  EXPECT_EQ(piece.PunchHole(), 0);
+  EXPECT_FALSE(ram.HasData(PageIndex(3)));
+}
+
+TEST_F(DestinationRamTest, TellsWhyAPageCannotBeWritten) {
+  const DestinationRam ram = *DestinationRam::Create(TwoRegions(), Good());
+  ASSERT_EQ(::fcntl(a_.get(), F_ADD_SEALS, F_SEAL_WRITE), 0);
+  const DestinationRam::Piece piece =
+      ram.FirstPiece({PageIndex(3), PageCount(1)});
+  const std::vector<uint8_t> bytes(kPageSize, 0x5a);
+  ByteCount done(1);
+  EXPECT_EQ(piece.Write(bytes.data(), &done), EPERM);
+  EXPECT_EQ(done, ByteCount(0));
+  EXPECT_EQ(piece.PunchHole(), EPERM);
 }
 
 TEST_F(DestinationRamTest, FindsPagesByAddress) {

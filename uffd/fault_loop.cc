@@ -34,6 +34,12 @@ absl::Status UnexpectedEvent(const uffd_msg& message) {
       "not register its memory again"));
 }
 
+absl::Status WrongFile() {
+  return absl::FailedPreconditionError(
+      "a page that is in the VM's memory file cannot be mapped: the VMM must "
+      "give the descriptor of the file that it has mapped there");
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<FaultLoop>> FaultLoop::Create(Parts parts) {
@@ -218,6 +224,11 @@ absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
     return Unprotect(page);
   }
   if ((message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0) {
+    // A VMM that has registered it so by itself: nobody here can show the page.
+    if (!installer_.MayBeOutOfSight(page)) {
+      Count(&counters_.unexpected_events);
+      return UnexpectedEvent(message);
+    }
     Count(&counters_.minor);
   }
   if (state_.IsReceived(page)) return HandleReceived(page);
@@ -245,11 +256,22 @@ absl::Status FaultLoop::HandleReceived(PageIndex page) {
 }
 
 absl::Status FaultLoop::Show(PageIndex page) {
-  const int error = installer_.TryReveal(page);
-  if (error == ESRCH) return absl::AbortedError("the VMM's process is gone");
-  // EFAULT: gone since it was looked at.
-  if (error != 0) Defer(page);
-  return absl::OkStatus();
+  switch (const int error = installer_.TryReveal(page)) {
+    case 0:
+      return absl::OkStatus();
+    case ESRCH:
+      return absl::AbortedError("the VMM's process is gone");
+    case EFAULT:
+      // Gone since it was looked at; then the next look finds that out.
+      if (retrying_) return WrongFile();
+      [[fallthrough]];
+    case EAGAIN:
+    case ENOMEM:
+      Defer(page);
+      return absl::OkStatus();
+    default:
+      return SystemError("showing a precopied page", error);
+  }
 }
 
 absl::Status FaultLoop::Unprotect(PageIndex page) {

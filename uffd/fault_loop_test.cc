@@ -77,8 +77,8 @@ class FaultLoopTest : public testing::Test {
   SimulatedClock clock_;
   SimulatedUffd uffd_;
   InstallGate gate_{/*needed=*/false};
-  MemoryChanges changes_{&ram_, state_.get()};
   InstallStrategies strategies_;
+  MemoryChanges changes_{&ram_, state_.get(), &strategies_};
   Installer installer_{&ram_, &uffd_, state_.get(), &gate_, &strategies_};
   AfterFaultOrder order_;
   FakePageSource source_;
@@ -309,6 +309,57 @@ TEST_F(MinorFaultLoopTest, ADeadVmmEndsTheLoop) {
   EXPECT_TRUE(absl::IsAborted(Serve()));
 }
 
+TEST_F(MinorFaultLoopTest, AnotherFileThanTheMappedOneEndsTheLoop) {
+  Write(5);
+  state_->MarkReceived(Page(5), /*is_zero=*/false);
+  uffd_.FailNext(Call::kContinue, EFAULT, 2);
+  Fault(5);
+  EXPECT_TRUE(absl::IsFailedPrecondition(Serve()));
+}
+
+TEST_F(MinorFaultLoopTest, AnotherErrorEndsTheLoop) {
+  Write(5);
+  state_->MarkReceived(Page(5), /*is_zero=*/false);
+  uffd_.FailNext(Call::kContinue, EIO);
+  Fault(5);
+  EXPECT_TRUE(absl::IsInternal(Serve()));
+}
+
+// Of memory whose file nobody gave: the VMM has registered it so by itself, and
+// a wake would make it fault again for ever.
+TEST(MinorFaultTest, IsUnexpectedWhereThePageCannotBeShown) {
+  const ByteCount size = BytesIn(PageCount(4));
+  const UniqueFd fd = *CreateMemfd("ram", size, 0);
+  DestinationRam ram =
+      *DestinationRam::Create(LayoutOf({PageCount(4)}), {{kBase}});
+  const auto state = *PageState::Create(PageCount(4));
+  SimulatedUffd uffd;
+  uffd.SetFeatures(UFFD_FEATURE_MINOR_SHMEM);
+  uffd.Map(kBase, size, fd.get(), 0);
+  const InstallStrategies strategies = StrategiesFor(ram, uffd);
+  InstallGate gate(/*needed=*/false);
+  MemoryChanges changes(&ram, state.get(), &strategies);
+  Installer installer(&ram, &uffd, state.get(), &gate, &strategies);
+  AfterFaultOrder order;
+  SimulatedClock clock;
+  const auto loop = *FaultLoop::Create({.ram = &ram,
+                                        .ops = &uffd,
+                                        .state = state.get(),
+                                        .gate = &gate,
+                                        .changes = &changes,
+                                        .installer = &installer,
+                                        .order = &order,
+                                        .clock = &clock,
+                                        .on_given_up = [] {},
+                                        .on_end = [](const absl::Status&) {}});
+  uffd_msg message = {};
+  message.event = UFFD_EVENT_PAGEFAULT;
+  message.arg.pagefault.flags = UFFD_PAGEFAULT_FLAG_MINOR;
+  message.arg.pagefault.address = kBase.value();
+  uffd.Inject(message);
+  EXPECT_TRUE(absl::IsFailedPrecondition(loop->ServeOnce().status()));
+}
+
 class ProtectedFaultLoopTest : public FaultLoopTest {
  protected:
   ProtectedFaultLoopTest() : FaultLoopTest(UFFD_FEATURE_WP_HUGETLBFS_SHMEM) {
@@ -449,8 +500,8 @@ class GivingUpTest : public testing::Test {
   SimulatedClock clock_;
   SimulatedUffd uffd_;
   InstallGate gate_{/*needed=*/true};
-  MemoryChanges changes_{&ram_, state_.get()};
   InstallStrategies strategies_;
+  MemoryChanges changes_{&ram_, state_.get(), &strategies_};
   Installer installer_{&ram_, &uffd_, state_.get(), &gate_, &strategies_};
   AfterFaultOrder order_;
   FakePageSource source_;
@@ -604,8 +655,8 @@ TEST(KernelFaultLoopTest, AUserfaultfdMadeBlockingEndsTheLoop) {
       *DestinationRam::Create(guest->layout(), guest->regions());
   const auto state = *PageState::Create(PageCount(1));
   InstallGate gate(/*needed=*/false);
-  MemoryChanges changes(&ram, state.get());
   const InstallStrategies strategies = StrategiesFor(ram, *ops);
+  MemoryChanges changes(&ram, state.get(), &strategies);
   Installer installer(&ram, ops.get(), state.get(), &gate, &strategies);
   AfterFaultOrder order;
   SimulatedClock clock;

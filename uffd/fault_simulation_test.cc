@@ -267,8 +267,8 @@ class Simulation {
   SimulatedClock clock_;
   SimulatedUffd uffd_;
   InstallGate gate_{/*needed=*/true};
-  MemoryChanges changes_{&ram_, state_.get()};
   InstallStrategies strategies_;
+  MemoryChanges changes_{&ram_, state_.get(), &strategies_};
   Installer installer_{&ram_, &uffd_, state_.get(), &gate_, &strategies_};
   AfterFaultOrder order_;
   FakePageSource source_;

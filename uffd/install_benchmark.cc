@@ -2,14 +2,17 @@
 // that InstallStrategy has for it, and what each leaves for later. Compare rows
 // of one run. A page is 4 KiB; times are for each.
 //
-//   Install/minor/run   pages that are missing, in answers of `run` pages
+//   Install/minor/run/stale
+//                       pages that are missing, in answers of `run` pages;
+//                       stale: old bytes are in their place, or were
 //   Touch/minor/ahead   the guest's first touch of a page that was precopied;
 //                       ahead: MapAhead has been there before it
 //   MapAhead            that, for each page
 //   Discard/minor       a stale page of a switch-over, every second one is
 //   stale
 //
-// minor is 0 for UFFDIO_COPY and 1 for pwrite and UFFDIO_CONTINUE.
+// minor is 1 where the VMM has asked for minor faults: stale bytes are replaced
+// by pwrite and UFFDIO_CONTINUE. Else they were punched out.
 
 #include <cstdint>
 #include <cstdio>
@@ -60,14 +63,26 @@ class Vm {
   }
   void Serve() {
     Discard(*PageBitmap::Create(kPages));
-    if (!vm_->StartServing(&idle_, 0, [](const absl::Status&) {}).ok()) {
-      std::exit(1);
-    }
+    StartServing();
+  }
+  // With old bytes of all pages.
+  void ServeStale() {
+    Precopy();
+    const PageBitmap all = *PageBitmap::Create(kPages);
+    all.view().SetRun(kAll);
+    Discard(all);
+    StartServing();
   }
   DestinationVm* operator->() const { return vm_.get(); }
   const KernelGuest& guest() const { return *guest_; }
 
  private:
+  void StartServing() {
+    if (!vm_->StartServing(&idle_, 0, [](const absl::Status&) {}).ok()) {
+      std::exit(1);
+    }
+  }
+
   std::unique_ptr<KernelGuest> guest_;
   std::unique_ptr<DestinationVm> vm_;
   FakePageSource idle_;
@@ -86,7 +101,11 @@ void BM_Install(benchmark::State& state) {
   for (auto _ : state) {
     state.PauseTiming();
     auto vm = std::make_unique<Vm>(state.range(0) != 0);
-    vm->Serve();
+    if (state.range(2) != 0) {
+      vm->ServeStale();
+    } else {
+      vm->Serve();
+    }
     state.ResumeTiming();
     for (PageIndex page(0); page < kAll.end(); page += run) {
       if (!(*vm)->OnBulkPages({ReceivedRun{{page, run}, bytes}}).ok()) {
@@ -101,8 +120,8 @@ void BM_Install(benchmark::State& state) {
 }
 BENCHMARK(BM_Install)
     ->Name("Install")
-    ->ArgNames({"minor", "run"})
-    ->ArgsProduct({{0, 1}, {1, 16, 64}})
+    ->ArgNames({"minor", "run", "stale"})
+    ->ArgsProduct({{0, 1}, {1, 64}, {0, 1}})
     ->Unit(benchmark::kMillisecond);
 
 void BM_Touch(benchmark::State& state) {

@@ -57,19 +57,20 @@ class HugeCopyStrategy final : public CopyStrategy {
   const ByteCount page_size_;
 };
 
-// Bytes go into the file, behind the guest's back, and into sight when they are
-// there. By pwrite() and not through a mapping, which would end this process
-// when the VMM shortens the file.
+// Holes are filled as above: that is cheaper, and the memory is charged to the
+// VMM. Where there are stale bytes, fresh ones go into the file, behind the
+// guest's back, and into sight when they are there: by pwrite() and not through
+// a mapping, which would end this process when the VMM shortens the file.
 class ContinueStrategy final : public InstallStrategy {
  public:
   UffdResult Data(UffdOps& ops, const Piece& piece,
                   const uint8_t* source) const override {
+    const UffdResult copied =
+        ops.Copy(piece.address, source, piece.bytes(), /*wake=*/true);
+    if (copied.error != EEXIST) return copied;
     ByteCount written;
     if (const int error = piece.Write(source, &written)) return Error(error);
-    const UffdResult result =
-        ops.Continue(piece.address, piece.bytes(), /*wake=*/true);
-    // A VMM that gives memory up unseen has emptied it just now.
-    return result.error == EFAULT ? Error(EAGAIN) : result;
+    return ops.Continue(piece.address, piece.bytes(), /*wake=*/true);
   }
   UffdResult Zero(UffdOps& ops, const Piece& piece) const override {
     return ops.ZeroPage(piece.address, piece.bytes(), /*wake=*/true);
@@ -79,7 +80,7 @@ class ContinueStrategy final : public InstallStrategy {
   }
   bool replaces() const override { return true; }
   absl::string_view name() const override {
-    return "pwrite and UFFDIO_CONTINUE, UFFDIO_ZEROPAGE";
+    return "UFFDIO_COPY, or pwrite and UFFDIO_CONTINUE; UFFDIO_ZEROPAGE";
   }
 };
 

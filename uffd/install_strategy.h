@@ -25,6 +25,7 @@ class InstallStrategy {
 
   // Gives pages that the guest cannot see yet the bytes at `source`, up to the
   // first that it can see (EEXIST), and wakes who waits for what was done.
+  // EFAULT: they were emptied meanwhile, if replaces().
   virtual UffdResult Data(UffdOps& ops, const Piece& piece,
                           const uint8_t* source) const = 0;
   // Fills holes with zeros, up to the first page that is there (EEXIST), and
@@ -56,8 +57,8 @@ uint64_t RegisterModes(const DestinationRam::Piece& region, uint64_t features);
 
 // The strategy for `region`, by what the kernel can do there:
 //
-//   a file that can be   into the file with pwrite(2), then UFFDIO_CONTINUE;
-//   reached, and MINOR   UFFDIO_ZEROPAGE
+//   a file that can be   UFFDIO_COPY; where stale bytes are, into the file with
+//   reached, and MINOR   pwrite(2), then UFFDIO_CONTINUE; UFFDIO_ZEROPAGE
 //   anonymous, shmem     UFFDIO_COPY, UFFDIO_ZEROPAGE
 //   hugetlbfs            UFFDIO_COPY, and UFFDIO_COPY of zeros: the kernel has
 //                        no zero page of that size to map

@@ -26,8 +26,15 @@ absl::Status InstallError(int error, PageRun run) {
     case EAGAIN:
       return absl::UnavailableError(
           absl::StrCat(what, ", also after ", kMaxInstallRetries, " tries"));
+    case ESTALE:  // kMaxEmptied
+      return absl::FailedPreconditionError(
+          absl::StrCat(what,
+                       "; the memory descriptor that the VMM gave is not of "
+                       "the file that it "
+                       "has mapped there"));
     case ENOMEM:
     case ENOSPC:
+    case EDQUOT:
       return absl::ResourceExhaustedError(absl::StrCat(
           what,
           "; free memory on this host, or enlarge the tmpfs or memory "
@@ -152,34 +159,41 @@ int Installer::Show(const Piece& piece) {
   }
 }
 
-PageCount Installer::RevealSome(PageRun run) {
+std::optional<PageCount> Installer::RevealSome(PageRun run) {
   const InstallGate::Pass pass = gate_.Enter();
-  Piece piece = ram_.FirstPiece(run);
-  if (gate_.needed()) {
-    const PageCount most = std::max(kPagesPerPass, piece.unit);
-    piece.pages.count = std::min(piece.pages.count, most);
-  }
+  Piece piece = FirstInGate(run);
+  const PageCount unit = std::min(piece.unit, piece.pages.count);
   // Where what is there is in sight, nothing is to be done.
   if (!piece.mapped() || !StrategyOf(piece).replaces()) {
     return piece.pages.count;
   }
-  const UffdResult result = StrategyOf(piece).Reveal(ops_, piece);
+  UffdResult result = StrategyOf(piece).Reveal(ops_, piece);
+  if (result.error == ENOENT && piece.pages.count > unit) {
+    // Over two mappings: see Transfer.
+    piece.pages.count = unit;
+    result = StrategyOf(piece).Reveal(ops_, piece);
+  }
+  if (result.error == ESRCH) return std::nullopt;
   const PageCount done(result.done.value() / kPageSize);
   if (!done.empty()) return done;
   if (result.error == EAGAIN) return PageCount(0);
-  // In sight already, or a hole, or beyond the mapping: whoever touches it
-  // learns which.
-  return std::min(piece.unit, piece.pages.count);
+  // In sight already, or a hole, or unmapped: whoever touches it learns which.
+  return unit;
+}
+
+DestinationRam::Piece Installer::FirstInGate(PageRun run) const {
+  Piece piece = ram_.FirstPiece(run);
+  if (!gate_.needed()) return piece;
+  const PageCount most = std::max(kPagesPerPass, piece.unit);
+  piece.pages.count = std::min(piece.pages.count, most);
+  return piece;
 }
 
 DestinationRam::Piece Installer::FirstPass(PageRun run) const {
-  Piece piece = ram_.FirstPiece(run);
-  PageCount most = piece.pages.count;
-  if (StrategyOf(piece).replaces()) most = std::min(most, kMaxClaimedPages);
-  if (gate_.needed()) {
-    most = std::min(most, std::max(kPagesPerPass, piece.unit));
+  Piece piece = FirstInGate(run);
+  if (StrategyOf(piece).replaces()) {
+    piece.pages.count = std::min(piece.pages.count, kMaxClaimedPages);
   }
-  piece.pages.count = std::min(piece.pages.count, most);
   return piece;
 }
 
@@ -307,6 +321,11 @@ PageCount Installer::Transfer(const Piece& piece, const uint8_t* bytes,
       if (attempt->one_page) return PageCount(0);
       Count(&unmapped_, unit.value());
       return unit;
+    case EFAULT:
+      if (!StrategyOf(asked).replaces()) attempt->error = EFAULT;
+      if (++attempt->emptied > kMaxEmptied) attempt->error = ESTALE;
+      Count(&retries_);
+      return PageCount(0);
     case EAGAIN:
       Count(&retries_);
       if (++attempt->retries > kMaxInstallRetries) attempt->error = EAGAIN;

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -25,6 +26,11 @@ namespace postcopy {
 inline constexpr int kMaxInstallRetries = 10'000;
 inline constexpr int kMaxInstallYields = 1'000;
 
+// Times that a page is found emptied again as soon as it has been written: then
+// the file is not the one that the VMM has mapped there, or it is given up in a
+// loop.
+inline constexpr int kMaxEmptied = 16;
+
 // Installs with each region's InstallStrategy: what the guest has written since
 // is never overwritten, whoever else installs the same page at the same time,
 // because the kernel inserts only where there is no page or because of
@@ -33,8 +39,10 @@ inline constexpr int kMaxInstallYields = 1'000;
 // empty wait queue. The mark in PageState comes after the ioctl: a page that is
 // received is there.
 //
-// Thread-safe; waits for nobody but at an InstallGate that is needed, and for
-// who writes the same pages; allocates only for error messages.
+// Thread-safe; allocates only for error messages. Waits for nobody but at an
+// InstallGate that is needed, for who writes the same pages, and, where stale
+// bytes are replaced, for the lock of the VM's memory file, which its VMM can
+// hold (write(2) into it from memory that is missing).
 //
 // Errors: ABORTED: the VMM's process is gone. UNAVAILABLE: EAGAIN
 // kMaxInstallRetries times. RESOURCE_EXHAUSTED: no memory at this host, or the
@@ -86,9 +94,16 @@ class Installer {
   int TryReveal(PageIndex page);
 
   // Shows the guest received pages from the start of `run` on, and wakes who
-  // waits. Returns how many pages are settled, at least one: in sight, or not
-  // to be shown after all. 0: not now, EAGAIN. REQUIRES: `run` is received.
-  PageCount RevealSome(PageRun run);
+  // waits. Returns how many pages are settled: in sight, or not to be shown
+  // after all; 0: not now. nullopt: the VMM's process is gone. REQUIRES: `run`
+  // is received.
+  std::optional<PageCount> RevealSome(PageRun run);
+
+  // True if what is in the file of `page` may be out of sight, so that a touch
+  // of it is a minor fault.
+  bool MayBeOutOfSight(PageIndex page) const {
+    return strategies_[ram_.layout().RegionOf(page)]->replaces();
+  }
 
   // Makes who touches a missing page of `run` get SIGBUS, now and after this
   // service is gone. Pages that are there are left alone. PageState is not
@@ -106,6 +121,7 @@ class Installer {
   // What was tried since the last progress.
   struct Attempt {
     int retries = 0;
+    int emptied = 0;
     bool one_page = false;
     int error = 0;  // an errno: give up
   };
@@ -117,7 +133,9 @@ class Installer {
   const InstallStrategy& StrategyOf(const Piece& piece) const {
     return *strategies_[ram_.layout().RegionOf(piece.pages.first)];
   }
-  // The beginning of `run` that one pass and one claim may cover.
+  // The beginning of `run` that one pass through the gate may cover; that one
+  // claim may cover as well.
+  Piece FirstInGate(PageRun run) const;
   Piece FirstPass(PageRun run) const;
   // Nothing is held where the kernel inserts only once.
   PageClaims::Claim ClaimFor(const Piece& piece);

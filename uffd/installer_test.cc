@@ -215,8 +215,19 @@ TEST_F(MinorInstallerTest, DataReplacesWhatIsStale) {
   EXPECT_TRUE(HasPatterns(Pages(90, 20)));
   EXPECT_FALSE(uffd_.IsWaiting(1));
   EXPECT_EQ(uffd_.TouchPage(1, at(109)), Touch::kPresent);
-  EXPECT_EQ(uffd_.calls(Call::kCopy), 0);
   EXPECT_EQ(uffd_.calls(Call::kContinue), 2);
+}
+
+TEST_F(MinorInstallerTest, HolesAreCopiedInto) {
+  EXPECT_EQ(Install(Pages(0, 64)).received, PageCount(64));
+  EXPECT_TRUE(HasPatterns(Pages(0, 64)));
+  EXPECT_EQ(uffd_.calls(Call::kCopy), 1);
+  EXPECT_EQ(uffd_.calls(Call::kContinue), 0);
+  // Up to the first stale page it is copied, from there on written.
+  MakeStale(Pages(74, 1));
+  EXPECT_EQ(Install(Pages(64, 20)).received, PageCount(20));
+  EXPECT_TRUE(HasPatterns(Pages(64, 20)));
+  EXPECT_EQ(uffd_.calls(Call::kContinue), 1);
 }
 
 TEST_F(MinorInstallerTest, ZerosReplaceWhatIsStale) {
@@ -277,25 +288,39 @@ TEST_F(MinorInstallerTest, RevealsWhatWasStored) {
   EXPECT_EQ(installer_.RevealSome(Pages(1, 2)), PageCount(1));
   EXPECT_EQ(installer_.RevealSome(Pages(2, 1)), PageCount(1));
   EXPECT_EQ(uffd_.TouchPage(1, at(2)), Touch::kPresent);
-  uffd_.Unmap(kFirst);
-  EXPECT_EQ(installer_.TryReveal(PageIndex(0)), 0);
-  uffd_.KillProcess();
-  EXPECT_EQ(installer_.TryReveal(PageIndex(100)), ESRCH);
+  EXPECT_TRUE(installer_.MayBeOutOfSight(PageIndex(0)));
 }
 
-TEST_F(MinorInstallerTest, WhatIsEmptiedMeanwhileIsWrittenAgain) {
-  uffd_.BeforeNext(Call::kContinue, [this] {
-    ASSERT_EQ(::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                          0, kPageSize),
-              0);
-  });
+TEST_F(MinorInstallerTest, RevealsUpToTheEndOfAMapping) {
+  MakeStale(Pages(0, 3));
+  state_->MarkReceived(Pages(0, 3), /*is_zero=*/false);
+  uffd_.FailNext(Call::kContinue, ENOENT);  // two mappings
+  EXPECT_EQ(installer_.RevealSome(Pages(0, 3)), PageCount(1));
+  EXPECT_EQ(uffd_.TouchPage(1, at(0)), Touch::kPresent);
+  uffd_.Unmap(kFirst);
+  EXPECT_EQ(installer_.RevealSome(Pages(1, 2)), PageCount(1));
+  EXPECT_EQ(installer_.TryReveal(PageIndex(1)), 0);
+  uffd_.KillProcess();
+  EXPECT_EQ(installer_.TryReveal(PageIndex(100)), ESRCH);
+  EXPECT_EQ(installer_.RevealSome(Pages(100, 1)), std::nullopt);
+}
+
+// By a VMM that gives it up unseen, or because it is another file.
+TEST_F(MinorInstallerTest, WhatIsEmptiedMeanwhileIsWrittenAgainUpToALimit) {
+  MakeStale(Pages(0, 2));
+  uffd_.FailNext(Call::kContinue, EFAULT, kMaxEmptied);
   EXPECT_EQ(Install(Pages(0, 2)).received, PageCount(2));
   EXPECT_TRUE(HasPatterns(Pages(0, 2)));
-  EXPECT_EQ(installer_.retries(), 1u);
+  EXPECT_EQ(installer_.retries(), uint64_t{kMaxEmptied});
+  MakeStale(Pages(2, 1));
+  uffd_.FailNext(Call::kContinue, EFAULT, kMaxEmptied + 1);
+  const absl::Status status = Install(Pages(2, 1)).status;
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_FALSE(state_->IsReceived(PageIndex(2)));
 }
 
 TEST_F(MinorInstallerTest, GoesOnAfterPartialProgress) {
-  MakeStale(Pages(3, 1));
+  MakeStale(Pages(2, 2));
   ASSERT_TRUE(uffd_.Continue(at(3), ByteCount(kPageSize), true).ok());
   const ReceiveResult result = Install(Pages(0, 64));
   EXPECT_TRUE(result.status.ok());
@@ -304,6 +329,7 @@ TEST_F(MinorInstallerTest, GoesOnAfterPartialProgress) {
 }
 
 TEST_F(MinorInstallerTest, TellsWhatTheFileSystemSays) {
+  MakeStale(Pages(0, 1));
   ASSERT_EQ(::fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_WRITE), 0);
   EXPECT_TRUE(absl::IsInternal(Install(Pages(0, 1)).status));
   EXPECT_TRUE(absl::IsInternal(installer_.InstallZero(Pages(0, 1)).status));

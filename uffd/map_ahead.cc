@@ -26,11 +26,12 @@ void MapAhead::Run() {
     const std::optional<PageRun> run =
         state_.NextContentRun(from, kMapAheadPages);
     if (!run.has_value()) return;
-    const PageCount settled = installer_.RevealSome(*run);
+    const std::optional<PageCount> settled = installer_.RevealSome(*run);
+    if (!settled.has_value()) return;
     // The VMM gives memory up, which the fault loop has to read of first.
-    if (settled.empty()) clock_.SleepFor(kMapAheadPauseNanos);
-    done_.fetch_add(settled.value(), std::memory_order_relaxed);
-    from = run->first + settled;
+    if (settled->empty()) clock_.SleepFor(kMapAheadPauseNanos);
+    done_.fetch_add(settled->value(), std::memory_order_relaxed);
+    from = run->first + *settled;
   }
 }
 

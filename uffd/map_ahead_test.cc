@@ -107,5 +107,17 @@ TEST_F(MapAheadTest, GoesOverWhatIsInSightOrVanished) {
   EXPECT_EQ(TouchOf(9), Touch::kPresent);
 }
 
+TEST_F(MapAheadTest, EndsWithTheVmm) {
+  Store(Pages(0, 10));
+  Store(Pages(100, 10));
+  uffd_.KillProcess();
+  MapAhead ahead(state_.get(), &installer_, &clock_);
+  ASSERT_TRUE(ahead.Start().ok());
+  while (uffd_.calls(Call::kContinue) == 0) std::this_thread::yield();
+  ahead.Stop();
+  EXPECT_EQ(uffd_.calls(Call::kContinue), 1);
+  EXPECT_EQ(ahead.done(), PageCount(0));
+}
+
 }  // namespace
 }  // namespace postcopy

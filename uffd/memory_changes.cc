@@ -34,35 +34,40 @@ MemoryChanges::Range MemoryChanges::WakeAfter(const uffd_msg& message) {
 absl::Status MemoryChanges::Apply(const uffd_msg& message) {
   const Range range = WakeAfter(message);
   switch (message.event) {
-    case UFFD_EVENT_REMOVE:
+    case UFFD_EVENT_REMOVE: {
       Count(&counters_.removals);
-      return GiveUp(range);
-    case UFFD_EVENT_UNMAP: {
+      // Before the mark, which says that there are zeros or a hole.
+      absl::Status emptied = Empty(range);
+      if (emptied.ok()) GiveUp(range);
+      return emptied;
+    }
+    case UFFD_EVENT_UNMAP:
       Count(&counters_.unmaps);
-      absl::Status given_up = GiveUp(range);
-      absl::Status unmapped = ram_.Unmap(range.address, range.length);
-      return given_up.ok() ? unmapped : given_up;
-    }
-    default: {
+      GiveUp(range);
+      return ram_.Unmap(range.address, range.length);
+    default:
       Count(&counters_.remaps);
-      const HostAddress to(message.arg.remap.to);
       // What was there the kernel has unmapped, and says so only if asked to.
-      absl::Status given_up = GiveUp({to, range.length});
-      absl::Status moved = ram_.Remap(range.address, to, range.length);
-      return given_up.ok() ? moved : given_up;
-    }
+      GiveUp({HostAddress(message.arg.remap.to), range.length});
+      return ram_.Remap(range.address, HostAddress(message.arg.remap.to),
+                        range.length);
   }
 }
 
-absl::Status MemoryChanges::GiveUp(Range range) {
+void MemoryChanges::GiveUp(Range range) {
   for (const PageRun part : ram_.PagesAt(range.address, range.length)) {
     const PageRun run = ram_.WholeUnits(part);
     if (run.count.empty()) continue;
-    // Before the mark, which says that there are zeros or a hole.
-    absl::Status status = Empty(run);
-    if (!status.ok()) return status;
     Count(&counters_.removed_pages,
           state_.MarkReceived(run, /*is_zero=*/true).value());
+  }
+}
+
+absl::Status MemoryChanges::Empty(Range range) {
+  for (const PageRun run : ram_.PagesAt(range.address, range.length)) {
+    if (!strategies_[ram_.layout().RegionOf(run.first)]->replaces()) continue;
+    absl::Status status = Empty(run);
+    if (!status.ok()) return status;
   }
   return absl::OkStatus();
 }
@@ -72,8 +77,7 @@ absl::Status MemoryChanges::Empty(PageRun run) {
   while (missing.has_value() && missing->first < run.end()) {
     missing->count = std::min(missing->count, run.end() - missing->first);
     const DestinationRam::Piece piece = ram_.FirstPiece(*missing);
-    const int error = piece.has_file() ? piece.PunchHole() : 0;
-    if (error != 0) {
+    if (const int error = piece.PunchHole()) {
       return absl::InternalError(
           absl::StrCat("what the VMM gave up, ", ToString(piece.pages),
                        ", cannot be emptied: ", ::strerrordesc_np(error)));

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "dirtytrack/types.h"
 #include "uffd/destination_ram.h"
+#include "uffd/install_strategy.h"
 #include "uffd/page_state.h"
 
 namespace postcopy {
@@ -38,9 +39,10 @@ struct MemoryChangeCounters {
 // For the thread that reads messages.
 class MemoryChanges {
  public:
-  // Both outlive the object.
-  MemoryChanges(DestinationRam* ram, PageState* state)
-      : ram_(*ram), state_(*state) {}
+  // All outlive the object.
+  MemoryChanges(DestinationRam* ram, PageState* state,
+                const InstallStrategies* strategies)
+      : ram_(*ram), state_(*state), strategies_(*strategies) {}
 
   // True for the three events above.
   static bool Is(const uffd_msg& message);
@@ -63,12 +65,16 @@ class MemoryChanges {
 
  private:
   // Its pages are zeros, and here.
-  absl::Status GiveUp(Range range);
-  // Takes what is stale out of the file.
+  void GiveUp(Range range);
+  // Takes what is stale out of the file. Of what has been unmapped nothing: the
+  // VMM runs on when its message has been read, and may have put it to another
+  // use.
+  absl::Status Empty(Range range);
   absl::Status Empty(PageRun run);
 
   DestinationRam& ram_;
   PageState& state_;
+  const InstallStrategies& strategies_;
   MemoryChangeCounters counters_;
 };
 

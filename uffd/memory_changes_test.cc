@@ -8,6 +8,7 @@
 
 #include "dirtytrack/memfd.h"
 #include "gtest/gtest.h"
+#include "uffd/install_strategy.h"
 #include "uffd/kernel_guest.h"
 
 namespace postcopy {
@@ -16,6 +17,20 @@ namespace {
 constexpr HostAddress kSmall{1 << 30};
 constexpr HostAddress kHuge{1u << 31};
 constexpr HostAddress kElsewhere{0x700000000000};
+
+// Those that a kernel would allow, with `more` than COPY and WAKE.
+InstallStrategies StrategiesOf(const DestinationRam& ram, uint64_t more) {
+  InstallStrategies strategies;
+  for (size_t i = 0; i < ram.region_count(); ++i) {
+    const bool huge = ram.region(i).unit > PageCount(1);
+    const uint64_t ioctls = uint64_t{1} << _UFFDIO_COPY |
+                            uint64_t{1} << _UFFDIO_WAKE |
+                            uint64_t{!huge} << _UFFDIO_ZEROPAGE | more;
+    strategies.push_back(
+        *ChooseInstallStrategy(ram.region(i), {.error = 0, .ioctls = ioctls}));
+  }
+  return strategies;
+}
 
 ByteCount Bytes(uint64_t pages) { return BytesIn(PageCount(pages)); }
 
@@ -46,7 +61,8 @@ class MemoryChangesTest : public testing::Test {
                 GuestRegion{MemoryKind::kHugetlb, PageCount(1536)}}),
       {{kSmall}, {kHuge}});
   const std::unique_ptr<PageState> state_ = *PageState::Create(PageCount(1546));
-  MemoryChanges changes_{&ram_, state_.get()};
+  const InstallStrategies strategies_ = StrategiesOf(ram_, 0);
+  MemoryChanges changes_{&ram_, state_.get(), &strategies_};
 };
 
 TEST_F(MemoryChangesTest, RemovedPagesAreZeros) {
@@ -99,7 +115,9 @@ TEST(MemoryChangesInAFileTest, WhatIsStaleThereIsEmptied) {
   DestinationRam ram =
       *DestinationRam::Create(LayoutOf({kPages}), {{kSmall, fd.get(), 0}});
   const auto state = *PageState::Create(kPages);
-  MemoryChanges changes(&ram, state.get());
+  const InstallStrategies strategies =
+      StrategiesOf(ram, uint64_t{1} << _UFFDIO_CONTINUE);
+  MemoryChanges changes(&ram, state.get(), &strategies);
   const std::vector<uint8_t> bytes(BytesIn(kPages).value(), 0xee);
   ASSERT_EQ(::pwrite(fd.get(), bytes.data(), bytes.size(), 0),
             static_cast<ssize_t>(bytes.size()));
@@ -119,6 +137,26 @@ TEST(MemoryChangesInAFileTest, WhatIsStaleThereIsEmptied) {
   message.arg.remove.end = (kSmall + Bytes(4)).value();
   EXPECT_TRUE(absl::IsInternal(changes.Apply(message)));
   EXPECT_FALSE(state->IsReceived(PageIndex(3)));
+}
+
+// Its VMM may have mapped the file elsewhere, and be writing there.
+TEST(MemoryChangesInAFileTest, WhatIsUnmappedIsLeftAlone) {
+  constexpr PageCount kPages{4};
+  const UniqueFd fd = *CreateMemfd("ram", BytesIn(kPages), 0);
+  DestinationRam ram =
+      *DestinationRam::Create(LayoutOf({kPages}), {{kSmall, fd.get(), 0}});
+  const auto state = *PageState::Create(kPages);
+  const InstallStrategies strategies =
+      StrategiesOf(ram, uint64_t{1} << _UFFDIO_CONTINUE);
+  MemoryChanges changes(&ram, state.get(), &strategies);
+  ASSERT_EQ(::pwrite(fd.get(), "new", 3, 0), 3);
+  uffd_msg message = {};
+  message.event = UFFD_EVENT_UNMAP;
+  message.arg.remove.start = kSmall.value();
+  message.arg.remove.end = (kSmall + Bytes(1)).value();
+  EXPECT_TRUE(changes.Apply(message).ok());
+  EXPECT_TRUE(ram.HasData(PageIndex(0)));
+  EXPECT_TRUE(state->IsReceived(PageIndex(0)));
 }
 
 }  // namespace

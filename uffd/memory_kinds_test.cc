@@ -403,8 +403,12 @@ class MinorMemoryTest : public MemoryKindsTest {
     guest_ = KernelGuest::Create(
         {GuestRegion{MemoryKind::kMinor, PageCount(pages)}}, features, &reason);
     if (guest_ == nullptr) GTEST_SKIP() << reason;
-    // A VMM that has touched a page before it attached.
-    *guest_->at(PageIndex(0)) = 1;
+    // A VMM that has touched pages before it attached: one that comes, one that
+    // is stale and one that does not come.
+    for (const PageIndex page :
+         {PageIndex(0), stale.first, PageIndex(pages - 1)}) {
+      *guest_->at(page) = 1;
+    }
     vm_ = *DestinationVm::Create(guest_->layout(), guest_->regions(),
                                  guest_->TakeOps(), Clock::Monotonic());
     if (source == &source_) source_.Serve(vm_.get());
@@ -505,11 +509,13 @@ TEST_F(MinorMemoryTest, ALostPageIsPoisonedAndNeverZero) {
   while (vm_->counters().lost_pages == 0) std::this_thread::yield();
 }
 
+class ProtectedMemoryTest : public MemoryKindsTest {};
+
 // A VMM that has its guest's writes told by the same userfaultfd.
-TEST_F(MinorMemoryTest, WhatIsWriteProtectedCanBeWritten) {
+TEST_P(ProtectedMemoryTest, WhatIsWriteProtectedCanBeWritten) {
   std::string reason;
   guest_ = KernelGuest::Create(
-      {GuestRegion{MemoryKind::kAnonymous, PageCount(4)}},
+      {GuestRegion{GetParam(), PageCount(4)}},
       UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
       &reason);
   if (guest_ == nullptr) GTEST_SKIP() << reason;
@@ -533,6 +539,11 @@ TEST_F(MinorMemoryTest, WhatIsWriteProtectedCanBeWritten) {
   vm_->Abort();
   EXPECT_EQ(vm_->counters().write_protect_faults, 1u);
 }
+
+INSTANTIATE_TEST_SUITE_P(Kinds, ProtectedMemoryTest,
+                         testing::Values(MemoryKind::kMemfd, MemoryKind::kMinor,
+                                         MemoryKind::kAnonymous),
+                         [](const auto& kind) { return NameOf(kind.param); });
 
 class MixedMemoryTest : public MemoryKindsTest {};
 

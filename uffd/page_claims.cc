@@ -1,14 +1,30 @@
 #include "uffd/page_claims.h"
 
 #include <sched.h>
+#include <time.h>
 
 #include "dirtytrack/check.h"
 
 namespace postcopy {
+namespace {
+
+constexpr int kYields = 1'000;
+
+void Pause(int tries) {
+  constexpr timespec kSleep = {.tv_sec = 0, .tv_nsec = 50'000};
+  if (tries < kYields) {
+    ::sched_yield();
+  } else {
+    ::nanosleep(&kSleep, nullptr);
+  }
+}
+
+}  // namespace
 
 PageClaims::Claim PageClaims::Take(PageRun run) {
-  // Its holder writes at most kMaxClaimedPages, and waits for nobody.
-  while (!TryTake(run)) ::sched_yield();
+  // Its holder writes at most kMaxClaimedPages, which takes microseconds, or as
+  // long as the VMM holds the lock of its own file.
+  for (int tries = 0; !TryTake(run); ++tries) Pause(tries);
   return Claim(this, run);
 }
 

@@ -45,8 +45,8 @@ class PageClaims {
     PageRun run_;
   };
 
-  // Waits until all of `run` is claimed by nobody else, and claims it. Who has
-  // a claim must not ask for another.
+  // Waits until all of `run` is claimed by nobody else, and claims it: as long
+  // as their holders take to write. Who has a claim must not ask for another.
   // REQUIRES: 1 to kMaxClaimedPages pages.
   Claim Take(PageRun run);
 

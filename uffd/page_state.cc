@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <string>
@@ -80,6 +81,34 @@ PageBitmapView BitmapAt(const SharedMapping& mapping, uint64_t offset,
       reinterpret_cast<std::atomic<uint64_t>*>(mapping.data() + offset), pages);
 }
 
+// The first run of set bits at or after `from`, of at most `max`, in `words`
+// words that `word_at` gives.
+template <typename WordAt>
+std::optional<PageRun> NextRunOf(const WordAt& word_at, size_t words,
+                                 PageIndex from, PageCount max) {
+  constexpr uint64_t kPerWord = PageBitmapView::kPagesPerWord;
+  uint64_t valid = ~uint64_t{0} << (from.value() % kPerWord);
+  for (size_t i = from.value() / kPerWord; i < words; ++i) {
+    const uint64_t word = word_at(i) & valid;
+    valid = ~uint64_t{0};
+    if (word == 0) continue;
+    const int first = std::countr_zero(word);
+    uint64_t count = std::countr_one(word >> first);
+    // On into the next words, as long as it reaches to the end of this one.
+    for (uint64_t end = first + count; end % kPerWord == 0 &&
+                                       i + end / kPerWord < words &&
+                                       count < max.value();) {
+      const int more = std::countr_one(word_at(i + end / kPerWord));
+      if (more == 0) break;
+      count += more;
+      end += more;
+    }
+    return PageRun{PageIndex(i * kPerWord + first),
+                   std::min(PageCount(count), max)};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PageState>> PageState::Create(PageCount pages) {
@@ -145,41 +174,16 @@ PageCount PageState::MarkReceived(PageRun run, bool is_zero) {
 
 std::optional<PageRun> PageState::NextContentRun(PageIndex from,
                                                  PageCount max) const {
-  while (std::optional<PageRun> run = received_.NextSetRun(from, max)) {
-    const std::optional<PageRun> zeros = zero_.NextSetRun(run->first);
-    if (!zeros.has_value() || zeros->first >= run->end()) return run;
-    if (zeros->first > run->first) {
-      return PageRun{run->first, zeros->first - run->first};
-    }
-    from = zeros->end();
-  }
-  return std::nullopt;
+  return NextRunOf(
+      [this](size_t i) { return received_.LoadWord(i) & ~zero_.LoadWord(i); },
+      received_.word_count(), from, max);
 }
 
 std::optional<PageRun> PageState::NextReceivedRun(PageBitmapView among,
                                                   PageIndex from) const {
-  constexpr uint64_t kPerWord = PageBitmapView::kPagesPerWord;
-  const auto both = [&](size_t i) {
-    return among.LoadWord(i) & received_.LoadWord(i);
-  };
-  uint64_t valid = ~uint64_t{0} << (from.value() % kPerWord);
-  for (size_t i = from.value() / kPerWord; i < among.word_count(); ++i) {
-    const uint64_t word = both(i) & valid;
-    valid = ~uint64_t{0};
-    if (word == 0) continue;
-    const int first = std::countr_zero(word);
-    uint64_t count = std::countr_one(word >> first);
-    // On into the next words, as long as it reaches to the end of this one.
-    for (uint64_t end = first + count;
-         end % kPerWord == 0 && i + end / kPerWord < among.word_count();) {
-      const int more = std::countr_one(both(i + end / kPerWord));
-      if (more == 0) break;
-      count += more;
-      end += more;
-    }
-    return PageRun{PageIndex(i * kPerWord + first), PageCount(count)};
-  }
-  return std::nullopt;
+  return NextRunOf(
+      [&](size_t i) { return among.LoadWord(i) & received_.LoadWord(i); },
+      among.word_count(), from, PageCount(UINT64_MAX));
 }
 
 PageCount PageState::MarkMissing(PageRun run) {

@@ -279,10 +279,9 @@ UffdResult SimulatedUffd::ContinueLocked(const Mapping& mapping,
   for (; result.done < length; result.done += kOnePage) {
     const HostAddress page = address + result.done;
     if (!IsPresent(mapping, page)) result.error = EFAULT;
-    if (IsMapped(mapping, page) || poisoned_.contains(page.value())) {
-      result.error = EEXIST;
-    }
+    if (IsMapped(mapping, page)) result.error = EEXIST;
     if (result.error != 0) break;
+    poisoned_.erase(page.value());  // which is no page, to the kernel
     mapped_.insert(page.value());
   }
   // As mfill_atomic(): what came before is told, the reason is not.
