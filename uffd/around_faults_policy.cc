@@ -43,11 +43,11 @@ PageCount AroundFaultsPolicy::first_window() const {
   return PageCount(window < kSmallestWindow ? 0 : window);
 }
 
-void AroundFaultsPolicy::NoteFault(const FetchablePages& pages, PageRun unit) {
+void AroundFaultsPolicy::NoteFault(PageRun unit) {
   const uint64_t first = unit.first.value();
   const uint64_t end = unit.end().value();
   ++faults_;
-  Stream* const stream = Find(pages, first, end);
+  Stream* const stream = Find(first, end);
   if (stream == nullptr) {
     Begin(first, end);
   } else {
@@ -55,23 +55,17 @@ void AroundFaultsPolicy::NoteFault(const FetchablePages& pages, PageRun unit) {
   }
 }
 
-AroundFaultsPolicy::Stream* AroundFaultsPolicy::Find(
-    const FetchablePages& pages, uint64_t first, uint64_t end) {
-  const auto near = [&](const Stream& stream) {
-    const uint64_t above = Gap(stream.high, first);
-    const uint64_t below = Gap(end, stream.low);
-    const uint64_t gap = std::max(above, below);
-    if (gap <= std::max(kNear.value(), end - first)) return true;
-    if (gap > kReach.value()) return false;
-    const PageRun between =
-        above > 0 ? Between(stream.high, first) : Between(end, stream.low);
-    return !pages.First(between, PageCount(1)).has_value();
-  };
+AroundFaultsPolicy::Stream* AroundFaultsPolicy::Find(uint64_t first,
+                                                     uint64_t end) {
+  const uint64_t near = std::max(kNear.value(), end - first);
   Stream* found = nullptr;
   for (Stream& stream : streams_) {
-    if (stream.last_fault == 0) continue;
-    if (found != nullptr && stream.last_fault < found->last_fault) continue;
-    if (near(stream)) found = &stream;
+    const uint64_t gap =
+        std::max(Gap(stream.high, first), Gap(end, stream.low));
+    if (stream.last_fault == 0 || gap > near) continue;
+    if (found == nullptr || stream.last_fault > found->last_fault) {
+      found = &stream;
+    }
   }
   return found;
 }
@@ -126,11 +120,6 @@ void AroundFaultsPolicy::Continue(Stream& stream, uint64_t first,
   }
 }
 
-bool AroundFaultsPolicy::GoesBefore(const Stream& a, const Stream& b) {
-  if (a.proven != b.proven) return a.proven;
-  return a.last_fault > b.last_fault;
-}
-
 std::optional<PageRun> AroundFaultsPolicy::Ahead(Stream& stream,
                                                  const FetchablePages& pages,
                                                  PageCount max) {
@@ -169,7 +158,10 @@ std::optional<PageRun> AroundFaultsPolicy::NextRun(const FetchablePages& pages,
     Stream* stream = nullptr;
     for (Stream& each : streams_) {
       if (each.ahead_left == 0 && each.behind_left == 0) continue;
-      if (stream == nullptr || GoesBefore(each, *stream)) stream = &each;
+      // Who faulted long ago has gone elsewhere, or has what it wants.
+      if (stream == nullptr || each.last_fault > stream->last_fault) {
+        stream = &each;
+      }
     }
     if (stream == nullptr) return std::nullopt;
     const bool ahead_first = stream->ahead >= stream->behind;

@@ -29,8 +29,8 @@ namespace postcopy {
 // more than chance. So faults at random cost little, and the next policy has
 // its turn.
 //
-// Fixed memory, less than 2 KiB. NextRun and NoteFault look at each stream, and
-// at kReach pages beside it: some 10 us where nothing is missing.
+// Fixed memory, about 2 KiB. NextRun looks at no more than kReach pages on
+// either side of each stream.
 class AroundFaultsPolicy final : public PullPolicy {
  public:
   static constexpr size_t kStreams = 32;
@@ -41,14 +41,14 @@ class AroundFaultsPolicy final : public PullPolicy {
   // KiB, 64 MiB.
   static constexpr PageCount kFirstWindow{16};
   static constexpr PageCount kLargestWindow{16384};
-  // How far outside a stream a fault still belongs to it; and how far if no
-  // page in between is missing, so that the guest may have come all that way.
+  // How far outside a stream a fault still belongs to it.
   static constexpr PageCount kNear{32};
+  // How far outside a stream missing pages are looked for.
   static constexpr PageCount kReach{4096};
 
   std::optional<PageRun> NextRun(const FetchablePages& pages,
                                  PageCount max) override;
-  void NoteFault(const FetchablePages& pages, PageRun unit) override;
+  void NoteFault(PageRun unit) override;
 
   // The window that the next new stream begins with.
   PageCount first_window() const;
@@ -68,15 +68,11 @@ class AroundFaultsPolicy final : public PullPolicy {
   };
 
   // The stream that a fault on [first, end) goes on with; nullptr if none.
-  Stream* Find(const FetchablePages& pages, uint64_t first, uint64_t end);
+  Stream* Find(uint64_t first, uint64_t end);
   // The stream whose place a new one takes.
   Stream& Replaceable();
   void Begin(uint64_t first, uint64_t end);
   void Continue(Stream& stream, uint64_t first, uint64_t end);
-  // Which of two is asked for first. One that the guest has come back to is
-  // worth more; then, who faulted long ago has gone elsewhere, or has what it
-  // wants.
-  static bool GoesBefore(const Stream& a, const Stream& b);
   static std::optional<PageRun> Ahead(Stream& stream,
                                       const FetchablePages& pages,
                                       PageCount max);

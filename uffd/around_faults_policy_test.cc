@@ -27,7 +27,7 @@ class AroundFaultsPolicyTest : public testing::Test {
  protected:
   // The guest misses `page`, and gets it.
   void Fault(uint64_t page, uint64_t count = 1) {
-    policy_.NoteFault(pages_, Pages(page, count));
+    policy_.NoteFault(Pages(page, count));
     state_->MarkReceived(Pages(page, count), false);
   }
   std::optional<PageRun> Next() {
@@ -144,20 +144,6 @@ TEST_F(AroundFaultsPolicyTest, AFaultJustOutsideGoesOnAndOneFartherDoesNot) {
   EXPECT_EQ(Next(), Pages(next_edge + kNear + 2, kFirst));
 }
 
-TEST_F(AroundFaultsPolicyTest, PagesThatAreThereAreNoDistance) {
-  Fault(1000);
-  AskAll();
-  const uint64_t edge = 1001 + kFirst;
-  state_->MarkReceived(Pages(edge, kReach), false);
-  Fault(edge + kReach);
-  EXPECT_EQ(Next(), Pages(edge + kReach + 1, 2 * kFirst));
-  AskAll();
-  const uint64_t next_edge = edge + kReach + 1 + 2 * kFirst;
-  state_->MarkReceived(Pages(next_edge, kReach + 1), false);
-  Fault(next_edge + kReach + 1);
-  EXPECT_EQ(Next(), Pages(next_edge + kReach + 2, kFirst));
-}
-
 TEST_F(AroundFaultsPolicyTest, TheWindowCountsMissingPagesOnly) {
   for (uint64_t page = 1001; page < 2000; page += 2) {
     state_->MarkReceived(Pages(page, 1), false);
@@ -170,10 +156,10 @@ TEST_F(AroundFaultsPolicyTest, TheWindowCountsMissingPagesOnly) {
 }
 
 TEST_F(AroundFaultsPolicyTest, AFaultOnAPageThatIsUnderWayKeepsTheWindow) {
-  policy_.NoteFault(pages_, Pages(1000, 1));
+  policy_.NoteFault(Pages(1000, 1));
   const std::vector<PageRun> requested = {*policy_.NextRun(pages_, kMax)};
   const FetchablePages now(state_.get(), requested);
-  policy_.NoteFault(now, Pages(1001, 1));
+  policy_.NoteFault(Pages(1001, 1));
   EXPECT_EQ(policy_.NextRun(now, kMax), Pages(1000 - kFirst, kFirst));
   EXPECT_EQ(policy_.NextRun(now, kMax), std::nullopt);
 }
@@ -233,13 +219,26 @@ TEST_F(AroundFaultsPolicyTest, ChanceDoesNotPushOutWhatWasFollowed) {
   EXPECT_EQ(AskAll().high, next_edge + 1 + 4 * kFirst);
 }
 
-TEST_F(AroundFaultsPolicyTest, WhatWasComeBackToGoesFirst) {
+TEST_F(AroundFaultsPolicyTest, TheLastFaultGoesFirst) {
   Fault(1000);
-  AskAll();
-  const uint64_t edge = 1001 + kFirst;
-  Fault(edge);
   Fault(500000);
-  EXPECT_EQ(Next(), Pages(edge + 1, 2 * kFirst));
+  EXPECT_EQ(Next(), Pages(500001, kFirst));
+  Fault(1001);
+  EXPECT_EQ(Next(), Pages(1002, 2 * kFirst));
+}
+
+TEST_F(AroundFaultsPolicyTest, LooksSoFarForMissingPagesAndNotOneFarther) {
+  state_->MarkReceived(Pages(0, kPages), false);
+  const auto miss = [&](uint64_t page) { state_->MarkMissing(Pages(page, 1)); };
+  miss(100000 + kReach);
+  miss(100000 - kReach);
+  policy_.NoteFault(Pages(100000, 1));
+  EXPECT_EQ(Next(), Pages(100000 + kReach, 1));
+  EXPECT_EQ(Next(), Pages(100000 - kReach, 1));
+  miss(200000 + kReach + 1);
+  miss(200000 - kReach - 1);
+  policy_.NoteFault(Pages(200000, 1));
+  EXPECT_EQ(Next(), std::nullopt);
 }
 
 }  // namespace

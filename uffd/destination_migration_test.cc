@@ -1148,6 +1148,7 @@ TEST_F(DestinationMigrationTest, RecoversAfterTheCommit) {
   session->AwaitBulk(2);
   const PageRun answered = session->bulk().front();
   session->SayPages(answered);
+  session->AwaitListening();
   session->AwaitBulk(3);
   std::set<uint64_t> missing;
   for (const uint64_t page : Stale()) {

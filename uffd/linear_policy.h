@@ -24,7 +24,7 @@ class LinearPolicy final : public PullPolicy {
 
   std::optional<PageRun> NextRun(const FetchablePages& pages,
                                  PageCount max) override;
-  void NoteFault(const FetchablePages& /*pages*/, PageRun unit) override {
+  void NoteFault(PageRun unit) override {
     if (faults_ == Faults::kFollow) cursor_ = unit.end();
   }
 

@@ -21,7 +21,7 @@ TEST(LinearPolicyTest, GoesUpwardsAndAround) {
   const FetchablePages pages(state.get(), {});
   LinearPolicy policy(LinearPolicy::Faults::kIgnore);
   EXPECT_EQ(policy.NextRun(pages, kMax), Pages(0, 64));
-  policy.NoteFault(pages, Pages(10, 1));
+  policy.NoteFault(Pages(10, 1));
   EXPECT_EQ(policy.NextRun(pages, kMax), Pages(64, 36));
   EXPECT_EQ(policy.NextRun(pages, kMax), Pages(0, 64));
   state->MarkReceived(Pages(0, 100), false);
@@ -32,8 +32,8 @@ TEST(LinearPolicyTest, FollowsTheLastFault) {
   const auto state = *PageState::Create(PageCount(100));
   const FetchablePages pages(state.get(), {});
   LinearPolicy policy(LinearPolicy::Faults::kFollow);
-  policy.NoteFault(pages, Pages(10, 1));
-  policy.NoteFault(pages, Pages(79, 1));
+  policy.NoteFault(Pages(10, 1));
+  policy.NoteFault(Pages(79, 1));
   EXPECT_EQ(policy.NextRun(pages, kMax), Pages(80, 20));
   EXPECT_EQ(policy.NextRun(pages, kMax), Pages(0, 64));
 }
@@ -42,7 +42,7 @@ TEST(LinearPolicyTest, OfAHugePageGoesOnBehindAllOfIt) {
   const auto state = *PageState::Create(PageCount(1536));
   const FetchablePages pages(state.get(), {});
   LinearPolicy policy(LinearPolicy::Faults::kFollow);
-  policy.NoteFault(pages, Pages(512, 512));
+  policy.NoteFault(Pages(512, 512));
   EXPECT_EQ(policy.NextRun(pages, kMax), Pages(1024, 64));
 }
 

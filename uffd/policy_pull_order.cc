@@ -64,11 +64,11 @@ void PolicyPullOrder::TakeDirtied() {
   if (!runs.empty()) dirtied_.Append(runs);
 }
 
-void PolicyPullOrder::NoteFault(const FetchablePages& pages, PageRun unit) {
-  working_set_.NoteFault(pages, unit);
-  dirtied_.NoteFault(pages, unit);
-  if (UsesFaults(kind_)) around_.NoteFault(pages, unit);
-  linear_.NoteFault(pages, unit);
+void PolicyPullOrder::NoteFault(PageRun unit) {
+  working_set_.NoteFault(unit);
+  dirtied_.NoteFault(unit);
+  if (UsesFaults(kind_)) around_.NoteFault(unit);
+  linear_.NoteFault(unit);
 }
 
 std::optional<PageRun> PolicyPullOrder::NextRun(
@@ -76,7 +76,7 @@ std::optional<PageRun> PolicyPullOrder::NextRun(
     PageCount max) {
   const FetchablePages pages(&state, requested);
   TakeDirtied();
-  trail_.Read([&](PageRun unit) { NoteFault(pages, unit); });
+  trail_.Read([&](PageRun unit) { NoteFault(unit); });
   std::array<PullPolicy*, 2> first = {&working_set_, &around_};
   if (working_set_.Doubtful()) std::swap(first[0], first[1]);
   for (PullPolicy* policy : first) {

@@ -65,7 +65,7 @@ class PolicyPullOrder final : public PullOrder {
 
  private:
   void TakeDirtied();
-  void NoteFault(const FetchablePages& pages, PageRun unit);
+  void NoteFault(PageRun unit);
 
   const PullOrderKind kind_;
   FaultTrail trail_;

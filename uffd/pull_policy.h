@@ -20,10 +20,9 @@ class PullPolicy {
   virtual std::optional<PageRun> NextRun(const FetchablePages& pages,
                                          PageCount max) = 0;
 
-  // The guest has missed `unit`: one page, or all of a huge one; `pages` as in
-  // the NextRun that follows. A fault may be
+  // The guest has missed `unit`: one page, or all of a huge one. A fault may be
   // told late, twice, or not at all if there are many.
-  virtual void NoteFault(const FetchablePages& pages, PageRun unit) = 0;
+  virtual void NoteFault(PageRun unit) = 0;
 };
 
 }  // namespace postcopy

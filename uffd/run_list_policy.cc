@@ -44,7 +44,7 @@ std::optional<size_t> RunListPolicy::Find(PageRun unit) const {
   return at;
 }
 
-void RunListPolicy::NoteFault(const FetchablePages& /*pages*/, PageRun unit) {
+void RunListPolicy::NoteFault(PageRun unit) {
   if (runs_.empty()) return;
   const std::optional<size_t> at = Find(unit);
   hits_ = hits_ << 1 | (at.has_value() ? 1 : 0);

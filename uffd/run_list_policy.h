@@ -40,7 +40,7 @@ class RunListPolicy final : public PullPolicy {
 
   std::optional<PageRun> NextRun(const FetchablePages& pages,
                                  PageCount max) override;
-  void NoteFault(const FetchablePages& pages, PageRun unit) override;
+  void NoteFault(PageRun unit) override;
 
   // Of the last kFaultsJudged faults, at least kFaultsElsewhere were on no page
   // of the list. Not after fewer faults.

@@ -25,7 +25,7 @@ class RunListPolicyTest : public testing::Test {
     return run;
   }
   void Fault(uint64_t page, uint64_t count = 1) {
-    policy_.NoteFault(pages_, Pages(page, count));
+    policy_.NoteFault(Pages(page, count));
     state_->MarkReceived(Pages(page, count), false);
   }
 
@@ -92,7 +92,7 @@ TEST_F(RunListPolicyTest, AHugePageHoldsPagesOfTheList) {
 TEST_F(RunListPolicyTest, WithoutOrderInTimeFaultsDoNotMoveIt) {
   RunListPolicy policy(RunListPolicy::Faults::kIgnore);
   policy.Append({Pages(500, 2), Pages(100, 2)});
-  policy.NoteFault(pages_, Pages(100, 1));
+  policy.NoteFault(Pages(100, 1));
   EXPECT_EQ(policy.NextRun(pages_, kMax), Pages(500, 2));
 }
 
