@@ -71,10 +71,11 @@ bool Holds(HostAddress start, ByteCount length, HostAddress address) {
   return address >= start && address < start + length;
 }
 
-uffd_msg FaultAt(HostAddress page) {
+uffd_msg FaultAt(HostAddress page, uint32_t thread) {
   uffd_msg message = {};
   message.event = UFFD_EVENT_PAGEFAULT;
   message.arg.pagefault.address = page.value();
+  message.arg.pagefault.feat.ptid = thread;
   return message;
 }
 
@@ -287,6 +288,7 @@ UffdResult SimulatedUffd::Poison(HostAddress address, ByteCount length) {
 }
 
 UffdReadResult SimulatedUffd::Read(absl::Span<uffd_msg> messages) {
+  RunBefore(Call::kRead);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (const int error = TakeFailure(Call::kRead)) {
     return {.error = error, .messages = 0};
@@ -299,7 +301,9 @@ UffdReadResult SimulatedUffd::Read(absl::Span<uffd_msg> messages) {
   for (Waiter& waiter : waiters_) {
     if (count == messages.size()) break;
     if (std::exchange(waiter.message_read, true)) continue;
-    messages[count++] = FaultAt(waiter.page);
+    const bool named = (features_ & UFFD_FEATURE_THREAD_ID) != 0;
+    messages[count++] =
+        FaultAt(waiter.page, named ? static_cast<uint32_t>(waiter.thread) : 0);
   }
   for (Removal& removal : removals_) {
     if (count == messages.size()) break;

@@ -20,6 +20,9 @@ std::string StateName(v1::MigrationState state);
 std::string PolicyName(v1::MigrationPolicy policy);
 // "dirty-log", "pagemap-scan", "unknown".
 std::string DirtyTrackingName(v1::DirtyTrackingKind kind);
+// "reading", "asking", "answering", "installing"; empty for a kind that this
+// program does not know.
+std::string FaultStageName(v1::FaultStageKind kind);
 // "source", "destination".
 std::string RoleName(v1::Role role);
 
