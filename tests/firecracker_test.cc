@@ -148,6 +148,24 @@ TEST_F(FirecrackerTest, RestoresFromASnapshot) {
   const std::string gone = AwaitSaid("has gone");
   EXPECT_NE(gone.find("3 pages on demand"), std::string::npos) << gone;
   EXPECT_NE(gone.find("61 never wanted"), std::string::npos) << gone;
+  EXPECT_NE(gone.find("; waited "), std::string::npos) << gone;
+  EXPECT_NE(gone.find(" us in all (p99: read "), std::string::npos) << gone;
+  // This thread, which the kernel names.
+  const std::string waited =
+      ", most of all thread " + std::to_string(::gettid()) + ": ";
+  EXPECT_NE(gone.find(waited), std::string::npos) << gone;
+  EXPECT_NE(gone.find(" us in 3 faults"), std::string::npos) << gone;
+}
+
+TEST_F(FirecrackerTest, OneThatTouchesNothingHasNotWaited) {
+  Serve();
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  AwaitSaid("is served from");
+  vmm->Disconnect();
+  const std::string gone = AwaitSaid("has gone");
+  EXPECT_EQ(gone.find("waited"), std::string::npos) << gone;
 }
 
 // The memory of one VM around the hole below 4 GiB, each where the file has it.

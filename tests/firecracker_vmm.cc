@@ -44,7 +44,7 @@ FirecrackerVmm::FirecrackerVmm(std::vector<Region> regions,
 std::unique_ptr<FirecrackerVmm> FirecrackerVmm::Create(
     std::vector<Region> regions, std::string* reason) {
   absl::StatusOr<NewUserfaultfd> uffd =
-      CreateUserfaultfd(UFFD_FEATURE_EVENT_REMOVE);
+      CreateUserfaultfd(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_THREAD_ID);
   if (!uffd.ok()) {
     *reason = std::string(uffd.status().message());
     return nullptr;

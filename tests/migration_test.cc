@@ -210,6 +210,47 @@ TEST_F(MigrationTest, CutDuringPrecopyRecovers) {
   ExpectArrived();
 }
 
+// What a guest waited for is told by stage and thread, while it waits and when
+// the migration has ended.
+TEST_F(MigrationTest, TellsWhereTheTimeOfFaultsWent) {
+  Begin();
+  ASSERT_OK(
+      hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_POSTCOPY_ONLY, kSlowBulk));
+  ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_PRECOPY)));
+  EXPECT_EQ(hosts_->AtDestination(kVm).fault_times().stalled_us(), 0u);
+  ASSERT_OK(hosts_->SwitchOver(kVm));
+  ASSERT_OK(hosts_->AwaitDestination(
+      kVm, [](const v1::Migration& m) { return m.pages().faulted() > 0; }));
+  const uint64_t stalled_us =
+      hosts_->AtDestination(kVm).fault_times().stalled_us();
+  EXPECT_GT(stalled_us, 0u);
+  ASSERT_OK(hosts_->AwaitDestination(kVm, MigrationHasEnded));
+  EXPECT_FALSE(hosts_->AtSource(kVm).has_fault_times());
+  const v1::Migration migration = hosts_->AtDestination(kVm);
+  const v1::FaultTimes& times = migration.fault_times();
+  EXPECT_GE(times.stalled_us(), stalled_us);
+  ASSERT_EQ(times.stages_size(), 4);
+  for (int i = 0; i < 4; ++i) {
+    const v1::FaultStage& stage = times.stages(i);
+    EXPECT_EQ(stage.kind(), i + 1);
+    EXPECT_EQ(stage.count(), migration.fault_latency().count());
+    EXPECT_LE(stage.p50_us(), stage.p90_us());
+    EXPECT_LE(stage.p90_us(), stage.p99_us());
+    EXPECT_LE(stage.p99_us(), stage.max_us());
+    EXPECT_LE(stage.max_us(), stage.total_us());
+  }
+  EXPECT_GT(times.stages(2).total_us(), 0u);
+  ASSERT_GT(times.threads_size(), 0);
+  EXPECT_FALSE(times.has_other_threads());
+  for (const v1::FaultingThread& thread : times.threads()) {
+    EXPECT_GT(thread.thread_id(), 0u);
+    EXPECT_GT(thread.faults(), 0u);
+    EXPECT_LE(thread.wait_max_us(), thread.wait_us());
+    EXPECT_LE(thread.wait_max_us(), times.stalled_us());
+  }
+  ExpectArrived();
+}
+
 // A connection that breaks after the switch-over: the migration pauses, comes
 // back by itself, and asks only for what is missing.
 TEST_F(MigrationTest, CutDuringPostcopyPausesAndRecovers) {

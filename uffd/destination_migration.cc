@@ -297,6 +297,7 @@ void DestinationMigration::ReleaseVm() {
   if (guest_thread_active_) return;
   snapshot_.pages = vm_->counters();
   snapshot_.fault_latency = vm_->FaultLatency();
+  snapshot_.fault_times = vm_->FaultStages();
   released = std::move(vm_);
 }
 
@@ -631,6 +632,7 @@ DestinationSnapshot DestinationMigration::Snapshot() const {
   if (vm_ != nullptr) {
     snapshot.pages = vm_->counters();
     snapshot.fault_latency = vm_->FaultLatency();
+    snapshot.fault_times = vm_->FaultStages();
   }
   return snapshot;
 }

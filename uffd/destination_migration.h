@@ -18,6 +18,7 @@
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/types.h"
 #include "uffd/destination_vm.h"
+#include "uffd/fault_times.h"
 #include "uffd/policy_pull_order.h"
 #include "uffd/source_connection.h"
 
@@ -80,6 +81,7 @@ struct DestinationSnapshot {
   uint32_t recoveries = 0;
   DestinationCounters pages;
   LatencySnapshot fault_latency;
+  FaultTimesSnapshot fault_times;
 };
 
 // The destination's half of one migration. The rules it keeps:
@@ -190,7 +192,7 @@ class DestinationMigration {
   // without.
   std::unique_ptr<DestinationVm> vm_;
   // Guarded by mutex_.
-  DestinationSnapshot snapshot_;  // pages and fault_latency once vm_ is gone
+  DestinationSnapshot snapshot_;  // what vm_ counted, once it is gone
   uint64_t version_ = 0;
   std::shared_ptr<SourceConnection> connection_;
   bool ready_ = false;      // the source may commit

@@ -274,7 +274,12 @@ absl::Status DestinationVm::OnUrgentPages(absl::Span<const ReceivedRun> runs) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the peer answered an urgent request with ", ToString(*pages)));
   }
-  return InstallAll(runs, &DestinationVm::InstallUrgent, &faulted_);
+  int64_t answered_ns = refused_answer_ns_.exchange(0, kRelaxed);
+  if (answered_ns == 0) answered_ns = clock_.NowNanos();
+  absl::Status status =
+      InstallAll(runs, &DestinationVm::InstallUrgent, answered_ns, &faulted_);
+  if (!status.ok()) refused_answer_ns_.store(answered_ns, kRelaxed);
+  return status;
 }
 
 absl::Status DestinationVm::OnBulkPages(absl::Span<const ReceivedRun> runs) {
@@ -282,7 +287,8 @@ absl::Status DestinationVm::OnBulkPages(absl::Span<const ReceivedRun> runs) {
   if (runs.empty()) return NoPages();
   absl::Status status = Validate(runs).status();
   if (status.ok()) {
-    status = InstallAll(runs, &DestinationVm::InstallBulk, &background_);
+    status = InstallAll(runs, &DestinationVm::InstallBulk, clock_.NowNanos(),
+                        &background_);
   }
   if (!status.ok()) return status;
   PageCount zeros;
@@ -316,6 +322,7 @@ void DestinationVm::OnSourceLost() {
   if (stage_.load() != Stage::kServing) return;
   pull_->SetSource(nullptr);
   fault_loop_->SetSource(nullptr).IgnoreError();  // asks nothing
+  refused_answer_ns_.store(0, kRelaxed);
 }
 
 absl::Status DestinationVm::OnSourceBack(PageSource* source) {
@@ -338,6 +345,7 @@ absl::Status DestinationVm::PoisonMissing(const std::atomic<bool>& give_up) {
     absl::Status poisoned = installer_.Poison(*run);
     if (!poisoned.ok()) return poisoned;
   }
+  fault_loop_->OnPoisoned();
   return absl::OkStatus();
 }
 
@@ -457,25 +465,34 @@ absl::Status DestinationVm::WrongStage(const char* call) const {
                    kNames[static_cast<int>(stage_.load())]));
 }
 
-ReceiveResult DestinationVm::InstallUrgent(const ReceivedRun& run) {
+ReceiveResult DestinationVm::InstallUrgent(const ReceivedRun& run,
+                                           int64_t answered_ns) {
   ReceiveResult result = run.data.empty()
                              ? installer_.InstallZero(run.pages)
                              : installer_.InstallData(run.pages, run.data);
-  if (result.status.ok()) RecordLatency(run.pages);
+  if (result.status.ok()) {
+    ResolveAll(run.pages, answered_ns);
+  } else {
+    fault_loop_->OnReceived(run.pages, answered_ns);
+  }
   return result;
 }
 
-ReceiveResult DestinationVm::InstallBulk(const ReceivedRun& run) {
-  return run.data.empty() ? installer_.AdmitZero(run.pages)
-                          : installer_.InstallData(run.pages, run.data);
+ReceiveResult DestinationVm::InstallBulk(const ReceivedRun& run,
+                                         int64_t answered_ns) {
+  ReceiveResult result = run.data.empty()
+                             ? installer_.AdmitZero(run.pages)
+                             : installer_.InstallData(run.pages, run.data);
+  fault_loop_->OnReceived(run.pages, answered_ns);
+  return result;
 }
 
 absl::Status DestinationVm::InstallAll(absl::Span<const ReceivedRun> runs,
-                                       Install install,
+                                       Install install, int64_t answered_ns,
                                        std::atomic<uint64_t>* counter) {
   absl::Status status;
   for (const ReceivedRun& run : runs) {
-    ReceiveResult result = (this->*install)(run);
+    ReceiveResult result = (this->*install)(run, answered_ns);
     counter->fetch_add(result.received.value(), kRelaxed);
     status = std::move(result.status);
     if (!status.ok()) break;
@@ -485,13 +502,23 @@ absl::Status DestinationVm::InstallAll(absl::Span<const ReceivedRun> runs,
   return status;
 }
 
-void DestinationVm::RecordLatency(PageRun run) {
+void DestinationVm::ResolveAll(PageRun run, int64_t answered_ns) {
   const int64_t now_ns = clock_.NowNanos();
   for (PageIndex page = run.first; page < run.end();
        page = ram_.UnitOf(page).end()) {
-    const std::optional<int64_t> first_read_ns = fault_loop_->Resolve(page);
-    if (first_read_ns.has_value()) latency_.Record(now_ns - *first_read_ns);
+    fault_loop_->Resolve(page, answered_ns, now_ns);
   }
+}
+
+LatencySnapshot DestinationVm::FaultLatency() const {
+  return served_.load() ? fault_loop_->times().Latency() : LatencySnapshot();
+}
+
+FaultTimesSnapshot DestinationVm::FaultStages() const {
+  if (!served_.load()) return {};
+  return {.stages = fault_loop_->times().Stages(),
+          .stalled_ns = static_cast<uint64_t>(fault_loop_->StalledNanos()),
+          .threads = fault_loop_->Threads()};
 }
 
 absl::Status DestinationVm::EndStatus(absl::Status status) const {

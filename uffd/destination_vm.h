@@ -21,6 +21,7 @@
 #include "uffd/background_pull.h"
 #include "uffd/destination_ram.h"
 #include "uffd/fault_loop.h"
+#include "uffd/fault_times.h"
 #include "uffd/install_gate.h"
 #include "uffd/install_strategy.h"
 #include "uffd/installer.h"
@@ -237,14 +238,19 @@ class DestinationVm {
 
   // Any thread, any time.
   DestinationCounters counters() const;
-  // From reading a fault to its page being installed, for pages that came over
-  // the urgent lane. Any thread, any time.
-  LatencySnapshot FaultLatency() const { return latency_.Snapshot(); }
+  // From reading a fault to its page being installed, for pages that a source
+  // brought, over whichever lane. Any thread, any time.
+  LatencySnapshot FaultLatency() const;
+  // Where that time went and who waited, now and until now. An answer that had
+  // to be given again, since the kernel refused it, was there the first time.
+  // Any thread, any time.
+  FaultTimesSnapshot FaultStages() const;
 
  private:
   enum class Stage { kPrecopy, kDiscarded, kServing, kEnded };
 
-  using Install = ReceiveResult (DestinationVm::*)(const ReceivedRun&);
+  using Install = ReceiveResult (DestinationVm::*)(const ReceivedRun&,
+                                                   int64_t answered_ns);
 
   DestinationVm(DestinationRam ram, std::unique_ptr<PageState> state,
                 std::unique_ptr<UffdOps> ops, Clock* clock);
@@ -266,12 +272,13 @@ class DestinationVm {
   absl::StatusOr<PageCount> CountUnits(PageRun run) const;
   // FAILED_PRECONDITION, saying why not `call`.
   absl::Status WrongStage(const char* call) const;
-  ReceiveResult InstallUrgent(const ReceivedRun& run);
-  ReceiveResult InstallBulk(const ReceivedRun& run);
+  ReceiveResult InstallUrgent(const ReceivedRun& run, int64_t answered_ns);
+  ReceiveResult InstallBulk(const ReceivedRun& run, int64_t answered_ns);
   // Installs all of `runs`, counts what became received in `counter`.
   absl::Status InstallAll(absl::Span<const ReceivedRun> runs, Install install,
-                          std::atomic<uint64_t>* counter);
-  void RecordLatency(PageRun run);
+                          int64_t answered_ns, std::atomic<uint64_t>* counter);
+  // The faults of `run`, which has been installed.
+  void ResolveAll(PageRun run, int64_t answered_ns);
   void AddServingCounters(DestinationCounters* counters) const;
   // What on_end is told.
   absl::Status EndStatus(absl::Status status) const;
@@ -291,7 +298,8 @@ class DestinationVm {
   MapAhead map_ahead_;
   std::unique_ptr<PullOrder> order_;  // set before kServing
   size_t dirtied_runs_ = 0;           // of the bulk receiver
-  LatencyHistogram latency_;
+  // When the urgent answer came that is to be given again; 0: none.
+  std::atomic<int64_t> refused_answer_ns_{0};
   std::atomic<uint64_t> precopied_{0};
   std::atomic<uint64_t> discarded_{0};
   std::atomic<uint64_t> faulted_{0};

@@ -2,6 +2,7 @@
 // network that misbehaves as a seed says. POSTCOPY_SEED=N repeats its draws,
 // not how threads are scheduled; fault_simulation_test repeats everything.
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,12 +16,15 @@
 #include <utility>
 #include <vector>
 
+#include "dirtytrack/clock.h"
 #include "dirtytrack/memfd.h"
 #include "dirtytrack/simulated_clock.h"
 #include "gtest/gtest.h"
 #include "uffd/destination_vm.h"
 #include "uffd/fake_page_source.h"
+#include "uffd/fault_times.h"
 #include "uffd/kernel_guest.h"
+#include "uffd/latency_histogram.h"
 #include "uffd/simulated_uffd.h"
 
 namespace postcopy {
@@ -46,6 +50,7 @@ class Simulation {
     const ByteCount second = BytesIn(PageCount(kPages - kFirstPages));
     uffd_.Map(kFirst, first, fd_.get(), 0);
     uffd_.Map(kSecond, second, fd_.get(), first.value());
+    uffd_.SetFeatures(UFFD_FEATURE_THREAD_ID);
     vm_ = *DestinationVm::Create(
         LayoutOf({PageCount(kFirstPages), PageCount(kPages - kFirstPages)}),
         {{kFirst, fd_.get(), 0}, {kSecond, fd_.get(), first.value()}},
@@ -92,6 +97,8 @@ class Simulation {
       if (Draw(8) == 0) std::this_thread::yield();
     }
     EXPECT_TRUE(end_.ok()) << end_;
+    // Also who is between a page and its fault is through in the end.
+    while (SomebodySeemsToWait()) std::this_thread::yield();
     EXPECT_TRUE(vm_->Finish().ok());
     CheckEnd();
   }
@@ -202,7 +209,28 @@ class Simulation {
         << "page " << page;
   }
 
+  bool SomebodySeemsToWait() {
+    const uint64_t stalled_ns = vm_->FaultStages().stalled_ns;
+    clock_.Advance(kNanosPerSecond);
+    return vm_->FaultStages().stalled_ns != stalled_ns;
+  }
+
+  void CheckTimes() {
+    const FaultTimesSnapshot times = vm_->FaultStages();
+    const LatencySnapshot latency = vm_->FaultLatency();
+    uint64_t sum_ns = 0;
+    for (const LatencySnapshot& stage : times.stages) {
+      EXPECT_EQ(stage.count(), latency.count());
+      sum_ns += stage.sum_ns();
+    }
+    EXPECT_EQ(sum_ns - times.stage(FaultStage::kReading).sum_ns(),
+              latency.sum_ns());
+    EXPECT_LE(times.stalled_ns, latency.sum_ns());
+    EXPECT_GE(times.stalled_ns, latency.max_ns());
+  }
+
   void CheckEnd() {
+    CheckTimes();
     EXPECT_EQ(uffd_.waiting(), 0u);
     for (uint64_t page = 0; page < kPages; ++page) CheckPage(page);
     const DestinationCounters now = vm_->counters();

@@ -78,6 +78,7 @@ void FaultLoop::Stop() {
   stopping_.store(true);
   WakeUp();
   if (thread_.joinable()) thread_.join();
+  pending_.EndWaits([](PageIndex) { return true; }, clock_.NowNanos());
 }
 
 absl::Status FaultLoop::SetSource(PageSource* source) {
@@ -86,14 +87,35 @@ absl::Status FaultLoop::SetSource(PageSource* source) {
   return source == nullptr ? absl::OkStatus() : AskAgain();
 }
 
-std::optional<int64_t> FaultLoop::Resolve(PageIndex page) {
-  const std::optional<PendingFaults::Fault> fault = pending_.Take(page);
+std::optional<int64_t> FaultLoop::Resolve(PageIndex page, int64_t answered_ns,
+                                          int64_t installed_ns) {
+  const std::optional<PendingFaults::Fault> fault =
+      pending_.Take(page, installed_ns);
   if (!fault.has_value()) return std::nullopt;
   // Sequentially consistent on both sides: either the loop sees the room, or
   // this sees that the loop wants it.
   if (wants_room_.exchange(false)) WakeUp();
   if (fault->duplicated) installer_.Wake(ram_.UnitOf(page));
+  if (!fault->ended) times_.Record(*fault, answered_ns, installed_ns);
   return fault->first_read_ns;
+}
+
+std::optional<int64_t> FaultLoop::Resolve(PageIndex page) {
+  const int64_t now_ns = clock_.NowNanos();
+  return Resolve(page, now_ns, now_ns);
+}
+
+void FaultLoop::OnReceived(PageRun run, int64_t answered_ns) {
+  if (!pending_.SomebodyWaits()) return;
+  const auto is_here = [&](PageIndex page) {
+    return page >= run.first && page < run.end() && state_.IsReceived(page);
+  };
+  pending_.PostEnds(is_here, answered_ns, clock_.NowNanos());
+}
+
+void FaultLoop::OnPoisoned() {
+  poisoned_.store(true);
+  pending_.EndWaits([](PageIndex) { return true; }, clock_.NowNanos());
 }
 
 void FaultLoop::Run() {
@@ -125,6 +147,7 @@ absl::Status FaultLoop::Wait() {
   if (::poll(waited.data(), waited.size(), timeout) < 0) {
     return errno == EINTR ? absl::OkStatus() : SystemError("poll", errno);
   }
+  polled_ns_ = waited[1].revents & POLLIN ? clock_.NowNanos() : 0;
   if (waited[0].revents & POLLIN) {
     eventfd_t ignored = 0;
     ::eventfd_read(wake_fd_.get(), &ignored);
@@ -203,7 +226,12 @@ absl::Status FaultLoop::HandleAll(absl::Span<const uffd_msg> messages) {
     if (status.ok()) status = std::move(handled);
   }
   AskForNew();
-  if (given_up) on_given_up_();
+  if (given_up) {
+    // Who waited for what has been given up was woken above.
+    pending_.EndWaits([&](PageIndex page) { return state_.IsReceived(page); },
+                      now_ns);
+    on_given_up_();
+  }
   return status;
 }
 
@@ -232,7 +260,9 @@ absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
     Count(&counters_.minor);
   }
   if (state_.IsReceived(page)) return HandleReceived(page);
-  return Collect(page, now_ns);
+  return Collect(page, {.read_ns = now_ns,
+                        .unread_ns = polled_ns_ == 0 ? 0 : now_ns - polled_ns_,
+                        .thread = message.arg.pagefault.feat.ptid});
 }
 
 bool FaultLoop::IsExpected(const uffd_msg& message) const {
@@ -330,8 +360,9 @@ absl::Status FaultLoop::RetryDeferred() {
   return status;
 }
 
-absl::Status FaultLoop::Collect(PageIndex page, int64_t now_ns) {
-  switch (pending_.Add(page, now_ns)) {
+absl::Status FaultLoop::Collect(PageIndex page,
+                                const PendingFaults::Message& message) {
+  switch (pending_.Add(page, message)) {
     case PendingFaults::AddResult::kDuplicate:
       Count(&counters_.duplicates);
       return absl::OkStatus();
@@ -345,9 +376,11 @@ absl::Status FaultLoop::Collect(PageIndex page, int64_t now_ns) {
   // The page may have come since it was looked at: its receiver marks it, then
   // takes it off the table, where it was not yet.
   if (state_.IsReceived(page)) {
-    pending_.Take(page);
+    pending_.Take(page, message.read_ns);
     return HandleReceived(page);
   }
+  // Poisoned since the fault, and its thread woken.
+  if (poisoned_.load()) pending_.EndWait(page, message.read_ns);
   order_.OnFault(ram_.UnitOf(page));
   new_pages_[new_count_++] = page;
   return absl::OkStatus();
@@ -388,7 +421,7 @@ absl::Status FaultLoop::AskAgain() {
   size_t missing = 0;
   for (size_t i = 0; i < pending; ++i) {
     if (state_.IsReceived(again_[i])) {
-      Resolve(again_[i]);  // the bulk lane brought it
+      Resolve(again_[i]);  // the bulk lane brought it, and ended the waits
     } else {
       again_[missing++] = again_[i];
     }
@@ -403,6 +436,8 @@ absl::Status FaultLoop::AskAgain() {
 
 absl::Status FaultLoop::Ask(absl::Span<const PageIndex> pages) {
   Count(&counters_.requests);
+  // Before the call, in which the answer may come.
+  pending_.MarkAsked(pages, clock_.NowNanos());
   absl::Status status = source_->RequestUrgent(pages);
   if (!status.ok()) Count(&counters_.request_failures);
   return status;

@@ -21,6 +21,7 @@
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
 #include "uffd/destination_ram.h"
+#include "uffd/fault_times.h"
 #include "uffd/install_gate.h"
 #include "uffd/installer.h"
 #include "uffd/memory_changes.h"
@@ -112,6 +113,7 @@ class FaultLoop {
   // Starts the thread. Call once. RESOURCE_EXHAUSTED if there is none.
   absl::Status Start();
   // Ends it and waits for it. Idempotent. Not from `on_end` or a request.
+  // Nobody counts as waiting from then on.
   void Stop();
 
   // Asks `source` from now on; nullptr: nobody, faults are only collected. When
@@ -120,11 +122,35 @@ class FaultLoop {
   // case they stay pending. Any thread.
   absl::Status SetSource(PageSource* source);
 
-  // `page` has been installed and is received. Returns when its fault was first
-  // read, nullopt if no such fault is outstanding. Wakes who faulted meanwhile:
-  // a thread that found the page, threw it away and touched it again before it
-  // was known to be received, was taken for one that waits for it. Any thread.
+  // `page` has been installed and is received, from an answer that was here at
+  // `answered_ns`. Returns when its fault was first read, nullopt if no such
+  // fault is outstanding. Wakes who faulted meanwhile: a thread that found the
+  // page, threw it away and touched it again before it was known to be
+  // received, was taken for one that waits for it. Any thread.
+  std::optional<int64_t> Resolve(PageIndex page, int64_t answered_ns,
+                                 int64_t installed_ns);
+  // By the clock, with the answer of this moment.
   std::optional<int64_t> Resolve(PageIndex page);
+
+  // Pages of `run` have been received from an answer that was here at
+  // `answered_ns`, and who waited has been woken: by the bulk lane, which
+  // answers nothing that was asked for here, or by a part of an answer. Takes
+  // no lock. Any thread.
+  void OnReceived(PageRun run, int64_t answered_ns);
+  // Whatever is missing has been poisoned: nobody waits now or later. Any
+  // thread.
+  void OnPoisoned();
+
+  // Of faults whose page was fetched. Any thread.
+  const FaultTimes& times() {
+    pending_.Settle();
+    return times_;
+  }
+  // For how long at least one page was waited for, until now, and who waited.
+  // Faults that are answered here, and those for which there was no room, are
+  // not counted. Any thread.
+  int64_t StalledNanos() { return pending_.StalledNanos(clock_.NowNanos()); }
+  FaultingThreads Threads() { return pending_.Threads(clock_.NowNanos()); }
 
   size_t outstanding() const { return pending_.size(); }
   const FaultCounters& counters() const { return counters_; }
@@ -157,7 +183,7 @@ class FaultLoop {
   // `page` is received, and looked at again later.
   void Defer(PageIndex page);
   absl::Status RetryDeferred();
-  absl::Status Collect(PageIndex page, int64_t now_ns);
+  absl::Status Collect(PageIndex page, const PendingFaults::Message& message);
   // There is room for a fault, or for those that were let go.
   bool HasRoom() const;
   void TakeBackOverflow();
@@ -182,8 +208,10 @@ class FaultLoop {
   std::thread thread_;
   std::atomic<bool> stopping_{false};
   std::atomic<bool> wants_room_{false};
+  std::atomic<bool> poisoned_{false};
   FaultCounters counters_;
-  PendingFaults pending_;
+  FaultTimes times_;
+  PendingFaults pending_{&times_};
 
   // Of the thread alone.
   std::array<uffd_msg, kMaxFaultBatch> messages_;
@@ -193,6 +221,8 @@ class FaultLoop {
   size_t deferred_count_ = 0;
   bool retrying_ = false;    // in RetryDeferred
   bool overflowed_ = false;  // faults were let go
+  // When the messages that are being handled were seen; 0: when they were read.
+  int64_t polled_ns_ = 0;
 
   // Held while a page goes from new to asked for, so that no page is asked for
   // twice, and during RequestUrgent. Shared with whoever reconnects.

@@ -37,11 +37,12 @@ bool Holds(HostAddress start, ByteCount length, HostAddress address) {
   return address >= start && address < start + length;
 }
 
-uffd_msg FaultAt(HostAddress page, uint64_t flags) {
+uffd_msg FaultAt(HostAddress page, uint64_t flags, uint32_t thread) {
   uffd_msg message = {};
   message.event = UFFD_EVENT_PAGEFAULT;
   message.arg.pagefault.flags = flags;
   message.arg.pagefault.address = page.value();
+  message.arg.pagefault.feat.ptid = thread;
   return message;
 }
 
@@ -317,6 +318,7 @@ UffdResult SimulatedUffd::Poison(HostAddress address, ByteCount length) {
 }
 
 UffdReadResult SimulatedUffd::Read(absl::Span<uffd_msg> messages) {
+  RunBefore(Call::kRead);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (const int error = TakeFailure(Call::kRead)) {
     return {.error = error, .messages = 0};
@@ -329,7 +331,10 @@ UffdReadResult SimulatedUffd::Read(absl::Span<uffd_msg> messages) {
   for (Waiter& waiter : waiters_) {
     if (count == messages.size()) break;
     if (std::exchange(waiter.message_read, true)) continue;
-    messages[count++] = FaultAt(waiter.page, waiter.flags);
+    const bool named = (features_ & UFFD_FEATURE_THREAD_ID) != 0;
+    messages[count++] =
+        FaultAt(waiter.page, waiter.flags,
+                named ? static_cast<uint32_t>(waiter.thread) : 0);
   }
   for (Removal& removal : removals_) {
     if (count == messages.size()) break;

@@ -60,7 +60,8 @@ class SimulatedUffd final : public UffdOps {
   // The VMM's process ends: ESRCH and ENOMEM from here on.
   void KillProcess();
 
-  // UFFD_FEATURE_...; none unless set.
+  // UFFD_FEATURE_...; none unless set. With THREAD_ID a message says the number
+  // of the thread.
   void SetFeatures(uint64_t features) { features_ = features; }
 
   // Some thread begins to give the range up (REMOVE).

@@ -16,6 +16,7 @@
 #include "dirtytrack/clock.h"
 #include "dirtytrack/types.h"
 #include "uffd/destination_vm.h"
+#include "uffd/fault_times.h"
 #include "uffd/latency_histogram.h"
 #include "uffd/snapshot_file.h"
 #include "uffd/snapshot_source.h"
@@ -85,6 +86,7 @@ class SnapshotVm {
 
   DestinationCounters counters() const { return vm_->counters(); }
   LatencySnapshot FaultLatency() const { return vm_->FaultLatency(); }
+  FaultTimesSnapshot FaultStages() const { return vm_->FaultStages(); }
 
  private:
   using Take = absl::Status (DestinationVm::*)(absl::Span<const ReceivedRun>);

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cmd/postcopyctl/fault_times.h"
 #include "cmd/postcopyctl/json_writer.h"
 #include "cmd/postcopyctl/units.h"
 #include "google/protobuf/struct.pb.h"
@@ -141,6 +142,10 @@ std::string DemoReportTable(const DemoReport& report) {
   if (!histogram.empty()) {
     absl::StrAppend(&text, "\nHow long guest threads waited for a page:\n",
                     histogram);
+  }
+  const auto times = FaultTimesRows(report.migration.fault_times);
+  if (!times.empty()) {
+    absl::StrAppend(&text, "\nWhere that time went:\n", AlignedLines(times));
   }
   return text;
 }

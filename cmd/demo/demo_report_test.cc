@@ -71,9 +71,30 @@ TEST(DemoReportTest, TableIsForPeople) {
   EXPECT_THAT(table, HasSubstr("guest          kvm, 512MiB, 2 vCPUs\n"));
   EXPECT_THAT(table, HasSubstr("corrupt pages  none\n"));
   EXPECT_THAT(table, HasSubstr("How long guest threads waited"));
+  EXPECT_THAT(table, Not(HasSubstr("Where that time went")));
   DemoReport quiet = SomeReport();
   quiet.migration.fault_latency.Clear();
   EXPECT_THAT(DemoReportTable(quiet), Not(HasSubstr("How long")));
+}
+
+TEST(DemoReportTest, TableSaysWhereTheTimeWent) {
+  DemoReport report = SomeReport();
+  v1::FaultTimes& times = report.migration.fault_times;
+  v1::FaultStage& stage = *times.add_stages();
+  stage.set_kind(v1::FAULT_STAGE_KIND_ANSWERING);
+  stage.set_count(1);
+  stage.set_p50_us(10);
+  stage.set_p99_us(20);
+  stage.set_max_us(30);
+  stage.set_total_us(40);
+  times.set_stalled_us(50);
+  times.add_threads()->set_thread_id(7);
+  EXPECT_THAT(DemoReportTable(report),
+              HasSubstr("\nWhere that time went:\n"
+                        "  answering  p50 10 us, p99 20 us, max 30 us (100.0% "
+                        "of the latency)\n"
+                        "stalled      50 us with at least one thread waiting\n"
+                        "  thread 7   0 faults, 0 us, longest 0 us\n"));
 }
 
 TEST(HistogramTest, ShowsTheBucketsBetweenFirstAndLast) {

@@ -1,5 +1,7 @@
 #include "cmd/demovm/demo_vmm.h"
 
+#include <linux/userfaultfd.h>
+
 #include <cstdio>
 #include <utility>
 #include <vector>
@@ -94,7 +96,8 @@ absl::Status DemoVmm::AttachDirtyLog(GuestToAttach& guest) {
 }
 
 absl::Status DemoVmm::AttachDestination(GuestToAttach& guest) {
-  absl::StatusOr<NewUserfaultfd> uffd = CreateUserfaultfd();
+  absl::StatusOr<NewUserfaultfd> uffd =
+      CreateUserfaultfd(UFFD_FEATURE_THREAD_ID);
   if (!uffd.ok()) return uffd.status();
   userfaultfd_ = std::move(uffd->fd);
   guest.userfaultfd = userfaultfd_.get();

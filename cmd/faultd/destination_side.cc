@@ -11,8 +11,10 @@
 #include "dirtytrack/clock.h"
 #include "dirtytrack/unique_fd.h"
 #include "uffd/data_plane_client.h"
+#include "uffd/fault_times.h"
 #include "uffd/kernel_uffd.h"
 #include "uffd/policy_pull_order.h"
+#include "uffd/waiting_threads.h"
 
 namespace postcopy {
 namespace {
@@ -89,6 +91,51 @@ void DescribeLatency(const LatencySnapshot& now, v1::FaultLatency& latency) {
   for (uint64_t count : now.micros_buckets()) latency.add_bucket_counts(count);
 }
 
+v1::FaultStageKind KindOf(FaultStage stage) {
+  switch (stage) {
+    case FaultStage::kReading:
+      return v1::FAULT_STAGE_KIND_READING;
+    case FaultStage::kAsking:
+      return v1::FAULT_STAGE_KIND_ASKING;
+    case FaultStage::kAnswering:
+      return v1::FAULT_STAGE_KIND_ANSWERING;
+    case FaultStage::kInstalling:
+      return v1::FAULT_STAGE_KIND_INSTALLING;
+  }
+  return v1::FAULT_STAGE_KIND_UNSPECIFIED;
+}
+
+void DescribeStage(const LatencySnapshot& now, v1::FaultStage& stage) {
+  stage.set_count(now.count());
+  stage.set_p50_us(MicrosUp(now.PercentileNs(50)));
+  stage.set_p90_us(MicrosUp(now.PercentileNs(90)));
+  stage.set_p99_us(MicrosUp(now.PercentileNs(99)));
+  stage.set_max_us(MicrosUp(now.max_ns()));
+  stage.set_total_us(MicrosUp(now.sum_ns()));
+}
+
+void DescribeThread(const FaultingThread& now, v1::FaultingThread& thread) {
+  thread.set_thread_id(now.id);
+  thread.set_faults(now.faults);
+  thread.set_wait_us(MicrosUp(now.wait_ns));
+  thread.set_wait_max_us(MicrosUp(now.wait_max_ns));
+}
+
+void DescribeFaultTimes(const FaultTimesSnapshot& now, v1::FaultTimes& times) {
+  for (size_t i = 0; i < kFaultStages; ++i) {
+    v1::FaultStage& stage = *times.add_stages();
+    stage.set_kind(KindOf(static_cast<FaultStage>(i)));
+    DescribeStage(now.stages[i], stage);
+  }
+  times.set_stalled_us(MicrosUp(now.stalled_ns));
+  for (const FaultingThread& thread : now.threads.threads) {
+    DescribeThread(thread, *times.add_threads());
+  }
+  if (now.threads.others.faults > 0) {
+    DescribeThread(now.threads.others, *times.mutable_other_threads());
+  }
+}
+
 class DestinationSide final : public MigrationSide {
  public:
   DestinationSide(std::unique_ptr<DestinationMigration> migration,
@@ -104,6 +151,7 @@ class DestinationSide final : public MigrationSide {
     migration.set_rounds(now.rounds);
     DescribePages(now, *migration.mutable_pages());
     DescribeLatency(now.fault_latency, *migration.mutable_fault_latency());
+    DescribeFaultTimes(now.fault_times, *migration.mutable_fault_times());
     migration.set_recoveries(now.recoveries);
     migration.set_pull_order(pull_order_);
   }

@@ -1,11 +1,16 @@
 #include "cmd/faultd/snapshot_service.h"
 
+#include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/start_thread.h"
+#include "uffd/fault_times.h"
 #include "uffd/kernel_uffd.h"
+#include "uffd/snapshot_file.h"
+#include "uffd/waiting_threads.h"
 
 namespace postcopy {
 namespace {
@@ -25,17 +30,42 @@ std::vector<SnapshotRegion> RegionsOf(const FirecrackerVm& vm) {
   return regions;
 }
 
+// Where the time went; empty if nobody waited.
+std::string WaitSummary(const FaultTimesSnapshot& times) {
+  if (times.stalled_ns == 0) return "";
+  const auto p99 = [&](FaultStage stage) {
+    return times.stage(stage).PercentileNs(99) / kNanosPerMicro;
+  };
+  std::string summary = absl::StrCat(
+      "; waited ", times.stalled_ns / kNanosPerMicro, " us in all (p99: read ",
+      p99(FaultStage::kReading), ", ask ", p99(FaultStage::kAsking),
+      ", answer ", p99(FaultStage::kAnswering), ", install ",
+      p99(FaultStage::kInstalling), " us)");
+  const std::vector<FaultingThread>& threads = times.threads.threads;
+  const auto longest =
+      std::max_element(threads.begin(), threads.end(),
+                       [](const FaultingThread& a, const FaultingThread& b) {
+                         return a.wait_ns < b.wait_ns;
+                       });
+  if (longest != threads.end()) {
+    absl::StrAppend(&summary, ", most of all thread ", longest->id, ": ",
+                    longest->wait_ns / kNanosPerMicro, " us in ",
+                    longest->faults, " faults");
+  }
+  return summary;
+}
+
 std::string Summary(const SnapshotVm& vm) {
   const DestinationCounters pages = vm.counters();
   const LatencySnapshot latency = vm.FaultLatency();
   const auto micros = [&](double percent) {
     return latency.PercentileNs(percent) / kNanosPerMicro;
   };
-  return absl::StrCat(pages.faulted.value(), " pages on demand (p50 ",
-                      micros(50), " us, p99 ", micros(99), " us), ",
-                      pages.background.value(), " ahead of it, ",
-                      pages.given_up.value(), " given up, ",
-                      pages.missing.value(), " never wanted");
+  return absl::StrCat(
+      pages.faulted.value(), " pages on demand (p50 ", micros(50), " us, p99 ",
+      micros(99), " us), ", pages.background.value(), " ahead of it, ",
+      pages.given_up.value(), " given up, ", pages.missing.value(),
+      " never wanted", WaitSummary(vm.FaultStages()));
 }
 
 }  // namespace

@@ -65,6 +65,16 @@ TEST(NamesTest, AStateFromTheFutureHasANameToo) {
   EXPECT_EQ(StateName(static_cast<v1::MigrationState>(17)), "state 17");
 }
 
+TEST(NamesTest, FaultStages) {
+  EXPECT_EQ(FaultStageName(v1::FAULT_STAGE_KIND_READING), "reading");
+  EXPECT_EQ(FaultStageName(v1::FAULT_STAGE_KIND_ASKING), "asking");
+  EXPECT_EQ(FaultStageName(v1::FAULT_STAGE_KIND_ANSWERING), "answering");
+  EXPECT_EQ(FaultStageName(v1::FAULT_STAGE_KIND_INSTALLING), "installing");
+  EXPECT_EQ(FaultStageName(v1::FAULT_STAGE_KIND_UNSPECIFIED), "");
+  // NOLINTNEXTLINE(*EnumCastOutOfRange): a newer daemon may well send it.
+  EXPECT_EQ(FaultStageName(static_cast<v1::FaultStageKind>(17)), "");
+}
+
 TEST(NamesTest, Ids) {
   EXPECT_TRUE(IsValidId("vm-1.a_B"));
   EXPECT_TRUE(IsValidId(std::string(128, 'a')));
@@ -84,6 +94,15 @@ TEST(NamesTest, RandomIdsAreValidAndDiffer) {
 TEST(JsonTest, EscapesStrings) {
   EXPECT_EQ(JsonString("a\"b\\c\n\x01"), R"("a\"b\\c\u000a\u0001")");
   EXPECT_EQ(JsonString("\xc3\xa4"), "\"\xc3\xa4\"");
+}
+
+TEST(JsonTest, ListsObjects) {
+  JsonObject one, two, json;
+  one.Add("a", uint32_t{1});
+  two.Add("b", "c");
+  json.Add("none", std::vector<JsonObject>())
+      .Add("both", std::vector<JsonObject>{one, two});
+  EXPECT_EQ(json.ToString(), R"({"none":[],"both":[{"a":1},{"b":"c"}]})");
 }
 
 TEST(JsonTest, KeepsTypesAndOrder) {

@@ -26,6 +26,15 @@ JsonObject& JsonObject::Add(absl::string_view key, const JsonObject& value) {
   return AddRaw(key, value.ToString());
 }
 
+JsonObject& JsonObject::Add(absl::string_view key,
+                            const std::vector<JsonObject>& values) {
+  const auto append = [](std::string* out, const JsonObject& value) {
+    out->append(value.ToString());
+  };
+  return AddRaw(key,
+                absl::StrCat("[", absl::StrJoin(values, ",", append), "]"));
+}
+
 JsonObject& JsonObject::AddRaw(absl::string_view key, absl::string_view value) {
   absl::StrAppend(&members_, members_.empty() ? "" : ",", "\"", key,
                   "\":", value);

@@ -27,6 +27,7 @@ class JsonObject {
   }
   JsonObject& Add(absl::string_view key, const std::vector<uint64_t>& values);
   JsonObject& Add(absl::string_view key, const JsonObject& value);
+  JsonObject& Add(absl::string_view key, const std::vector<JsonObject>& values);
 
   // "{...}", without a newline.
   std::string ToString() const;

@@ -59,8 +59,8 @@ class MigrateTest : public ::testing::Test {
   // Runs the migration with `script` playing both daemons beside it.
   MigrateResult Run(const std::function<void()>& script = [] {}) {
     std::thread thread(script);
-    MigrateResult result = Migrate(
-        options_, [this] { return interrupted_.load(); }, &observer_);
+    MigrateResult result =
+        Migrate(options_, [this] { return interrupted_.load(); }, &observer_);
     thread.join();
     return result;
   }

@@ -72,6 +72,21 @@ std::string DirtyTrackingName(v1::DirtyTrackingKind kind) {
   }
 }
 
+std::string FaultStageName(v1::FaultStageKind kind) {
+  switch (kind) {
+    case v1::FAULT_STAGE_KIND_READING:
+      return "reading";
+    case v1::FAULT_STAGE_KIND_ASKING:
+      return "asking";
+    case v1::FAULT_STAGE_KIND_ANSWERING:
+      return "answering";
+    case v1::FAULT_STAGE_KIND_INSTALLING:
+      return "installing";
+    default:
+      return "";
+  }
+}
+
 std::string RoleName(v1::Role role) {
   return role == v1::ROLE_DESTINATION ? "destination" : "source";
 }

@@ -22,6 +22,9 @@ std::string PolicyName(v1::MigrationPolicy policy);
 std::string PullOrderName(v1::PullOrder order);
 // "dirty-log", "pagemap-scan", "unknown".
 std::string DirtyTrackingName(v1::DirtyTrackingKind kind);
+// "reading", "asking", "answering", "installing"; empty for a kind that this
+// program does not know.
+std::string FaultStageName(v1::FaultStageKind kind);
 // "source", "destination".
 std::string RoleName(v1::Role role);
 

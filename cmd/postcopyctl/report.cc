@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
+#include "cmd/postcopyctl/fault_times.h"
 #include "cmd/postcopyctl/migrate_step.h"
 #include "cmd/postcopyctl/names.h"
 #include "cmd/postcopyctl/units.h"
@@ -140,6 +141,7 @@ MigrateReport MergeReport(const MigrateOptions& options,
           .downtime_us = source.switch_over().downtime_us(),
           .added_downtime_us = source.switch_over().added_downtime_us(),
           .fault_latency = destination.fault_latency(),
+          .fault_times = destination.fault_times(),
           .precopy_bytes_per_second = source.precopy_bytes_per_second(),
           .total_ms =
               static_cast<uint64_t>(absl::ToInt64Milliseconds(result.total))};
@@ -203,6 +205,7 @@ std::string MigrationJson(const v1::Migration& migration) {
   JsonObject tracking;
   tracking.Add("kind", DirtyTrackingName(migration.dirty_tracking().kind()))
       .Add("reason", migration.dirty_tracking().reason());
+  const v1::FaultTimes& times = migration.fault_times();
   JsonObject json;
   json.Add("migration_id", migration.migration_id())
       .Add("vm", migration.vm_name())
@@ -217,6 +220,10 @@ std::string MigrationJson(const v1::Migration& migration) {
       .Add("rounds", migration.rounds())
       .Add("pages", PagesJson(migration.pages()))
       .Add("fault_latency_us", FullLatencyJson(migration.fault_latency()))
+      .Add("fault_stages_us", FaultStagesJson(times))
+      .Add("stalled_us", times.stalled_us())
+      .Add("faulting_threads", FaultingThreadsJson(times))
+      .Add("other_faulting_threads", FaultingThreadJson(times.other_threads()))
       .Add("precopy_bytes_per_second", migration.precopy_bytes_per_second())
       .Add("advice", advice)
       .Add("downtime_us", migration.switch_over().downtime_us())
@@ -245,8 +252,10 @@ std::string MigrationTable(const v1::Migration& migration) {
   rows.insert(rows.end(), pages.begin(), pages.end());
   Rows side = SourceRows(migration);
   if (migration.role() == v1::ROLE_DESTINATION) {
-    side = {{"fault latency", FormatLatency(migration.fault_latency())},
-            {"pull order", PullOrderName(migration.pull_order())}};
+    side = {{"fault latency", FormatLatency(migration.fault_latency())}};
+    Rows times = FaultTimesRows(migration.fault_times());
+    side.insert(side.end(), times.begin(), times.end());
+    side.push_back({"pull order", PullOrderName(migration.pull_order())});
   }
   rows.insert(rows.end(), side.begin(), side.end());
   rows.push_back({"recoveries", FormatCount(migration.recoveries())});

@@ -33,6 +33,8 @@ struct MigrateReport {
   uint64_t downtime_us = 0;
   uint64_t added_downtime_us = 0;
   v1::FaultLatency fault_latency;
+  // Not in what `migrate` prints; `get` and the demo have it.
+  v1::FaultTimes fault_times;
   uint64_t precopy_bytes_per_second = 0;
   uint64_t total_ms = 0;
 };

@@ -1,9 +1,12 @@
 #include "cmd/postcopyctl/report.h"
 
+#include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cmd/postcopyctl/fault_times.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/struct.pb.h"
 #include "google/protobuf/util/json_util.h"
@@ -158,6 +161,126 @@ TEST(MigrationTableTest, ShowsWhatTheSideKnows) {
   v1::Migration destination = SomeResult().destination;
   destination.set_role(v1::ROLE_DESTINATION);
   EXPECT_THAT(MigrationTable(destination), HasSubstr("fault latency"));
+}
+
+v1::FaultTimes SomeFaultTimes() {
+  v1::FaultTimes times;
+  uint64_t number = 1;
+  for (const v1::FaultStageKind kind :
+       {v1::FAULT_STAGE_KIND_READING, v1::FAULT_STAGE_KIND_ASKING,
+        v1::FAULT_STAGE_KIND_ANSWERING, v1::FAULT_STAGE_KIND_INSTALLING}) {
+    v1::FaultStage& stage = *times.add_stages();
+    stage.set_kind(kind);
+    stage.set_count(30);
+    stage.set_p50_us(number++);
+    stage.set_p90_us(number++);
+    stage.set_p99_us(number++);
+    stage.set_max_us(number++);
+    stage.set_total_us(100 * number++);
+  }
+  times.set_stalled_us(12345);
+  for (uint32_t i = 1; i <= kThreadsShown + 1; ++i) {
+    v1::FaultingThread& thread = *times.add_threads();
+    thread.set_thread_id(1000 + i);
+    thread.set_faults(i);
+    thread.set_wait_us(i * 100);
+    thread.set_wait_max_us(i * 10);
+  }
+  return times;
+}
+
+using Row = std::pair<std::string, std::string>;
+
+TEST(FaultTimesTest, RowsAreTheStagesAndWhoWaitedLongest) {
+  const auto rows = FaultTimesRows(SomeFaultTimes());
+  ASSERT_EQ(rows.size(), 4 + 1 + kThreadsShown + 1);
+  EXPECT_EQ(rows[0], Row("  reading",
+                         "p50 1 us, p99 3 us, max 4 us (before the latency)"));
+  EXPECT_EQ(
+      rows[1],
+      Row("  asking", "p50 6 us, p99 8 us, max 9 us (22.2% of the latency)"));
+  EXPECT_EQ(rows[2],
+            Row("  answering",
+                "p50 11 us, p99 13 us, max 14 us (33.3% of the latency)"));
+  EXPECT_EQ(rows[3],
+            Row("  installing",
+                "p50 16 us, p99 18 us, max 19 us (44.4% of the latency)"));
+  EXPECT_EQ(rows[4],
+            Row("stalled", "12.3 ms with at least one thread waiting"));
+  EXPECT_EQ(rows[5], Row("  thread 1009", "9 faults, 900 us, longest 90 us"));
+  EXPECT_EQ(rows.back(), Row("  more threads", "1"));
+}
+
+TEST(FaultTimesTest, RowsAtTheLimitHaveNoMore) {
+  v1::FaultTimes times = SomeFaultTimes();
+  times.mutable_threads()->RemoveLast();
+  EXPECT_EQ(FaultTimesRows(times).back().first, "  thread 1001");
+  times.mutable_other_threads()->set_faults(7);
+  EXPECT_EQ(FaultTimesRows(times).back(),
+            Row("  other threads", "7 faults, 0 us, longest 0 us"));
+}
+
+TEST(FaultTimesTest, NobodyWaitedAndNobodyKnows) {
+  EXPECT_TRUE(FaultTimesRows(v1::FaultTimes()).empty());
+  EXPECT_EQ(FaultStagesJson(v1::FaultTimes()).ToString(), "{}");
+  // Somebody waits, and nothing has come yet.
+  v1::FaultTimes times;
+  times.set_stalled_us(5);
+  times.add_stages()->set_kind(v1::FAULT_STAGE_KIND_READING);
+  ASSERT_EQ(FaultTimesRows(times).size(), 1u);
+  EXPECT_EQ(FaultTimesRows(times)[0].first, "stalled");
+}
+
+TEST(FaultTimesTest, AKindOfTheFutureIsLeftOut) {
+  v1::FaultTimes times = SomeFaultTimes();
+  times.mutable_stages(1)->set_kind(
+      // NOLINTNEXTLINE(*EnumCastOutOfRange): a newer daemon may well send it.
+      static_cast<v1::FaultStageKind>(17));
+  EXPECT_EQ(FaultTimesRows(times)[1].first, "  answering");
+  EXPECT_EQ(FaultStagesJson(times).ToString(),
+            R"({"reading":{"count":30,"p50":1,"p90":2,"p99":3,"max":4,)"
+            R"("total":500},"answering":{"count":30,"p50":11,"p90":12,)"
+            R"("p99":13,"max":14,"total":1500},"installing":{"count":30,)"
+            R"("p50":16,"p90":17,"p99":18,"max":19,"total":2000}})");
+}
+
+TEST(FaultTimesTest, OneSideShowsThemToPeopleAndScripts) {
+  v1::Migration migration = SomeResult().destination;
+  migration.set_role(v1::ROLE_DESTINATION);
+  *migration.mutable_fault_times() = SomeFaultTimes();
+  migration.mutable_fault_times()->mutable_other_threads()->set_wait_us(77);
+  EXPECT_THAT(MigrationTable(migration),
+              HasSubstr("  thread 1009    9 faults, 900 us, longest 90 us\n"));
+  const google::protobuf::Struct json = Parse(MigrationJson(migration));
+  const auto& fields = json.fields();
+  EXPECT_EQ(fields.at("stalled_us").number_value(), 12345);
+  EXPECT_EQ(fields.at("fault_stages_us")
+                .struct_value()
+                .fields()
+                .at("answering")
+                .struct_value()
+                .fields()
+                .at("p90")
+                .number_value(),
+            12);
+  const auto& threads = fields.at("faulting_threads").list_value();
+  ASSERT_EQ(threads.values_size(), static_cast<int>(kThreadsShown) + 1);
+  EXPECT_EQ(
+      threads.values(0).struct_value().fields().at("thread_id").number_value(),
+      1001);
+  EXPECT_EQ(fields.at("other_faulting_threads")
+                .struct_value()
+                .fields()
+                .at("wait_us")
+                .number_value(),
+            77);
+}
+
+TEST(FaultTimesTest, AReportHasThoseOfTheDestination) {
+  MigrateResult result = SomeResult();
+  result.source.mutable_fault_times()->set_stalled_us(1);
+  result.destination.mutable_fault_times()->set_stalled_us(2);
+  EXPECT_EQ(MergeReport(SomeOptions(), result).fault_times.stalled_us(), 2u);
 }
 
 TEST(MigrationListTest, HasAlignedColumns) {
