@@ -46,6 +46,7 @@ class Daemon {
     Require(::listen(listening_, 1) == 0, "listen");
     thread_ = std::thread([this] {
       const int vmm = ::accept(listening_, nullptr, nullptr);
+      Require(vmm >= 0, "accept");
       char message[4096];
       Require(::recv(vmm, message, sizeof(message), 0) > 0, "recv");
       Require(::send(vmm, kAttached, sizeof(kAttached), 0) > 0, "send");

@@ -55,7 +55,7 @@
 // newer than its caller takes what the caller does not know for 0. One that is
 // older refuses a field that it does not know unless that is 0 (UNIMPLEMENTED).
 // So fill structs by name: what is left out is 0. Functions are only ever
-// added.
+// added. The shared library cannot be unloaded (dlclose).
 #ifndef CMD_VMM_LIBRARY_POSTCOPY_VMM_H_
 #define CMD_VMM_LIBRARY_POSTCOPY_VMM_H_
 
@@ -191,8 +191,9 @@ typedef struct postcopy_vmm_options {
   // Destination: what the userfaultfd is asked to do besides telling of missing
   // pages, as UFFD_FEATURE_* of <linux/userfaultfd.h>:
   // UFFD_FEATURE_EVENT_REMOVE if the guest has a balloon, or the VMM gives
-  // memory up in another way. 0 is the usual. A feature that the daemon does
-  // not serve it refuses. Source: 0.
+  // memory up in another way, which it must not do before load_device_state. 0
+  // is the usual. A feature that the daemon does not serve it refuses. Source:
+  // 0.
   uint64_t userfaultfd_features;
   // 0.
   uint64_t flags;
@@ -248,10 +249,10 @@ typedef struct postcopy_vmm_callbacks {
   int (*load_device_state)(void* context, postcopy_vmm* vmm, const void* state,
                            size_t length);
 
-  // Both; must be given.
+  // Both.
   //
-  // To let the guest run: at the destination, or at the source if the migration
-  // was given up. OK if it runs.
+  // Must be given. To let the guest run: at the destination, or at the source
+  // if the migration was given up. OK if it runs.
   int (*resume_guest)(void* context, postcopy_vmm* vmm);
   // The migration is over. Null: nothing to be done. completed = 1: every page
   // is at the destination; a source may end. 0: it was given up; a destination

@@ -3,14 +3,17 @@
 
 #include "cmd/vmm_library/postcopy_vmm.h"
 
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <filesystem>
 #include <functional>
 #include <future>
@@ -19,6 +22,7 @@
 #include <new>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -461,6 +465,23 @@ TEST_F(LibraryTest, StopBeforeAttachIsRemembered) {
   EXPECT_EQ(serving_.get(), POSTCOPY_VMM_CANCELLED);
 }
 
+postcopy_vmm* to_stop;
+
+TEST_F(LibraryTest, ASignalHandlerMayStop) {
+  loop_ = [this] { return postcopy_vmm_run(vmm_.handle); };
+  ASSERT_EQ(AttachSource(), POSTCOPY_VMM_OK);
+  to_stop = vmm_.handle;
+  struct sigaction action = {};
+  action.sa_handler = [](int) { postcopy_vmm_stop(to_stop); };
+  struct sigaction before;
+  ASSERT_EQ(::sigaction(SIGUSR1, &action, &before), 0);
+  errno = EXDEV;
+  ::raise(SIGUSR1);
+  EXPECT_EQ(errno, EXDEV);
+  EXPECT_EQ(serving_.get(), POSTCOPY_VMM_CANCELLED);
+  ::sigaction(SIGUSR1, &before, nullptr);
+}
+
 TEST_F(LibraryTest, WithoutACommandProcessDoesNotWait) {
   loop_ = [] { return POSTCOPY_VMM_OK; };
   ASSERT_EQ(AttachSource(), POSTCOPY_VMM_OK);
@@ -638,9 +659,10 @@ TEST_F(MarkingTest, BySlotsOfKvm) {
   using Taken = std::map<SlotId, Pages>;
   EXPECT_EQ(Take(), (Taken{{{1, 7}, {9}}, {{0, 3}, {53}}}));
   // Pages 9 to 32 of RAM: over the border of slots and that of regions.
-  EXPECT_EQ(postcopy_vmm_mark_address(parts.marker, parts.ram + 9 * 4096,
-                                      24 * uint64_t{4096}),
-            POSTCOPY_VMM_OK);
+  EXPECT_EQ(
+      postcopy_vmm_mark_address(parts.marker, parts.ram + 9 * size_t{4096},
+                                24 * uint64_t{4096}),
+      POSTCOPY_VMM_OK);
   Pages rest(23);
   std::iota(rest.begin(), rest.end(), 0);
   EXPECT_EQ(Take(), (Taken{{{1, 7}, {9}}, {{0, 3}, rest}}));
@@ -700,7 +722,7 @@ TEST_F(LibraryTest, WithAPagemapTheKernelTellsWhatIsWritten) {
       PagemapScanSource::Mode::kTakeAtOnce);
   ASSERT_TRUE(pagemap.ok()) << pagemap.status();
   ASSERT_TRUE((*pagemap)->Start().ok());
-  vmm_.ram[5 * 4096] = 1;
+  vmm_.ram[5 * size_t{4096}] = 1;
   uint64_t words[1] = {};
   const PageBitmapView pages(reinterpret_cast<std::atomic<uint64_t>*>(words),
                              PageCount(TEST_VMM_PAGES));
@@ -951,7 +973,7 @@ class StrangeDaemonTest : public RefusalTest {
 };
 
 // DaemonMessage { attach_result {} }
-constexpr char kAttachedOk[] = "\x0a";
+const std::string kAttachedOk("\x0a\0", 2);
 
 TEST_F(StrangeDaemonTest, ThatDoesNotAnswer) {
   options_.timeout_ms = 20;
@@ -964,7 +986,7 @@ TEST_F(StrangeDaemonTest, ThatAnswersSomethingElse) {
 }
 
 TEST_F(StrangeDaemonTest, ThatSendsGarbage) {
-  ASSERT_EQ(AttachWithAnswer({kAttachedOk, 2}), POSTCOPY_VMM_OK) << message();
+  ASSERT_EQ(AttachWithAnswer(kAttachedOk), POSTCOPY_VMM_OK) << message();
   EXPECT_TRUE(strange_.Send("garbage", {}, Deadline::Infinite()).ok());
   EXPECT_EQ(postcopy_vmm_process(vmm_.handle), POSTCOPY_VMM_INTERNAL);
   EXPECT_TRUE(absl::StrContains(message(), "something else than a command"));
@@ -972,7 +994,7 @@ TEST_F(StrangeDaemonTest, ThatSendsGarbage) {
 }
 
 TEST_F(StrangeDaemonTest, ThatSendsTooMuch) {
-  ASSERT_EQ(AttachWithAnswer({kAttachedOk, 2}), POSTCOPY_VMM_OK);
+  ASSERT_EQ(AttachWithAnswer(kAttachedOk), POSTCOPY_VMM_OK);
   SendRaw(strange_.fd(), std::string(kMaxPacketBytes + 1, 'x'), {});
   EXPECT_EQ(postcopy_vmm_process(vmm_.handle), POSTCOPY_VMM_INVALID_ARGUMENT);
   EXPECT_EQ(postcopy_vmm_process(vmm_.handle), POSTCOPY_VMM_INVALID_ARGUMENT);
@@ -980,7 +1002,7 @@ TEST_F(StrangeDaemonTest, ThatSendsTooMuch) {
 
 // A newer one.
 TEST_F(StrangeDaemonTest, ThatAsksForWhatNobodyKnows) {
-  ASSERT_EQ(AttachWithAnswer({kAttachedOk, 2}), POSTCOPY_VMM_OK);
+  ASSERT_EQ(AttachWithAnswer(kAttachedOk), POSTCOPY_VMM_OK);
   // Command { command_id: 7 }
   EXPECT_TRUE(strange_.Send("\x12\x02\x08\x07", {}, Deadline::Infinite()).ok());
   EXPECT_EQ(postcopy_vmm_process(vmm_.handle), POSTCOPY_VMM_OK);
@@ -1263,6 +1285,33 @@ TEST(NullHandleTest, IsInvalid) {
   postcopy_vmm_marker* marker;
   EXPECT_EQ(postcopy_vmm_marker_new(nullptr, &marker), kInvalid);
   EXPECT_EQ(marker, nullptr);
+}
+
+// A program that the VMM starts must hold neither connection nor memory.
+TEST_F(LibraryTest, WhatItOpensIsClosedOnExec) {
+  const auto open_fds = [] {
+    std::set<int> fds;
+    for (const auto& entry :
+         std::filesystem::directory_iterator("/proc/self/fd")) {
+      fds.insert(std::stoi(entry.path().filename()));
+    }
+    return fds;
+  };
+  const std::set<int> before = open_fds();
+  ASSERT_EQ(AttachSource(), POSTCOPY_VMM_OK);
+  test_vmm destination;
+  ASSERT_EQ(test_vmm_make(&destination), POSTCOPY_VMM_OK);
+  test_vmm_attach(&destination, SocketOf(VmmRole::kDestination).c_str(), kVm,
+                  POSTCOPY_VMM_DESTINATION, 0);
+  int opened = 0;
+  for (int fd : open_fds()) {
+    const int flags = ::fcntl(fd, F_GETFD);
+    if (flags < 0 || before.count(fd) != 0) continue;
+    EXPECT_NE(flags & FD_CLOEXEC, 0) << fd;
+    ++opened;
+  }
+  EXPECT_GT(opened, 2);
+  test_vmm_end(&destination);
 }
 
 // Nothing is left open, whatever became of the guest.

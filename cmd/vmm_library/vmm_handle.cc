@@ -237,7 +237,7 @@ int postcopy_vmm::Serve(absl::FunctionRef<absl::Status()> serve) {
   }
   if (end_code_ == POSTCOPY_VMM_OK) {
     const int code = Report([&] {
-      const absl::Status status = serve();
+      absl::Status status = serve();
       if (status.ok() || !stopping_.load()) return status;
       return absl::CancelledError("postcopy_vmm_stop was called");
     });
