@@ -36,6 +36,8 @@ struct DemoOptions {
   std::string write_rate = {};
   // As demovm's --dirty_tracking; empty = its default for `guest`.
   std::string dirty_tracking = {};
+  // As demovm's.
+  bool minor_faults = false;
   // How long the guest runs on at the destination before it is checked.
   absl::Duration run_after = absl::Seconds(2);
   // Do not remove the directory with the children's output.

@@ -4,109 +4,110 @@
 
 #include <cstdio>
 #include <utility>
-#include <vector>
 
-#include "absl/time/time.h"
 #include "dirtytrack/check.h"
-#include "dirtytrack/slot_table.h"
-#include "uffd/kernel_uffd.h"
 
 namespace postcopy::demovm {
 namespace {
 
-constexpr absl::Duration kAttachTimeout = absl::Seconds(10);
-
-GuestToAttach Describe(const GuestRam& ram, const DemoVmm::Options& options) {
-  GuestToAttach guest{.vm_name = options.name, .role = options.role};
-  for (const RamBlock& block : ram.blocks()) {
-    guest.regions.push_back(
-        {.name = block.region.name,
-         .length = block.region.length,
-         .memory_fd = block.memfd.get(),
-         .fd_offset = block.fd_offset,
-         .host_address = HostAddress(reinterpret_cast<uintptr_t>(block.host))});
-  }
-  return guest;
-}
-
-absl::Status HandedOver() {
-  return absl::FailedPreconditionError(
-      "the guest has been handed over: what is left here must not run");
-}
+constexpr uint32_t kAttachTimeoutMillis = 10'000;
 
 void Log(const char* what) { std::fprintf(stderr, "demovm: %s\n", what); }
+
+// Beside missing pages.
+uint64_t FeaturesFor(const DemoVmm::Options& options) {
+  const uint64_t minor = options.minor_faults ? UFFD_FEATURE_MINOR_SHMEM : 0;
+  return UFFD_FEATURE_THREAD_ID | minor;
+}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DemoVmm>> DemoVmm::Attach(
     std::unique_ptr<Machine> machine, const Options& options) {
-  std::unique_ptr<DemoVmm> vmm(new DemoVmm(std::move(machine), options.role));
-  GuestToAttach guest = Describe(vmm->machine_->ram(), options);
-  absl::Status prepared = options.role == VmmRole::kSource
-                              ? vmm->AttachSource(guest, options.dirty_tracking)
-                              : vmm->AttachDestination(guest);
-  if (!prepared.ok()) return prepared;
-  absl::StatusOr<std::unique_ptr<VmmClient>> client =
-      VmmClient::Attach(options.socket_path, guest, kAttachTimeout);
-  if (!client.ok()) return client.status();
-  vmm->client_ = *std::move(client);
+  std::unique_ptr<DemoVmm> vmm(new DemoVmm(std::move(machine), options));
+  absl::Status connected = vmm->Connect(options);
+  if (!connected.ok()) return connected;
   DemoVmm* const self = vmm.get();
-  vmm->serving_ = std::thread([self] {
-    const absl::Status end = self->client_->Serve(*self);
-    Log(end.ok() ? "detached from the daemon"
-                 : std::string(end.message()).c_str());
-    self->GoOnAlone();
-  });
+  vmm->serving_ = std::thread([self] { self->Serve(); });
   return vmm;
 }
 
-absl::Status DemoVmm::AttachSource(GuestToAttach& guest,
-                                   DirtyTracking tracking) {
-  absl::Status attached = tracking == DirtyTracking::kLog
-                              ? AttachDirtyLog(guest)
-                              : AttachPagemap(guest);
-  if (attached.ok()) guest_ = Guest::kRunning;
-  return attached;
-}
-
-absl::Status DemoVmm::AttachPagemap(GuestToAttach& guest) {
-  std::vector<HostRange> ranges;
-  for (const RegionToAttach& region : guest.regions) {
-    ranges.push_back({region.host_address, region.length});
+absl::Status DemoVmm::Connect(const Options& options) {
+  handle_.reset(postcopy_vmm_new());
+  if (handle_ == nullptr) return absl::ResourceExhaustedError("no memory");
+  if (absl::Status s = Describe(); !s.ok()) return s;
+  const bool source = role_ == VmmRole::kSource;
+  if (source) guest_ = Guest::kRunning;
+  postcopy_vmm_options how = {
+      .size = sizeof(how),
+      .socket_path = options.socket_path.c_str(),
+      .vm_name = options.name.c_str(),
+      .role = source ? POSTCOPY_VMM_SOURCE : POSTCOPY_VMM_DESTINATION,
+      .userfaultfd_features = source ? 0 : FeaturesFor(options),
+      .timeout_ms = kAttachTimeoutMillis};
+  if (source) {
+    how.dirty_tracking = tracking_ == DirtyTracking::kLog
+                             ? POSTCOPY_VMM_DIRTY_LOG
+                             : POSTCOPY_VMM_DIRTY_PAGEMAP;
   }
-  absl::StatusOr<WriteTracking> tracking = WriteTracking::Create(ranges);
-  if (!tracking.ok()) return tracking.status();
-  write_tracking_.emplace(*std::move(tracking));
-  pagemap_ = write_tracking_->TakePagemap();
-  guest.pagemap_fd = pagemap_.get();
+  const postcopy_vmm_callbacks callbacks = Callbacks();
+  const int code = postcopy_vmm_attach(handle_.get(), &how, &callbacks);
+  if (code != POSTCOPY_VMM_OK) return Error(code);
+  const bool marks = source && tracking_ == DirtyTracking::kLog;
+  return marks ? MakeMarker() : absl::OkStatus();
+}
+
+absl::Status DemoVmm::Describe() {
+  for (const RamBlock& block : machine_->ram().blocks()) {
+    const postcopy_vmm_region region = {.size = sizeof(region),
+                                        .name = block.region.name.c_str(),
+                                        .address = block.host,
+                                        .length = block.region.length.value(),
+                                        .memory_fd = block.memfd.get(),
+                                        .memory_offset = block.fd_offset};
+    const postcopy_vmm_slot slot = {
+        .size = sizeof(slot),
+        .address_space = block.slot.id.address_space,
+        .slot = block.slot.id.slot,
+        .guest_physical_address = block.slot.guest_physical_address,
+        .ram_offset = block.slot.start.value(),
+        .length = block.slot.length.value()};
+    int code = postcopy_vmm_add_region(handle_.get(), &region);
+    if (code == POSTCOPY_VMM_OK) {
+      code = postcopy_vmm_add_slot(handle_.get(), &slot);
+    }
+    if (code != POSTCOPY_VMM_OK) return Error(code);
+  }
   return absl::OkStatus();
 }
 
-absl::Status DemoVmm::AttachDirtyLog(GuestToAttach& guest) {
-  guest.slots = machine_->ram().slots();
-  absl::StatusOr<DirtyLogSet> log =
-      DirtyLogSet::Create(LogSlotsOf(guest.slots));
-  if (!log.ok()) return log.status();
-  absl::StatusOr<DirtyLogWriter> writer = log->NewWriter();
-  if (!writer.ok()) return writer.status();
-  dirty_log_.emplace(*std::move(log));
-  dirty_writer_.emplace(*std::move(writer));
-  guest.dirty_log_fd = dirty_log_->fd();
-  return absl::OkStatus();
+absl::Status DemoVmm::MakeMarker() {
+  postcopy_vmm_marker* marker;
+  const int code = postcopy_vmm_marker_new(handle_.get(), &marker);
+  marker_.reset(marker);
+  if (code == POSTCOPY_VMM_OK) return absl::OkStatus();
+  return absl::Status(static_cast<absl::StatusCode>(code),
+                      "there is no marker for the dirty log");
 }
 
-absl::Status DemoVmm::AttachDestination(GuestToAttach& guest) {
-  absl::StatusOr<NewUserfaultfd> uffd =
-      CreateUserfaultfd(UFFD_FEATURE_THREAD_ID);
-  if (!uffd.ok()) return uffd.status();
-  userfaultfd_ = std::move(uffd->fd);
-  guest.userfaultfd = userfaultfd_.get();
-  return absl::OkStatus();
+void DemoVmm::Serve() {
+  const int end = postcopy_vmm_run(handle_.get());
+  const bool detached =
+      end == POSTCOPY_VMM_UNAVAILABLE || end == POSTCOPY_VMM_CANCELLED;
+  Log(detached ? "detached from the daemon"
+               : postcopy_vmm_message(handle_.get()));
+  GoOnAlone();
+}
+
+void DemoVmm::FreeHandle::operator()(postcopy_vmm* handle) const {
+  postcopy_vmm_discard_guest(handle);
+  postcopy_vmm_free(handle);
 }
 
 DemoVmm::~DemoVmm() {
-  if (client_ != nullptr) client_->Shutdown();
-  if (serving_.joinable()) serving_.join();
+  if (!serving_.joinable()) return;
+  postcopy_vmm_stop(handle_.get());
+  serving_.join();
 }
 
 absl::StatusOr<FinalReport> DemoVmm::Finish() {
@@ -127,7 +128,7 @@ absl::StatusOr<FinalReport> DemoVmm::Finish() {
       report.verdict = CheckGuest(machine_->ram(), *claims);
     }
   }
-  client_->Shutdown();
+  postcopy_vmm_stop(handle_.get());
   serving_.join();
   return report;
 }
@@ -137,7 +138,7 @@ void DemoVmm::GoOnAlone() {
   if (guest_ != Guest::kPaused || finishing_ || role_ != VmmRole::kSource) {
     return;
   }
-  if (state_saved_) {
+  if (postcopy_vmm_guest_place(handle_.get()) != POSTCOPY_VMM_GUEST_HERE) {
     Log("the daemon has gone in the middle of a hand-over: the guest stays "
         "paused, since it may run at the destination");
     return;
@@ -151,18 +152,59 @@ void DemoVmm::GoOnAlone() {
 
 // --- What the daemon asks.
 
+absl::Status DemoVmm::Error(int code) const {
+  return absl::Status(static_cast<absl::StatusCode>(code),
+                      postcopy_vmm_message(handle_.get()));
+}
+
+int DemoVmm::Tell(postcopy_vmm* handle, const absl::Status& status) {
+  if (!status.ok()) {
+    postcopy_vmm_explain(handle, std::string(status.message()).c_str());
+  }
+  return static_cast<int>(status.code());
+}
+
+template <absl::Status (DemoVmm::*kMethod)()>
+int DemoVmm::Answer(void* context, postcopy_vmm* handle) {
+  return Tell(handle, (static_cast<DemoVmm*>(context)->*kMethod)());
+}
+
+postcopy_vmm_callbacks DemoVmm::Callbacks() {
+  return {.size = sizeof(postcopy_vmm_callbacks),
+          .context = this,
+          .start_dirty_logging = &Answer<&DemoVmm::StartDirtyLogging>,
+          .sync_dirty_log = &Answer<&DemoVmm::SyncDirtyLog>,
+          .stop_dirty_logging = &Answer<&DemoVmm::StopDirtyLogging>,
+          .pause_guest = &Answer<&DemoVmm::PauseGuest>,
+          .save_device_state = &Answer<&DemoVmm::SaveDeviceState>,
+          .load_device_state =
+              [](void* context, postcopy_vmm* handle, const void* state,
+                 size_t length) {
+                return Tell(handle,
+                            static_cast<DemoVmm*>(context)->LoadDeviceState(
+                                {static_cast<const char*>(state), length}));
+              },
+          .resume_guest = &Answer<&DemoVmm::ResumeGuest>,
+          .migration_ended =
+              [](void* context, postcopy_vmm* /*handle*/, int completed) {
+                static_cast<DemoVmm*>(context)->MigrationEnded(completed != 0);
+              }};
+}
+
 absl::Status DemoVmm::Collect() {
   return machine_->CollectDirty([this](SlotId slot, uint64_t first_word,
                                        absl::Span<const uint64_t> words) {
-    const bool merged = dirty_writer_->MergeWords(slot, first_word, words);
-    POSTCOPY_CHECK(merged);
+    const int marked = postcopy_vmm_mark_bitmap(
+        marker_.get(), uint32_t{slot.address_space} << 16 | slot.slot,
+        first_word, words.data(), words.size());
+    POSTCOPY_CHECK(marked == POSTCOPY_VMM_OK);
   });
 }
 
 absl::Status DemoVmm::StartDirtyLogging() {
   std::lock_guard lock(mutex_);
   if (logging_) return absl::OkStatus();
-  if (!dirty_writer_.has_value()) {
+  if (marker_ == nullptr) {
     return absl::FailedPreconditionError("this VM keeps no dirty log");
   }
   if (absl::Status s = machine_->StartDirtyLogging(); !s.ok()) return s;
@@ -187,7 +229,6 @@ absl::Status DemoVmm::StopDirtyLogging() {
 
 absl::Status DemoVmm::PauseGuest() {
   std::lock_guard lock(mutex_);
-  if (guest_ == Guest::kHandedOver) return HandedOver();
   if (guest_ == Guest::kRunning) {
     if (absl::Status s = machine_->Pause(); !s.ok()) return s;
     guest_ = Guest::kPaused;
@@ -195,13 +236,13 @@ absl::Status DemoVmm::PauseGuest() {
   return logging_ ? Collect() : absl::OkStatus();
 }
 
-absl::StatusOr<std::string> DemoVmm::SaveDeviceState() {
+absl::Status DemoVmm::SaveDeviceState() {
   std::lock_guard lock(mutex_);
-  if (guest_ == Guest::kHandedOver) return HandedOver();
   absl::StatusOr<std::string> state = machine_->SaveState();
-  // From here on the guest may be another host's.
-  state_saved_ = state.ok();
-  return state;
+  if (!state.ok()) return state.status();
+  // If it does not fit, the library answers so.
+  postcopy_vmm_append_device_state(handle_.get(), state->data(), state->size());
+  return absl::OkStatus();
 }
 
 absl::Status DemoVmm::LoadDeviceState(absl::string_view state) {
@@ -213,12 +254,10 @@ absl::Status DemoVmm::LoadDeviceState(absl::string_view state) {
 
 absl::Status DemoVmm::ResumeGuest() {
   std::lock_guard lock(mutex_);
-  if (guest_ == Guest::kHandedOver) return HandedOver();
   // A pause that failed has left it running.
   if (guest_ == Guest::kRunning) return absl::OkStatus();
   if (absl::Status s = machine_->Resume(); !s.ok()) return s;
   guest_ = Guest::kRunning;
-  state_saved_ = false;
   return absl::OkStatus();
 }
 

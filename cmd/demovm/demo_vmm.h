@@ -10,12 +10,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "cmd/demovm/guest_checker.h"
 #include "cmd/demovm/machine.h"
-#include "cmd/vmm_channel/vmm_client.h"
-#include "dirtytrack/dirty_log.h"
-#include "dirtytrack/unique_fd.h"
-#include "dirtytrack/write_tracking.h"
+#include "cmd/vmm_channel/attachment.h"
+#include "cmd/vmm_library/postcopy_vmm.h"
 
 namespace postcopy::demovm {
 
@@ -29,7 +28,7 @@ struct FinalReport {
 
 // A machine attached to one daemon. The machine belongs to whichever thread
 // holds the lock: that of the daemon's commands, or the owner's in Finish.
-class DemoVmm : private VmmHandler {
+class DemoVmm {
  public:
   // How a source lets its daemon know which pages the guest writes.
   enum class DirtyTracking {
@@ -42,63 +41,82 @@ class DemoVmm : private VmmHandler {
     std::string socket_path;
     VmmRole role = VmmRole::kSource;
     DirtyTracking dirty_tracking = DirtyTracking::kLog;
+    // Destination: ask for minor faults, so that stale pages need not be
+    // punched out of the guest's memory at the switch-over.
+    bool minor_faults = false;
   };
 
   // Attaches `machine`, whose guest must run already at a source and must not
   // have been started at a destination; answers the daemon from then on. The
-  // error is that of VmmClient::Attach, or says what this process lacks.
+  // error is that of postcopy_vmm_attach.
   static absl::StatusOr<std::unique_ptr<DemoVmm>> Attach(
       std::unique_ptr<Machine> machine, const Options& options);
 
-  ~DemoVmm() override;
+  ~DemoVmm();
+  DemoVmm(const DemoVmm&) = delete;
+  DemoVmm& operator=(const DemoVmm&) = delete;
 
   // Stops the guest, if it is here, and checks every page; then detaches. While
   // pages are missing this takes as long as fetching them. To be called once.
   absl::StatusOr<FinalReport> Finish();
 
  private:
-  DemoVmm(std::unique_ptr<Machine> machine, VmmRole role)
-      : role_(role), machine_(std::move(machine)) {}
+  // Gives the guest up before the handle: who waits for a page of it goes on.
+  struct FreeHandle {
+    void operator()(postcopy_vmm* handle) const;
+  };
+  struct FreeMarker {
+    void operator()(postcopy_vmm_marker* marker) const {
+      postcopy_vmm_marker_free(marker);
+    }
+  };
 
-  absl::Status AttachSource(GuestToAttach& guest, DirtyTracking tracking);
-  absl::Status AttachDirtyLog(GuestToAttach& guest);
-  absl::Status AttachPagemap(GuestToAttach& guest);
-  absl::Status AttachDestination(GuestToAttach& guest);
+  DemoVmm(std::unique_ptr<Machine> machine, const Options& options)
+      : role_(options.role),
+        tracking_(options.dirty_tracking),
+        machine_(std::move(machine)) {}
+
+  absl::Status Connect(const Options& options);
+  absl::Status Describe();
+  absl::Status MakeMarker();
+  void Serve();
   absl::Status Collect();
   // The daemon's connection has ended.
   void GoOnAlone();
+  postcopy_vmm_callbacks Callbacks();
 
-  absl::Status StartDirtyLogging() override;
-  absl::Status SyncDirtyLog() override;
-  absl::Status StopDirtyLogging() override;
-  absl::Status PauseGuest() override;
-  absl::StatusOr<std::string> SaveDeviceState() override;
-  absl::Status LoadDeviceState(absl::string_view state) override;
-  absl::Status ResumeGuest() override;
-  void MigrationEnded(bool completed) override;
+  // What the daemon asks; see postcopy_vmm_callbacks.
+  absl::Status StartDirtyLogging();
+  absl::Status SyncDirtyLog();
+  absl::Status StopDirtyLogging();
+  absl::Status PauseGuest();
+  absl::Status SaveDeviceState();
+  absl::Status LoadDeviceState(absl::string_view state);
+  absl::Status ResumeGuest();
+  void MigrationEnded(bool completed);
+
+  // Calls one of these for the library.
+  template <absl::Status (DemoVmm::*kMethod)()>
+  static int Answer(void* context, postcopy_vmm* handle);
+  // `status` as the library wants it from a callback.
+  static int Tell(postcopy_vmm* handle, const absl::Status& status);
+  // The error that a call with the handle has returned.
+  absl::Status Error(int code) const;
 
   enum class Guest { kAbsent, kRunning, kPaused, kHandedOver };
 
   const VmmRole role_;
+  const DirtyTracking tracking_;
   std::mutex mutex_;
   // Guarded by mutex_.
   const std::unique_ptr<Machine> machine_;
   Guest guest_ = Guest::kAbsent;
   bool logging_ = false;
-  bool state_saved_ = false;  // and the guest not resumed since
   bool finishing_ = false;
 
+  std::unique_ptr<postcopy_vmm, FreeHandle> handle_;
   // Source with a log.
-  std::optional<DirtyLogSet> dirty_log_;
-  std::optional<DirtyLogWriter> dirty_writer_;
-  // Source without.
-  std::optional<WriteTracking> write_tracking_;
-  UniqueFd pagemap_;
-  // Destination. Kept to the end: with the last descriptor closed, missing
-  // pages would read as zeros.
-  UniqueFd userfaultfd_;
-
-  std::unique_ptr<VmmClient> client_;
+  std::unique_ptr<postcopy_vmm_marker, FreeMarker> marker_;
   std::thread serving_;
 };
 

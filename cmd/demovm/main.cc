@@ -41,6 +41,9 @@ ABSL_FLAG(std::string, dirty_tracking, "",
           "from KVM's bitmaps, cleared in two steps or one, or its rings; log "
           "(--guest=process, its default): the guest's program marks it; "
           "pagemap-scan: let the daemon ask the kernel (Linux 6.7)");
+ABSL_FLAG(bool, minor_faults, false,
+          "destination: have pages of the guest's memory file mapped when they "
+          "are fresh, instead of having stale ones punched out");
 ABSL_FLAG(int, ready_fd, -1,
           "descriptor to which a line of JSON is written once attached");
 ABSL_FLAG(int, report_fd, -1,
@@ -94,7 +97,8 @@ int main(int argc, char** argv) {
        .role = source ? VmmRole::kSource : VmmRole::kDestination,
        .dirty_tracking = tracking->pagemap_scan
                              ? demovm::DemoVmm::DirtyTracking::kPagemapScan
-                             : demovm::DemoVmm::DirtyTracking::kLog});
+                             : demovm::DemoVmm::DirtyTracking::kLog,
+       .minor_faults = absl::GetFlag(FLAGS_minor_faults)});
   if (!vmm.ok()) return FailWith(vmm.status(), 1);
   const absl::Status ready =
       TellReady(absl::GetFlag(FLAGS_ready_fd), {{"attached", "true"}});

@@ -256,6 +256,13 @@ absl::Status VmmClient::Serve(VmmHandler& handler) {
   return status;
 }
 
+absl::Status VmmClient::ServeReady(VmmHandler& handler) {
+  if (!socket_.readable()) return absl::OkStatus();
+  absl::Status status = ServeOne(handler);
+  if (!status.ok()) socket_.Close();
+  return status;
+}
+
 absl::Status VmmClient::ServeOne(VmmHandler& handler) {
   absl::StatusOr<Packet> packet = socket_.Receive(Deadline::Infinite());
   if (!packet.ok()) return packet.status();

@@ -90,6 +90,13 @@ class VmmClient {
   // ended too). To be called once.
   absl::Status Serve(VmmHandler& handler);
 
+  // For callers with an event loop of their own, in place of Serve: when fd()
+  // is readable, answers the command that has come. Does not wait for one: OK
+  // too if there is none. An error means that the connection has ended, with
+  // UNAVAILABLE if the daemon or Shutdown ended it.
+  absl::Status ServeReady(VmmHandler& handler);
+  int fd() const { return socket_.fd(); }
+
   // Ends the connection and with it Serve, which returns when the handler's
   // current call has. For any thread, and for signal handlers.
   void Shutdown();

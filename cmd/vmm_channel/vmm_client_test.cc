@@ -284,6 +284,32 @@ TEST_F(VmmClientTest, GarbageFromTheDaemonEndsServing) {
   EXPECT_TRUE(daemon_.closed());
 }
 
+TEST_F(VmmClientTest, AnEventLoopAnswersWhatHasCome) {
+  std::unique_ptr<VmmClient> client = Attached();
+  ASSERT_NE(client, nullptr);
+  RecordingVmm vmm;
+  EXPECT_TRUE(client->ServeReady(vmm).ok());  // nothing has come
+  v1::DaemonMessage message;
+  message.mutable_command()->mutable_pause_guest();
+  Send(message);
+  EXPECT_TRUE(client->ServeReady(vmm).ok());
+  EXPECT_EQ(Receive().result().code(), 0u);
+  EXPECT_EQ(vmm.notes, std::vector<std::string>{"pause"});
+  daemon_ = PacketSocket();
+  EXPECT_TRUE(Is(client->ServeReady(vmm), StatusCode::kUnavailable,
+                 "closed the connection"));
+}
+
+TEST_F(VmmClientTest, ServeReadyEndsTheConnectionAfterGarbage) {
+  std::unique_ptr<VmmClient> client = Attached();
+  ASSERT_NE(client, nullptr);
+  RecordingVmm vmm;
+  ASSERT_TRUE(daemon_.Send("garbage", {}, Deadline::Infinite()).ok());
+  EXPECT_TRUE(Is(client->ServeReady(vmm), StatusCode::kInternal,
+                 "something else than a command"));
+  EXPECT_TRUE(daemon_.closed());
+}
+
 TEST_F(VmmClientTest, ShutdownBeforeServeIsRemembered) {
   std::unique_ptr<VmmClient> client = Attached();
   ASSERT_NE(client, nullptr);
