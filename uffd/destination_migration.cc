@@ -464,7 +464,8 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
   }
   absl::Status status = vm_->StartServing(
       connection, options_.bulk_limit_per_second.value(),
-      [this](const absl::Status& end) { OnServingEnded(end); });
+      [this](const absl::Status& end) { OnServingEnded(end); },
+      options_.bulk_share);
   if (!status.ok()) {
     Fail(absl::StrCat("faults cannot be served: ", status.message()));
     return status;

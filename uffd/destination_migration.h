@@ -17,6 +17,7 @@
 #include "dirtytrack/clock.h"
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/types.h"
+#include "uffd/bulk_share.h"
 #include "uffd/destination_vm.h"
 #include "uffd/source_connection.h"
 
@@ -60,6 +61,9 @@ struct DestinationGuest {
 struct DestinationOptions {
   // What is asked for over the bulk lane, in bytes per second; 0: no limit.
   ByteCount bulk_limit_per_second;
+  // Whom it takes turns with after the switch-over; outlives the migration.
+  // nullptr: nobody.
+  BulkShare* bulk_share = nullptr;
   // How long a lost source may take to come back before the commit.
   int64_t reconnect_nanos = 10 * kNanosPerSecond;
   // Pause between two tries to reach it: doubled from the first to the last.

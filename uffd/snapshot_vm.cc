@@ -97,10 +97,12 @@ absl::Status SnapshotVm::Serve() {
   if (!stale.ok()) return stale.status();
   absl::Status status = vm_->DiscardStale(stale->view()).status();
   if (!status.ok()) return status;
-  status = vm_->StartServing(source_.get(), options_.prefetch_bytes_per_second,
-                             [this](const absl::Status& end) {
-                               if (options_.on_end) options_.on_end(end);
-                             });
+  status = vm_->StartServing(
+      source_.get(), options_.prefetch_bytes_per_second,
+      [this](const absl::Status& end) {
+        if (options_.on_end) options_.on_end(end);
+      },
+      options_.bulk_share);
   if (status.ok() && options_.prefetch) status = vm_->StartBackground();
   return status;
 }

@@ -15,6 +15,7 @@
 #include "absl/types/span.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/types.h"
+#include "uffd/bulk_share.h"
 #include "uffd/destination_vm.h"
 #include "uffd/latency_histogram.h"
 #include "uffd/snapshot_file.h"
@@ -42,6 +43,8 @@ class SnapshotVm {
     // limit).
     bool prefetch = false;
     uint64_t prefetch_bytes_per_second = 0;
+    // Whom it takes turns with at that; outlives the object. nullptr: nobody.
+    BulkShare* bulk_share = nullptr;
     // Called at most twice, by threads of this object: with OK when no page is
     // missing, and with an error when faults are no longer answered from the
     // file. A host that is short of memory is no such error: pages are tried

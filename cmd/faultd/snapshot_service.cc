@@ -77,6 +77,7 @@ absl::Status SnapshotService::Attach(FirecrackerVm vm) {
       {.access = options_.access,
        .prefetch = options_.prefetch,
        .prefetch_bytes_per_second = options_.prefetch_bytes_per_second,
+       .bulk_share = options_.bulk_share,
        .on_end =
            [this, name](const absl::Status& end) {
              Log(end.ok() ? absl::StrCat(name, " has all its pages")

@@ -19,7 +19,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cmd/daemon/vm_limits.h"
 #include "cmd/firecracker/firecracker_listener.h"
+#include "uffd/bulk_share.h"
 #include "uffd/snapshot_vm.h"
 
 namespace postcopy {
@@ -37,13 +39,14 @@ class SnapshotService {
     // See FirecrackerListener::Options.
     std::string socket_path;
     std::vector<uid_t> allowed_uids;
-    size_t vms_max = 256;
+    size_t vms_max = kMaxVms;
     // Firecracker's mem_file_path. Must not change while a VM is served.
     std::string snapshot_path;
     SnapshotAccess access = SnapshotAccess::kBuffered;
     // See SnapshotVm::Options.
     bool prefetch = false;
     uint64_t prefetch_bytes_per_second = 0;
+    BulkShare* bulk_share = nullptr;
     // Told, one sentence at a time, who comes, goes, is refused and why, and
     // what became of a VM. By any thread; must not block. May be empty.
     std::function<void(const std::string&)> log;
