@@ -16,10 +16,12 @@
 
 #include "absl/status/status.h"
 #include "cmd/faultd/snapshot_service.h"
+#include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
 #include "gtest/gtest.h"
 #include "tests/firecracker_vmm.h"
+#include "uffd/bulk_share.h"
 #include "uffd/kernel_guest.h"
 #include "uffd/working_set.h"
 
@@ -62,6 +64,7 @@ class FirecrackerTest : public testing::Test {
         {.socket_path = socket_,
          .snapshot_path = snapshot_,
          .prefetch = prefetch,
+         .bulk_share = &share_,
          .log = [this](const std::string& sentence) { Log(sentence); }});
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
@@ -129,6 +132,8 @@ class FirecrackerTest : public testing::Test {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::string> said_;
+  SimulatedClock share_clock_;  // nothing expires
+  BulkShare share_{kMinBulkRequests, &share_clock_};
   std::unique_ptr<SnapshotService> service_;
   std::vector<std::unique_ptr<FirecrackerVmm>> vmms_;
   std::string skip_reason_;
@@ -227,6 +232,25 @@ TEST_F(FirecrackerTest, TheBalloonGetsZeros) {
   }
   AwaitSaid("has all its pages");
   EXPECT_TRUE(IsZero(vmm->memory(0) + kPage));
+}
+
+TEST_F(FirecrackerTest, ThePrefetchTakesTurnsWithOtherVms) {
+  Serve(/*prefetch=*/true);
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = kSnapshotPages * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  BulkShare::Member others;
+  std::vector<BulkShare::Permit> taken;
+  for (size_t i = 0; i < kMinBulkRequests; ++i) {
+    taken.push_back(*share_.Acquire(&others));
+  }
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  while (share_.waiting() == 0) std::this_thread::yield();
+  EXPECT_TRUE(IsRight(vmm->memory(0) + 7 * kPage, 7));  // not its faults
+  for (const BulkShare::Permit& permit : taken) share_.Release(permit);
+  AwaitSaid("has all its pages");
+  EXPECT_TRUE(IsRight(vmm->memory(0) + 4095 * kPage, 4095));
+  service_.reset();
+  EXPECT_EQ(share_.in_flight(), 0u);
 }
 
 // Clones of one snapshot, one of which goes while the others are served.

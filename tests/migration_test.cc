@@ -4,12 +4,16 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <memory>
 #include <string>
+#include <thread>
 #include <tuple>
+#include <vector>
 
 #include "dirtytrack/write_tracking.h"
 #include "tests/two_hosts.h"
+#include "uffd/bulk_share.h"
 
 namespace postcopy {
 namespace {
@@ -272,6 +276,28 @@ TEST_F(MigrationTest, CutDuringPostcopyPausesAndRecovers) {
   ASSERT_OK(hosts_->AwaitDestination(
       kVm, [](const v1::Migration& m) { return m.recoveries() == 1; }));
   ExpectArrived();
+}
+
+// While other VMs have all bulk requests, faults are served and nothing else is
+// asked for; its turn comes when one of them gives back.
+TEST_F(MigrationTest, TakesTurnsWithOtherVms) {
+  Begin();
+  BulkShare& share = hosts_->bulk_share();
+  BulkShare::Member others;
+  std::vector<BulkShare::Permit> taken;
+  for (size_t i = 0; i < kDefaultBulkRequests; ++i) {
+    taken.push_back(*share.Acquire(&others));
+  }
+  ASSERT_OK(hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_POSTCOPY_ONLY));
+  ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_PRECOPY)));
+  ASSERT_OK(hosts_->SwitchOver(kVm));
+  while (share.waiting() == 0) std::this_thread::yield();
+  ASSERT_OK(hosts_->AwaitDestination(
+      kVm, [](const v1::Migration& m) { return m.pages().faulted() > 0; }));
+  EXPECT_EQ(hosts_->AtDestination(kVm).pages().background(), 0u);
+  for (const BulkShare::Permit& permit : taken) share.Release(permit);
+  ExpectArrived();
+  EXPECT_EQ(share.in_flight(), 0u);
 }
 
 // Bits that flip on the wire are seen, counted and asked for again.

@@ -129,7 +129,8 @@ absl::Status TwoHosts::StartDestinationDaemon() {
   auto daemon = DestinationDaemon::Create(
       {.control_address = "127.0.0.1:0",
        .vmm_socket = absl::StrCat(directory_, "/destination.sock"),
-       .reconnect_timeout = options_.reconnect_timeout});
+       .reconnect_timeout = options_.reconnect_timeout,
+       .bulk_share = &bulk_share_});
   if (!daemon.ok()) return daemon.status();
   destination_ = *std::move(daemon);
   destination_stub_ = StubFor(destination_->control_address());

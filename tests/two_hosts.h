@@ -13,9 +13,11 @@
 #include "cmd/demovm/demo_vmm.h"
 #include "cmd/faultd/destination_daemon.h"
 #include "cmd/pageserverd/source_daemon.h"
+#include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/types.h"
 #include "postcopy/v1/migration.grpc.pb.h"
 #include "tests/fault_proxy.h"
+#include "uffd/bulk_share.h"
 
 namespace postcopy {
 
@@ -80,6 +82,9 @@ class TwoHosts {
   void KillDestinationVmm() { destination_vmm_.reset(); }
 
   FaultProxy& network() { return *network_; }
+  // Of the destination daemon. Time stands still in it: what is not given back
+  // does not expire.
+  BulkShare& bulk_share() { return bulk_share_; }
   const std::string& control_address() const {
     return source_->control_address();
   }
@@ -97,6 +102,8 @@ class TwoHosts {
   std::string directory_;
   std::unique_ptr<SourceDaemon> source_;
   std::unique_ptr<FaultProxy> network_;
+  SimulatedClock share_clock_;
+  BulkShare bulk_share_{kDefaultBulkRequests, &share_clock_};
   std::unique_ptr<DestinationDaemon> destination_;
   std::unique_ptr<Stub> source_stub_;
   std::unique_ptr<Stub> destination_stub_;

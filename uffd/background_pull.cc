@@ -17,15 +17,18 @@ bool RoomForBulk(absl::Span<const PageRun> in_flight) {
 BackgroundPull::BackgroundPull(const DestinationRam* ram, PageState* state,
                                PullOrder* order, Clock* clock,
                                uint64_t bytes_per_second,
-                               std::function<void(absl::Status)> on_end)
+                               std::function<void(absl::Status)> on_end,
+                               BulkShare* share)
     : ram_(*ram),
       largest_request_(std::max(kMaxBulkPages, ram->largest_unit())),
       state_(*state),
       order_(*order),
       clock_(*clock),
       on_end_(std::move(on_end)),
+      share_(share),
       bucket_(bytes_per_second, BytesIn(largest_request_), clock->NowNanos()) {
   in_flight_.reserve(kMaxBulkOutstanding);
+  permits_.reserve(kMaxBulkOutstanding);
 }
 
 BackgroundPull::~BackgroundPull() { Stop(); }
@@ -47,7 +50,7 @@ void BackgroundPull::Stop() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
-    changed_.notify_all();
+    WakeThread();
   }
   if (thread_.joinable()) thread_.join();
 }
@@ -58,8 +61,8 @@ void BackgroundPull::SetSource(PageSource* source) {
   const std::lock_guard<std::mutex> lock(mutex_);
   source_works_ = source != nullptr;
   exhausted_ = false;
-  in_flight_.clear();
-  changed_.notify_all();
+  ForgetAll();
+  WakeThread();
 }
 
 void BackgroundPull::SetLimit(uint64_t bytes_per_second) {
@@ -75,14 +78,14 @@ void BackgroundPull::OnAnswer(PageIndex first, ByteCount zero_bytes) {
   if (answered == in_flight_.end()) return;
   // A run of zeros may be longer than what was asked for.
   bucket_.Refund(std::min(zero_bytes, BytesIn(answered->count)));
-  in_flight_.erase(answered);
+  Forget(answered - in_flight_.begin());
   exhausted_ = false;
   changed_.notify_all();
 }
 
 void BackgroundPull::OnComplete() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  changed_.notify_all();
+  WakeThread();
 }
 
 void BackgroundPull::Fail(absl::Status error) {
@@ -90,17 +93,21 @@ void BackgroundPull::Fail(absl::Status error) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!error_.ok() || stopping_) return;
     error_ = error;
-    changed_.notify_all();
+    WakeThread();
     if (!reported_) return;  // the thread does it
   }
   on_end_(std::move(error));
 }
 
 void BackgroundPull::Run() {
-  while (AwaitSlot()) AskOnce();
+  while (AwaitSlot()) {
+    const std::optional<BulkShare::Permit> turn = AwaitTurn();
+    if (turn.has_value()) AskOnce(*turn);
+  }
   absl::Status status;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    ForgetAll();
     if (stopping_) return;
     status = error_;
     reported_ = true;
@@ -117,15 +124,20 @@ bool BackgroundPull::AwaitSlot() {
   return !Ended();
 }
 
+std::optional<BulkShare::Permit> BackgroundPull::AwaitTurn() {
+  if (share_ == nullptr) return BulkShare::Permit();
+  return share_->Acquire(&member_);
+}
+
 bool BackgroundPull::Ended() const {
   return stopping_ || !error_.ok() || state_.missing().empty();
 }
 
-void BackgroundPull::AskOnce() {
+void BackgroundPull::AskOnce(const BulkShare::Permit& permit) {
   int64_t wait_ns = 0;
   {
     const std::lock_guard<std::mutex> source_lock(source_mutex_);
-    const std::optional<PageRun> run = Claim(&wait_ns);
+    const std::optional<PageRun> run = Claim(permit, &wait_ns);
     if (run.has_value()) {
       requests_.fetch_add(1, std::memory_order_relaxed);
       // Not under mutex_: the answer may come from within.
@@ -133,10 +145,12 @@ void BackgroundPull::AskOnce() {
       return;
     }
   }
+  GiveBack(permit);  // others need not wait for this VM's limit
   clock_.SleepFor(std::min(wait_ns, kMaxLimitSleepNanos));
 }
 
-std::optional<PageRun> BackgroundPull::Claim(int64_t* wait_ns) {
+std::optional<PageRun> BackgroundPull::Claim(const BulkShare::Permit& permit,
+                                             int64_t* wait_ns) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (source_ == nullptr || Ended()) return std::nullopt;
   // Before the order is asked: it would go on behind a run that is not sent.
@@ -148,7 +162,10 @@ std::optional<PageRun> BackgroundPull::Claim(int64_t* wait_ns) {
   if (run.has_value()) run = ram_.RequestFor(*run);
   exhausted_ = !run.has_value();
   bucket_.Refund(run.has_value() ? most - BytesIn(run->count) : most);
-  if (run.has_value()) in_flight_.push_back(*run);
+  if (run.has_value()) {
+    in_flight_.push_back(*run);
+    permits_.push_back(permit);
+  }
   return run;
 }
 
@@ -158,7 +175,26 @@ void BackgroundPull::Refused(PageRun run) {
   source_works_ = false;  // until SetSource: else this would spin
   bucket_.Refund(BytesIn(run.count));
   const auto asked = std::find(in_flight_.begin(), in_flight_.end(), run);
-  if (asked != in_flight_.end()) in_flight_.erase(asked);
+  if (asked != in_flight_.end()) Forget(asked - in_flight_.begin());
+}
+
+void BackgroundPull::WakeThread() {
+  changed_.notify_all();
+  if (share_ != nullptr) share_->Interrupt(&member_);
+}
+
+void BackgroundPull::Forget(size_t index) {
+  GiveBack(permits_[index]);
+  in_flight_.erase(in_flight_.begin() + index);
+  permits_.erase(permits_.begin() + index);
+}
+
+void BackgroundPull::ForgetAll() {
+  while (!in_flight_.empty()) Forget(in_flight_.size() - 1);
+}
+
+void BackgroundPull::GiveBack(const BulkShare::Permit& permit) {
+  if (share_ != nullptr) share_->Release(permit);
 }
 
 }  // namespace postcopy

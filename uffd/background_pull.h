@@ -16,6 +16,7 @@
 #include "absl/types/span.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/types.h"
+#include "uffd/bulk_share.h"
 #include "uffd/destination_ram.h"
 #include "uffd/page_source.h"
 #include "uffd/page_state.h"
@@ -40,15 +41,17 @@ bool RoomForBulk(absl::Span<const PageRun> in_flight);
 inline constexpr int64_t kMaxLimitSleepNanos = 10 * kNanosPerMilli;
 
 // One thread, which keeps as many requests with the source as RoomForBulk
-// allows while enabled, the source is there and the limit allows. It ends by
-// itself when no page is missing or Fail was called, and then calls `on_end`.
-// Thread-safe.
+// allows while enabled, the source is there, the limit allows and it is its
+// turn among the VMs of `share`. It ends by itself when no page is missing or
+// Fail was called, and then calls `on_end`. Thread-safe.
 class BackgroundPull {
  public:
-  // The pointers outlive the object. The limit is as in SetLimit.
+  // The pointers outlive the object. The limit is as in SetLimit. `share`
+  // nullptr: nobody else is to be thought of.
   BackgroundPull(const DestinationRam* ram, PageState* state, PullOrder* order,
                  Clock* clock, uint64_t bytes_per_second,
-                 std::function<void(absl::Status)> on_end);
+                 std::function<void(absl::Status)> on_end,
+                 BulkShare* share = nullptr);
   // Stop().
   ~BackgroundPull();
 
@@ -90,13 +93,23 @@ class BackgroundPull {
   void Run();
   // Waits until there is a slot for a request (true), or nothing more to do.
   bool AwaitSlot();
+  // Waits for its turn in the share. Null if something has changed first.
+  std::optional<BulkShare::Permit> AwaitTurn();
   bool Ended() const;  // REQUIRES: mutex_
   // Sends one request if the order has one and the limit allows it.
-  void AskOnce();
-  // Takes a run out of the order and into in_flight_. Sets `wait_ns` if the
-  // limit says no.
-  std::optional<PageRun> Claim(int64_t* wait_ns);
+  void AskOnce(const BulkShare::Permit& permit);
+  // Takes a run out of the order and into in_flight_, with its permit. Sets
+  // `wait_ns` if the limit says no.
+  std::optional<PageRun> Claim(const BulkShare::Permit& permit,
+                               int64_t* wait_ns);
   void Refused(PageRun run);
+  // REQUIRE mutex_. The thread looks at everything again, wherever it waits.
+  void WakeThread();
+  // What is in flight at `index`, or all of it, is so no more.
+  void Forget(size_t index);
+  void ForgetAll();
+
+  void GiveBack(const BulkShare::Permit& permit);
 
   const DestinationRam& ram_;
   const PageCount largest_request_;
@@ -104,6 +117,8 @@ class BackgroundPull {
   PullOrder& order_;
   Clock& clock_;
   const std::function<void(absl::Status)> on_end_;
+  BulkShare* const share_;  // its lock is taken after all of these
+  BulkShare::Member member_;
   std::atomic<uint64_t> requests_{0};
   std::atomic<uint64_t> failures_{0};
   std::thread thread_;
@@ -125,6 +140,7 @@ class BackgroundPull {
   absl::Status error_;
   TokenBucket bucket_;
   std::vector<PageRun> in_flight_;
+  std::vector<BulkShare::Permit> permits_;  // of in_flight_, one each
 };
 
 }  // namespace postcopy

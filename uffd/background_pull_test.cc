@@ -10,6 +10,7 @@
 
 #include "dirtytrack/simulated_clock.h"
 #include "gtest/gtest.h"
+#include "uffd/bulk_share.h"
 #include "uffd/destination_ram.h"
 #include "uffd/fake_page_source.h"
 #include "uffd/kernel_guest.h"
@@ -25,14 +26,15 @@ PageRun Pages(uint64_t first, uint64_t count) {
 
 class BackgroundPullTest : public testing::Test {
  protected:
-  void Begin(uint64_t pages, uint64_t bytes_per_second) {
+  void Begin(uint64_t pages, uint64_t bytes_per_second,
+             BulkShare* share = nullptr) {
     state_ = *PageState::Create(PageCount(pages));
     ram_.emplace(
         *DestinationRam::Create(LayoutOf({PageCount(pages)}),
                                 {{.host_address = HostAddress(1 << 30)}}));
     pull_ = std::make_unique<BackgroundPull>(
         &*ram_, state_.get(), &order_, &clock_, bytes_per_second,
-        [this](const absl::Status& status) { end_.set_value(status); });
+        [this](const absl::Status& status) { end_.set_value(status); }, share);
     EXPECT_TRUE(pull_->Start().ok());
   }
   void Receive(PageRun run) {
@@ -243,6 +245,170 @@ TEST_F(BackgroundPullTest, StopsUnderALimit) {
   source_.AwaitBulk(1);
   pull_->Stop();
   EXPECT_EQ(source_.bulk().size(), 1u);
+}
+
+// A share of as many requests as one VM has, and somebody else who wants some.
+class SharedPullTest : public BackgroundPullTest {
+ protected:
+  ~SharedPullTest() override { pull_.reset(); }  // before the share
+
+  void BeginShared(uint64_t pages, uint64_t bytes_per_second = 0) {
+    Begin(pages, bytes_per_second, &share_);
+    pull_->SetSource(&source_);
+    pull_->Enable();
+  }
+  void TakeAll() {
+    for (size_t i = 0; i < kMinBulkRequests; ++i) {
+      taken_.push_back(*share_.Acquire(&other_));
+    }
+  }
+  void AwaitInFlight(size_t count) {
+    while (share_.in_flight() != count) std::this_thread::yield();
+  }
+  void AwaitWaiting(size_t count) {
+    while (share_.waiting() != count) std::this_thread::yield();
+  }
+
+  // On a clock of its own: permits expire when a test says so.
+  SimulatedClock share_clock_;
+  BulkShare share_{kMinBulkRequests, &share_clock_};
+  BulkShare::Member other_;
+  std::vector<BulkShare::Permit> taken_;
+};
+
+TEST_F(SharedPullTest, OneVmAloneHasAllItCanUse) {
+  BeginShared(1000);
+  source_.AwaitBulk(2);
+  EXPECT_EQ(share_.in_flight(), kFullBulkOutstanding);
+  Receive(Pages(0, 64));
+  source_.AwaitBulk(3);
+  pull_->Stop();
+  EXPECT_EQ(share_.expired(), 0u);
+}
+
+TEST_F(SharedPullTest, WaitsForItsTurn) {
+  TakeAll();
+  BeginShared(1000);
+  AwaitWaiting(1);
+  EXPECT_TRUE(source_.bulk().empty());
+  share_.Release(taken_[0]);
+  source_.AwaitBulk(1);
+  AwaitWaiting(1);
+  share_.Release(taken_[1]);
+  source_.AwaitBulk(2);
+}
+
+TEST_F(SharedPullTest, AnAnswerGivesThePermitBack) {
+  BeginShared(128);
+  source_.AwaitBulk(2);
+  Receive(Pages(0, 64));
+  AwaitInFlight(1);
+}
+
+TEST_F(SharedPullTest, TheEndGivesPermitsBack) {
+  BeginShared(128);
+  source_.AwaitBulk(2);
+  // All came over the other lane.
+  state_->MarkReceived(Pages(0, 128), false);
+  pull_->OnComplete();
+  EXPECT_TRUE(AwaitEnd().ok());
+  EXPECT_EQ(share_.in_flight(), 0u);
+  pull_->OnAnswer(PageIndex(0), ByteCount(0));  // late
+}
+
+TEST_F(SharedPullTest, AFailureGivesPermitsBack) {
+  BeginShared(128);
+  source_.AwaitBulk(2);
+  pull_->Fail(absl::AbortedError("gone"));
+  EXPECT_FALSE(AwaitEnd().ok());
+  EXPECT_EQ(share_.in_flight(), 0u);
+}
+
+TEST_F(SharedPullTest, AFailureEndsTheWait) {
+  TakeAll();
+  BeginShared(128);
+  AwaitWaiting(1);
+  pull_->Fail(absl::AbortedError("gone"));
+  EXPECT_FALSE(AwaitEnd().ok());
+  EXPECT_EQ(share_.waiting(), 0u);
+}
+
+TEST_F(SharedPullTest, StopGivesPermitsBack) {
+  BeginShared(1000);
+  source_.AwaitBulk(2);
+  pull_->Stop();
+  EXPECT_EQ(share_.in_flight(), 0u);
+}
+
+TEST_F(SharedPullTest, IsDestroyedWhileItWaits) {
+  TakeAll();
+  BeginShared(1000);
+  AwaitWaiting(1);
+  pull_.reset();
+  EXPECT_EQ(share_.waiting(), 0u);
+  EXPECT_EQ(share_.in_flight(), kMinBulkRequests);
+  EXPECT_TRUE(source_.bulk().empty());
+}
+
+TEST_F(SharedPullTest, ALostSourceGivesPermitsBack) {
+  BeginShared(1000);
+  source_.AwaitBulk(2);
+  pull_->SetSource(nullptr);
+  EXPECT_EQ(share_.in_flight(), 0u);
+}
+
+TEST_F(SharedPullTest, ALostSourceLeavesTheQueue) {
+  TakeAll();
+  BeginShared(1000);
+  AwaitWaiting(1);
+  pull_->SetSource(nullptr);
+  AwaitWaiting(0);
+  FakePageSource back;
+  pull_->SetSource(&back);
+  AwaitWaiting(1);
+  share_.Release(taken_[0]);
+  back.AwaitBulk(1);
+  pull_->Stop();
+}
+
+TEST_F(SharedPullTest, ARefusalGivesThePermitBack) {
+  source_.Refuse(absl::UnavailableError("gone"));
+  BeginShared(1000);
+  source_.AwaitBulk(1);
+  AwaitInFlight(0);
+}
+
+TEST_F(SharedPullTest, TheLastRequestsKeepNoPermitBeyondTheirs) {
+  BeginShared(64);  // one request, and then nothing to ask for
+  source_.AwaitBulk(1);
+  AwaitInFlight(1);
+}
+
+TEST_F(SharedPullTest, ALimitIsWaitedForWithoutAPermit) {
+  BeginShared(1000, /*bytes_per_second=*/1);
+  source_.AwaitBulk(1);
+  Receive(Pages(0, 64));
+  // The simulated sleeps of the limit are short, so that it comes by often.
+  AwaitInFlight(0);
+  TakeAll();
+  AwaitWaiting(1);
+  pull_->Stop();
+  EXPECT_EQ(source_.bulk().size(), 1u);
+}
+
+TEST_F(SharedPullTest, ASourceThatHangsIsNotWaitedFor) {
+  BeginShared(1000);
+  source_.AwaitBulk(2);
+  std::thread clock([this] { share_clock_.Advance(kBulkPermitNanos); });
+  TakeAll();  // the permits of the one that hangs, when they have expired
+  clock.join();
+  EXPECT_EQ(share_.expired(), kFullBulkOutstanding);
+  // And its answer, when it comes after all, takes nothing away.
+  Receive(Pages(0, 64));
+  AwaitWaiting(1);
+  EXPECT_EQ(share_.in_flight(), kMinBulkRequests);
+  share_.Release(taken_[0]);
+  source_.AwaitBulk(3);
 }
 
 }  // namespace

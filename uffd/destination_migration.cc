@@ -144,6 +144,7 @@ absl::Status DestinationMigration::Serve(
   {
     std::lock_guard lock(mutex_);
     connection_ = nullptr;
+    changed_.notify_all();
   }
   // From here on the background and the fault loop no longer use it.
   vm_->OnSourceLost();
@@ -478,7 +479,8 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
   }
   absl::Status status = vm_->StartServing(
       connection, options_.bulk_limit_per_second.value(),
-      [this](const absl::Status& end) { OnServingEnded(end); });
+      [this](const absl::Status& end) { OnServingEnded(end); },
+      options_.bulk_share);
   if (!status.ok()) {
     Fail(absl::StrCat("faults cannot be served: ", status.message()));
     return status;
@@ -492,9 +494,12 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
   }
   guest_thread_ = std::thread([this] {
     RunGuest();
-    std::lock_guard lock(mutex_);
-    guest_thread_active_ = false;
-    changed_.notify_all();
+    {
+      std::lock_guard lock(mutex_);
+      guest_thread_active_ = false;
+      changed_.notify_all();
+    }
+    SeeLanesEnd();
   });
   return absl::OkStatus();
 }
@@ -526,6 +531,18 @@ void DestinationMigration::RunGuest() {
     guest_settled_ = true;
   }
   EndIfComplete();
+}
+
+void DestinationMigration::SeeLanesEnd() {
+  std::unique_lock lock(mutex_);
+  const auto over = [this] {
+    return stopping_ || vmm_gone_ || HasEnded(snapshot_.phase);
+  };
+  changed_.wait(lock, [&] { return over() || CompleteLocked(); });
+  const auto ended = [&] { return over() || connection_ == nullptr; };
+  const auto patience = std::chrono::nanoseconds(options_.lanes_end_nanos);
+  if (changed_.wait_for(lock, patience, ended)) return;
+  connection_->Abort();
 }
 
 void DestinationMigration::EndIfComplete() {

@@ -17,6 +17,7 @@
 #include "dirtytrack/clock.h"
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/types.h"
+#include "uffd/bulk_share.h"
 #include "uffd/destination_vm.h"
 #include "uffd/fault_times.h"
 #include "uffd/policy_pull_order.h"
@@ -63,11 +64,17 @@ struct DestinationOptions {
   // What is asked for over the bulk lane, in bytes per second; 0: no limit.
   ByteCount bulk_limit_per_second;
   PullOrderKind pull_order = PullOrderKind::kAdaptive;
+  // Whom it takes turns with after the switch-over; outlives the migration.
+  // nullptr: nobody.
+  BulkShare* bulk_share = nullptr;
   // How long a lost source may take to come back before the commit.
   int64_t reconnect_nanos = 10 * kNanosPerSecond;
   // Pause between two tries to reach it: doubled from the first to the last.
   int64_t retry_nanos_first = 20 * kNanosPerMilli;
   int64_t retry_nanos_last = kNanosPerSecond;
+  // How long a source may take to end its streams when every page is here. One
+  // that does not is left: it is told of the completion by a call of its own.
+  int64_t lanes_end_nanos = 5 * kNanosPerSecond;
 };
 
 struct DestinationSnapshot {
@@ -156,6 +163,8 @@ class DestinationMigration {
 
   // The guest thread: loads, resumes, then lets the background begin.
   void RunGuest();
+  // Behind it, the same thread: waits for the end of the migration's streams.
+  void SeeLanesEnd();
   void OnServingEnded(const absl::Status& status);
 
   void SetPhaseLocked(DestinationPhase phase, std::string message);

@@ -220,7 +220,12 @@ class Session {
   absl::Status SendResumed() {
     return Note([&] { ++resumed_; });
   }
-  void EndRequests() { Break(absl::UnavailableError("all was asked for")); }
+  void EndRequests() {
+    if (deaf_.load()) return;
+    Break(absl::UnavailableError("all was asked for"));
+  }
+  // The source does not see that requests have ended.
+  void GoDeaf() { deaf_.store(true); }
   void Abort() {
     const std::lock_guard<std::mutex> lock(mutex_);
     said_.clear();
@@ -268,6 +273,7 @@ class Session {
   }
 
   const bool committed_;
+  std::atomic<bool> deaf_{false};
   std::mutex mutex_;
   std::condition_variable changed_;
   bool serving_ = false;
@@ -690,6 +696,15 @@ TEST_F(DestinationMigrationTest, EndsAfterTheGuestRunsThoughNothingIsMissing) {
 }
 
 // Proves that a source lost then, too, is brought back, and told.
+// Its streams stay open, and nothing comes on them any more.
+TEST_F(DestinationMigrationTest, CompletesThoughTheSourceDoesNotEndItsStreams) {
+  world_.options.lanes_end_nanos = kNanosPerMilli;
+  world_.StartWithSession()->GoDeaf();
+  world_.GetResumed();
+  world_.session->Serve();
+  world_.ExpectCompleted();
+}
+
 TEST_F(DestinationMigrationTest, RecoversWhileLoadingThoughNothingIsMissing) {
   std::atomic<bool> go{false};
   world_.vmm.load = [&] {

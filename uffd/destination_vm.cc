@@ -212,13 +212,14 @@ absl::Status DestinationVm::SetPullOrder(std::unique_ptr<PullOrder> order) {
 
 absl::Status DestinationVm::StartServing(
     PageSource* source, uint64_t bulk_limit_bytes_per_second,
-    std::function<void(absl::Status)> on_end) {
+    std::function<void(absl::Status)> on_end, BulkShare* bulk_share) {
   if (stage_.load() != Stage::kDiscarded) return WrongStage("StartServing");
   pull_ = std::make_unique<BackgroundPull>(
       &ram_, state_.get(), order_.get(), &clock_, bulk_limit_bytes_per_second,
       [this, on_end = std::move(on_end)](absl::Status status) {
         on_end(EndStatus(std::move(status)));
-      });
+      },
+      bulk_share);
   absl::StatusOr<std::unique_ptr<FaultLoop>> fault_loop = FaultLoop::Create(
       {.ram = &ram_,
        .ops = ops_.get(),

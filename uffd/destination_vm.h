@@ -19,6 +19,7 @@
 #include "dirtytrack/ram_layout.h"
 #include "dirtytrack/types.h"
 #include "uffd/background_pull.h"
+#include "uffd/bulk_share.h"
 #include "uffd/destination_ram.h"
 #include "uffd/fault_loop.h"
 #include "uffd/fault_times.h"
@@ -177,9 +178,13 @@ class DestinationVm {
   // perhaps before this returns. It is not
   // running when Finish or Abort has returned, and not called afterwards; so it
   // must not call these, nor destroy the object, nor wait for who does.
+  //
+  // The background takes turns with the other VMs of `bulk_share`, which
+  // outlives the object; nullptr: it goes as fast as it can.
   absl::Status StartServing(PageSource* source,
                             uint64_t bulk_limit_bytes_per_second,
-                            std::function<void(absl::Status)> on_end);
+                            std::function<void(absl::Status)> on_end,
+                            BulkShare* bulk_share = nullptr);
 
   // Begins to fetch what nobody has touched yet. Call it when the guest has
   // been resumed, so that its first faults are not behind bulk.

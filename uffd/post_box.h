@@ -57,7 +57,7 @@ class PostBox {
  private:
   struct Cell {
     std::atomic<uint64_t> state{0};
-    T value;
+    T value{};
   };
 
   std::atomic<uint64_t> tail_{0};

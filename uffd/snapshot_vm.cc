@@ -100,10 +100,12 @@ absl::Status SnapshotVm::Serve() {
   if (!status.ok()) return status;
   status = ChooseOrder();
   if (!status.ok()) return status;
-  status = vm_->StartServing(source_.get(), options_.prefetch_bytes_per_second,
-                             [this](const absl::Status& end) {
-                               if (options_.on_end) options_.on_end(end);
-                             });
+  status = vm_->StartServing(
+      source_.get(), options_.prefetch_bytes_per_second,
+      [this](const absl::Status& end) {
+        if (options_.on_end) options_.on_end(end);
+      },
+      options_.bulk_share);
   if (status.ok() && fetches_ahead()) status = vm_->StartBackground();
   return status;
 }

@@ -15,6 +15,7 @@
 #include "absl/types/span.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/types.h"
+#include "uffd/bulk_share.h"
 #include "uffd/destination_vm.h"
 #include "uffd/fault_times.h"
 #include "uffd/latency_histogram.h"
@@ -51,6 +52,8 @@ class SnapshotVm {
     // Write down what is touched. Nothing is fetched ahead then: pages that are
     // there are touched in silence.
     bool record_working_set = false;
+    // Whom it takes turns with at that; outlives the object. nullptr: nobody.
+    BulkShare* bulk_share = nullptr;
     // Called at most twice, by threads of this object: with OK when no page is
     // missing, and with an error when faults are no longer answered from the
     // file. A host that is short of memory is no such error: pages are tried

@@ -5,7 +5,8 @@
 namespace postcopy {
 
 DestinationDaemon::DestinationDaemon(const Options& options)
-    : sides_({.reconnect_nanos =
+    : sides_({.bulk_share = options.bulk_share,
+              .reconnect_nanos =
                   absl::ToInt64Nanoseconds(options.reconnect_timeout)}),
       table_(
           [this](const v1::CreateMigrationRequest& request) {
@@ -22,6 +23,7 @@ absl::StatusOr<std::unique_ptr<DestinationDaemon>> DestinationDaemon::Create(
       {.socket_path = options.vmm_socket,
        .role = VmmRole::kDestination,
        .allowed_uids = {options.vmm_uids.begin(), options.vmm_uids.end()},
+       .vms_max = options.vms_max,
        .command_timeout = options.command_timeout,
        .on_attach =
            [self](const std::shared_ptr<VmmConnection>& vmm) {

@@ -2,6 +2,7 @@
 #ifndef CMD_FAULTD_DESTINATION_DAEMON_H_
 #define CMD_FAULTD_DESTINATION_DAEMON_H_
 
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,8 +12,10 @@
 #include "cmd/control/migration_service.h"
 #include "cmd/control/migration_table.h"
 #include "cmd/daemon/grpc_listener.h"
+#include "cmd/daemon/vm_limits.h"
 #include "cmd/faultd/destination_side.h"
 #include "cmd/vmm_channel/vmm_listener.h"
+#include "uffd/bulk_share.h"
 
 namespace postcopy {
 
@@ -26,6 +29,11 @@ class DestinationDaemon {
     std::vector<unsigned> vmm_uids;
     absl::Duration reconnect_timeout = absl::Seconds(10);
     absl::Duration command_timeout = absl::Seconds(10);
+    // VMs attached at a time.
+    size_t vms_max = kMaxVms;
+    // For the pages that nobody touches; outlives the daemon. nullptr: each VM
+    // fetches them as fast as it can.
+    BulkShare* bulk_share = nullptr;
   };
 
   // Serves when it returns. The first thing that cannot be had is the error.

@@ -169,6 +169,7 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
        .prefetch_bytes_per_second = options_.prefetch_bytes_per_second,
        .working_set = std::move(working_set),
        .record_working_set = records,
+       .bulk_share = options_.bulk_share,
        .on_end =
            [this, name](const absl::Status& end) {
              Log(end.ok() ? absl::StrCat(name, " has all its pages")

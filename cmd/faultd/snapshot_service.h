@@ -19,7 +19,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cmd/daemon/vm_limits.h"
 #include "cmd/firecracker/firecracker_listener.h"
+#include "uffd/bulk_share.h"
 #include "uffd/snapshot_file.h"
 #include "uffd/snapshot_vm.h"
 #include "uffd/working_set.h"
@@ -39,7 +41,7 @@ class SnapshotService {
     // See FirecrackerListener::Options.
     std::string socket_path;
     std::vector<uid_t> allowed_uids;
-    size_t vms_max = 256;
+    size_t vms_max = kMaxVms;
     // Firecracker's mem_file_path. Must not change while a VM is served.
     std::string snapshot_path;
     SnapshotAccess access = SnapshotAccess::kBuffered;
@@ -50,6 +52,7 @@ class SnapshotService {
     // none, what the first VM touches becomes one when that VM has gone. Empty:
     // nothing is fetched first or recorded.
     std::string working_set_path;
+    BulkShare* bulk_share = nullptr;
     // Told, one sentence at a time, who comes, goes, is refused and why, and
     // what became of a VM. By any thread; must not block. May be empty.
     std::function<void(const std::string&)> log;

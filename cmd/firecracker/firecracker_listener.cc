@@ -270,9 +270,7 @@ absl::Status FirecrackerListener::Impl::CheckRoom() {
   // A VM that closes before another connects may be seen in the wrong order.
   if (attached_.size() >= options_.vms_max) DetachClosed();
   if (attached_.size() < options_.vms_max) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat(
-      attached_.size(), " VMs are attached, as many as this daemon is set to ",
-      "take"));
+  return absl::ResourceExhaustedError(TooManyVms(attached_.size()));
 }
 
 absl::Status FirecrackerListener::Impl::Attach(uint64_t id,

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cmd/daemon/vm_limits.h"
 #include "cmd/firecracker/handshake.h"
 #include "dirtytrack/unique_fd.h"
 
@@ -53,7 +54,7 @@ class FirecrackerListener {
     // the user this process runs as.
     std::vector<uid_t> allowed_uids;
     // VMs attached at a time.
-    size_t vms_max = 256;
+    size_t vms_max = kMaxVms;
     // From connecting to the whole handshake.
     absl::Duration attach_timeout = absl::Seconds(5);
 

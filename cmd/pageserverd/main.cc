@@ -1,6 +1,7 @@
 // pageserverd: the source daemon. Reads guest RAM, runs precopy, hands over,
 // serves missing pages.
 
+#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -11,6 +12,7 @@
 #include "absl/time/time.h"
 #include "cmd/daemon/daemon.h"
 #include "cmd/daemon/grpc_listener.h"
+#include "cmd/daemon/vm_limits.h"
 #include "cmd/pageserverd/source_daemon.h"
 
 ABSL_FLAG(std::string, control_address, "127.0.0.1:7400",
@@ -24,6 +26,8 @@ ABSL_FLAG(std::string, vmm_uids, "",
           "user this daemon runs as");
 ABSL_FLAG(absl::Duration, reconnect_timeout, absl::Seconds(10),
           "how long a lost destination may take to come back during precopy");
+ABSL_FLAG(uint32_t, vms_max, postcopy::kMaxVms,
+          "VMs attached at a time; fewer if LimitNOFILE does not suffice");
 ABSL_FLAG(int, ready_fd, -1,
           "descriptor to which one line of JSON with the addresses is written "
           "when the daemon is ready");
@@ -37,12 +41,19 @@ int main(int argc, char** argv) {
 
   const auto uids = ParseUids(absl::GetFlag(FLAGS_vmm_uids));
   if (!uids.ok()) return FailWith(uids.status(), 2);
+  const auto limit = FitVms(absl::GetFlag(FLAGS_vms_max), kDescriptorsPerVm,
+                            RaiseDescriptorLimit());
+  if (!limit.ok()) return FailWith(limit.status(), 1);
+  if (!limit->note.empty()) {
+    std::fprintf(stderr, "pageserverd: %s\n", limit->note.c_str());
+  }
   SourceDaemon::Options options{
       .control_address = absl::GetFlag(FLAGS_control_address),
       .data_address = absl::GetFlag(FLAGS_data_address),
       .vmm_socket = absl::GetFlag(FLAGS_vmm_socket),
       .vmm_uids = *uids,
-      .reconnect_timeout = absl::GetFlag(FLAGS_reconnect_timeout)};
+      .reconnect_timeout = absl::GetFlag(FLAGS_reconnect_timeout),
+      .vms_max = limit->vms_max};
   auto daemon = SourceDaemon::Create(options);
   if (!daemon.ok()) return FailWith(daemon.status(), 1);
   const absl::Status ready =

@@ -25,6 +25,7 @@ absl::StatusOr<std::unique_ptr<SourceDaemon>> SourceDaemon::Create(
       {.socket_path = options.vmm_socket,
        .role = VmmRole::kSource,
        .allowed_uids = {options.vmm_uids.begin(), options.vmm_uids.end()},
+       .vms_max = options.vms_max,
        .command_timeout = options.command_timeout,
        .on_detach = [self](const std::string& name) {
          self->table_.VmmGone(name);

@@ -2,6 +2,7 @@
 #ifndef CMD_PAGESERVERD_SOURCE_DAEMON_H_
 #define CMD_PAGESERVERD_SOURCE_DAEMON_H_
 
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "cmd/control/migration_service.h"
 #include "cmd/control/migration_table.h"
 #include "cmd/daemon/grpc_listener.h"
+#include "cmd/daemon/vm_limits.h"
 #include "cmd/pageserverd/source_side.h"
 #include "cmd/vmm_channel/vmm_listener.h"
 #include "pageserver/data_plane_service.h"
@@ -29,6 +31,8 @@ class SourceDaemon {
     std::vector<unsigned> vmm_uids;
     absl::Duration reconnect_timeout = absl::Seconds(10);
     absl::Duration command_timeout = absl::Seconds(10);
+    // VMs attached at a time.
+    size_t vms_max = kMaxVms;
   };
 
   // Serves when it returns. The first thing that cannot be had is the error.

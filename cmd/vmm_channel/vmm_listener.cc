@@ -225,9 +225,7 @@ absl::Status VmmListener::Impl::CheckRoom(const std::string& vm_name) {
         "or choose another name"));
   }
   if (attached_.size() < options_.vms_max) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat(
-      attached_.size(), " VMs are attached, as many as this daemon is set to ",
-      "take"));
+  return absl::ResourceExhaustedError(TooManyVms(attached_.size()));
 }
 
 bool VmmListener::Impl::IsTaken(const std::string& vm_name) const {

@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "cmd/daemon/vm_limits.h"
 #include "cmd/vmm_channel/attachment.h"
 #include "cmd/vmm_channel/vmm_connection.h"
 
@@ -37,7 +38,7 @@ class VmmListener {
     // the user this process runs as.
     std::vector<uid_t> allowed_uids;
     // VMs attached at a time.
-    size_t vms_max = 256;
+    size_t vms_max = kMaxVms;
     // From connecting to the whole Attach.
     absl::Duration attach_timeout = absl::Seconds(5);
     // See VmmConnection::Options.

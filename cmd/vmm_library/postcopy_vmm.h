@@ -193,8 +193,8 @@ typedef struct postcopy_vmm_options {
   // UFFD_FEATURE_EVENT_REMOVE if the guest has a balloon, or the VMM gives
   // memory up in another way, which it must not do before load_device_state;
   // UFFD_FEATURE_MINOR_SHMEM to have stale pages stay in memory_fd until fresh
-  // ones replace them; UFFD_FEATURE_THREAD_ID to have waits told by thread. 0 is
-  // the usual. A feature that the daemon does not serve it refuses. Source:
+  // ones replace them; UFFD_FEATURE_THREAD_ID to have waits told by thread. 0
+  // is the usual. A feature that the daemon does not serve it refuses. Source:
   // 0.
   uint64_t userfaultfd_features;
   // 0.

@@ -1,0 +1,51 @@
+#include "cmd/daemon/vm_limits.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+
+namespace postcopy {
+
+absl::StatusOr<VmLimit> FitVms(size_t wanted, size_t descriptors_per_vm,
+                               uint64_t descriptors) {
+  if (wanted < 1 || wanted > kMaxVms) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--vms_max must be 1 to ", kMaxVms, ", not ", wanted));
+  }
+  const uint64_t left =
+      descriptors - std::min<uint64_t>(descriptors, kDescriptorsOfDaemon);
+  const uint64_t fit = left / descriptors_per_vm;
+  if (fit == 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "this process may have ", descriptors,
+        " descriptors, which is not enough for one VM: raise LimitNOFILE to ",
+        kDescriptorsOfDaemon + wanted * descriptors_per_vm));
+  }
+  if (fit >= wanted) return VmLimit{.vms_max = wanted};
+  return VmLimit{
+      .vms_max = fit,
+      .note = absl::StrCat("takes ", fit, " VMs and not ", wanted,
+                           ", because it may have ", descriptors,
+                           " descriptors: raise LimitNOFILE to ",
+                           kDescriptorsOfDaemon + wanted * descriptors_per_vm)};
+}
+
+uint64_t RaiseDescriptorLimit() {
+  rlimit limit = {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
+  const rlimit raised = {limit.rlim_max, limit.rlim_max};
+  if (::setrlimit(RLIMIT_NOFILE, &raised) != 0) return limit.rlim_cur;
+  return raised.rlim_cur;
+}
+
+std::string TooManyVms(size_t attached) {
+  return absl::StrCat(
+      attached, " VMs are attached, as many as this daemon is set to take: ",
+      "end one, use another host, or start the daemon with more by --vms_max ",
+      "(at most ", kMaxVms, ") and LimitNOFILE");
+}
+
+}  // namespace postcopy
