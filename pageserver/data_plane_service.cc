@@ -111,7 +111,8 @@ grpc::Status DataPlaneService::OpenSession(
   absl::StatusOr<SessionKey> key =
       (*migration)
           ->OpenSession(request->epoch(), *layout,
-                        {.recently_dirtied = request->recently_dirtied()});
+                        {.recently_dirtied = request->recently_dirtied(),
+                         .compressed_runs = request->zstd()});
   if (!key.ok()) return ToGrpc(key.status());
   response->set_protocol_version(request->protocol_version());
   response->set_session_id(key->id);

@@ -18,12 +18,14 @@ void PageBatch::Clear() {
   used_ = 0;
   data_pages_ = PageCount(0);
   zero_pages_ = PageCount(0);
+  sent_bytes_ = ByteCount(0);
 }
 
 PageBatch::Run& PageBatch::NextRun(PageRun pages) {
   if (used_ == runs_.size()) runs_.emplace_back();
   Run& run = runs_[used_++];
   run.pages = pages;
+  run.compressed = false;
   return run;
 }
 
@@ -48,6 +50,15 @@ void PageBatch::AddData(PageRun pages, absl::Span<const uint8_t> bytes) {
   run.data.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   run.crc32c = RunChecksum(pages, bytes);
   data_pages_ += pages.count;
+  sent_bytes_ += BytesIn(pages.count);
+}
+
+void PageBatch::Compress(RunCompressor& compressor) {
+  sent_bytes_ = ByteCount(0);
+  for (Run& run : runs()) {
+    run.compressed = compressor.Compress(run.data);
+    sent_bytes_ += ByteCount(run.data.size());
+  }
 }
 
 absl::Status PageBatch::AddFrom(const GuestMemory& memory, PageRun pages) {

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "dirtytrack/run_compression.h"
 #include "dirtytrack/types.h"
 #include "pageserver/guest_memory.h"
 
@@ -18,6 +19,7 @@ namespace postcopy {
 // Pages with data in one batch: 256 KiB, small enough that a lane that must
 // yield yields within a fraction of a millisecond.
 inline constexpr PageCount kBatchPagesMax{64};
+static_assert(BytesIn(kBatchPagesMax) == kCompressedRunBytesMax);
 // Runs in one batch.
 inline constexpr size_t kBatchRunsMax = 256;
 
@@ -27,10 +29,12 @@ class PageBatch {
  public:
   struct Run {
     PageRun pages;
-    // pages.count * kPageSize bytes; empty if all pages are zero.
+    // pages.count * kPageSize bytes, or a frame of them if `compressed`; empty
+    // if all pages are zero.
     std::string data;
-    // RunChecksum(pages, data).
+    // RunChecksum(pages, data), of the data before it was compressed.
     uint32_t crc32c = 0;
+    bool compressed = false;
   };
 
   bool empty() const { return used_ == 0; }
@@ -45,6 +49,9 @@ class PageBatch {
   }
   PageCount data_pages() const { return data_pages_; }
   PageCount zero_pages() const { return zero_pages_; }
+  // What the data is on the wire, without framing; also after the strings have
+  // been taken.
+  ByteCount sent_bytes() const { return sent_bytes_; }
   absl::Span<Run> runs() { return absl::MakeSpan(runs_).subspan(0, used_); }
   absl::Span<const Run> runs() const {
     return absl::MakeConstSpan(runs_).subspan(0, used_);
@@ -60,6 +67,10 @@ class PageBatch {
   // batch is as it was. REQUIRES: 0 < pages.count <= room().
   absl::Status AddFrom(const GuestMemory& memory, PageRun pages);
 
+  // Compresses the runs that become smaller. The last call before the batch is
+  // sent, and once at most.
+  void Compress(RunCompressor& compressor);
+
  private:
   Run& NextRun(PageRun pages);
   void AddData(PageRun pages, absl::Span<const uint8_t> bytes);
@@ -68,6 +79,7 @@ class PageBatch {
   size_t used_ = 0;
   PageCount data_pages_;
   PageCount zero_pages_;
+  ByteCount sent_bytes_;
   std::vector<uint8_t> buffer_;
 };
 

@@ -7,6 +7,7 @@
 
 #include "absl/types/span.h"
 #include "dirtytrack/page_checksum.h"
+#include "dirtytrack/run_compression.h"
 #include "gtest/gtest.h"
 #include "pageserver/test_guest.h"
 
@@ -198,6 +199,45 @@ TEST(PageBatchTest, FailedReadLeavesTheBatchAsItWas) {
   ASSERT_EQ(batch.runs().size(), 1u);
   EXPECT_EQ(batch.data_pages(), PageCount(2));
   EXPECT_EQ(batch.zero_pages(), PageCount(0));
+  ExpectContent(batch, guest);
+}
+
+TEST(PageBatchTest, CompressesWhatBecomesSmaller) {
+  TestGuest guest({8});
+  for (uint64_t page : {0, 1, 4}) guest.Write(page, 10);
+  const auto memory = guest.OpenMemory();
+  const auto compressor = *RunCompressor::Create();
+  PageBatch batch;
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(0, 8)).ok());
+  EXPECT_EQ(batch.sent_bytes(), BytesIn(PageCount(3)));
+  const uint32_t crc32c = batch.runs()[0].crc32c;
+  batch.Compress(*compressor);
+  uint64_t sent = 0;
+  RunDecompressor decompressor;
+  for (const PageBatch::Run& run : batch.runs()) {
+    sent += run.data.size();
+    EXPECT_EQ(run.compressed, !IsZeroRun(run));
+    if (!run.compressed) continue;
+    const auto content = decompressor.Decompress(
+        {reinterpret_cast<const uint8_t*>(run.data.data()), run.data.size()},
+        run.pages.count.value());
+    ASSERT_TRUE(content.ok()) << content.status();
+    EXPECT_EQ(run.crc32c, RunChecksum(run.pages, *content));
+  }
+  EXPECT_EQ(batch.runs()[0].crc32c, crc32c);
+  EXPECT_EQ(batch.sent_bytes(), ByteCount(sent));
+  EXPECT_LT(batch.sent_bytes(), BytesIn(PageCount(3)));
+  EXPECT_EQ(batch.data_pages(), PageCount(3));
+  // Whoever sends takes the strings.
+  for (PageBatch::Run& run : batch.runs()) std::string().swap(run.data);
+  EXPECT_EQ(batch.sent_bytes(), ByteCount(sent));
+  // Nothing of it stays.
+  batch.Clear();
+  EXPECT_EQ(batch.sent_bytes(), ByteCount(0));
+  ASSERT_TRUE(batch.AddFrom(*memory, PagesAt(0, 8)).ok());
+  for (const PageBatch::Run& run : batch.runs()) {
+    EXPECT_FALSE(run.compressed);
+  }
   ExpectContent(batch, guest);
 }
 

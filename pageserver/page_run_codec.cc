@@ -17,6 +17,7 @@ void EncodeRuns(PageBatch& batch,
     out->set_page_count(run.pages.count.value());
     out->mutable_data()->swap(run.data);
     out->set_crc32c(run.crc32c);
+    if (run.compressed) out->set_encoding(v1::PAGE_ENCODING_ZSTD);
   }
 }
 

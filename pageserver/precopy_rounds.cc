@@ -109,7 +109,8 @@ absl::Status PrecopyRounds::SendBatch(const Send& send) {
   if (absl::Status s = send(batch_); !s.ok()) return s;
   data_pages_ += data;
   zero_pages_ += zero;
-  limiter_->Pace(BytesIn(data));
+  // `send` may have compressed them.
+  limiter_->Pace(batch_.sent_bytes());
   return absl::OkStatus();
 }
 

@@ -60,6 +60,12 @@ absl::StatusOr<std::unique_ptr<SourceMigration>> SourceMigration::Create(
       &migration->limiter_);
   if (!rounds.ok()) return rounds.status();
   migration->rounds_ = *std::move(rounds);
+  if (options.compress) {
+    absl::StatusOr<std::unique_ptr<RunCompressor>> compressor =
+        RunCompressor::Create();
+    if (!compressor.ok()) return compressor.status();
+    migration->compressor_ = *std::move(compressor);
+  }
   return migration;
 }
 
@@ -296,12 +302,23 @@ absl::Status SourceMigration::SendUnsent(BulkLane* lane,
                                          const std::function<bool()>& stop) {
   return rounds_->SendUnsent(
       [&](PageBatch& batch) {
-        absl::Status status = FromLane(lane->SendPages(batch));
+        absl::Status status = SendPages(lane, batch);
         progress_.fetch_add(1, std::memory_order_relaxed);
         PublishCounts();
         return status;
       },
       stop);
+}
+
+absl::Status SourceMigration::SendPages(BulkLane* lane, PageBatch& batch) {
+  if (compressor_ != nullptr && lane_wishes_.compressed_runs) {
+    batch.Compress(*compressor_);
+  }
+  if (absl::Status s = FromLane(lane->SendPages(batch)); !s.ok()) return s;
+  std::lock_guard lock(mutex_);
+  snapshot_.bulk_page_bytes += BytesIn(batch.data_pages());
+  snapshot_.bulk_sent_bytes += batch.sent_bytes();
+  return absl::OkStatus();
 }
 
 void SourceMigration::PublishCounts() {
@@ -613,11 +630,8 @@ absl::Status SourceMigration::ServeFetch(BulkLane* lane, PageRun run) {
   if (memory == nullptr) return absl::AbortedError("the migration has ended");
   fetch_batch_.Clear();
   if (absl::Status s = fetch_batch_.AddFrom(*memory, run); !s.ok()) return s;
-  const ByteCount bytes = BytesIn(fetch_batch_.data_pages());
-  if (absl::Status s = FromLane(lane->SendPages(fetch_batch_)); !s.ok()) {
-    return s;
-  }
-  limiter_.Pace(bytes);
+  if (absl::Status s = SendPages(lane, fetch_batch_); !s.ok()) return s;
+  limiter_.Pace(fetch_batch_.sent_bytes());
   return absl::OkStatus();
 }
 

@@ -17,6 +17,7 @@
 #include "dirtytrack/clock.h"
 #include "dirtytrack/dirty_source.h"
 #include "dirtytrack/ram_layout.h"
+#include "dirtytrack/run_compression.h"
 #include "dirtytrack/types.h"
 #include "pageserver/bulk_lane.h"
 #include "pageserver/guest_memory.h"
@@ -75,6 +76,8 @@ struct SourceOptions {
   MigrationPolicy policy = MigrationPolicy::kPrecopyThenPostcopy;
   uint32_t rounds_max = 0;
   ByteCount bulk_limit_per_second;
+  // Compress pages on the bulk lane for a destination that takes it.
+  bool compress = false;
   // How long a lost destination may take to come back during precopy.
   int64_t reconnect_nanos = 10 * kNanosPerSecond;
   // How long a switch-over may make no progress with the guest stopped; while
@@ -91,6 +94,9 @@ struct SessionWishes {
   // RecentlyDirtied messages. An older destination would end the session at
   // one.
   bool recently_dirtied = false;
+  // Runs compressed by RunCompressor, on the bulk lane. An older destination
+  // would take them for damaged.
+  bool compressed_runs = false;
 };
 
 // Names a session; what every request carries.
@@ -115,6 +121,10 @@ struct SourceSnapshot {
   PageCount faulted;
   PageCount background;
   uint64_t damaged_runs = 0;
+  // Bytes of pages with data that went over the bulk lane, and what they were
+  // on the wire.
+  ByteCount bulk_page_bytes;
+  ByteCount bulk_sent_bytes;
   uint64_t precopy_bytes_per_second = 0;
   Advice advice;
   int64_t downtime_nanos = 0;
@@ -137,7 +147,7 @@ struct SourceSnapshot {
 class SourceMigration {
  public:
   // `clock` outlives this. RESOURCE_EXHAUSTED if there is no memory for two
-  // bits per page.
+  // bits per page or, if asked for, to compress.
   static absl::StatusOr<std::unique_ptr<SourceMigration>> Create(
       std::unique_ptr<GuestMemory> memory,
       std::unique_ptr<DirtySource> dirty_source, SourceGuest guest,
@@ -217,6 +227,8 @@ class SourceMigration {
   absl::Status StartTracking();
   absl::Status RunRound(BulkLane* lane);
   absl::Status SendUnsent(BulkLane* lane, const std::function<bool()>& stop);
+  // Sends and counts a batch, compressed if both sides want it so.
+  absl::Status SendPages(BulkLane* lane, PageBatch& batch);
   absl::Status AwaitRoundAck(BulkLane* lane);
   absl::Status TakeRoundAck(BulkLane* lane);
   void WaitBeforeNextRound(int64_t round_started_ns);
@@ -258,6 +270,8 @@ class SourceMigration {
   RecentlyDirtied recently_dirtied_;
   SessionWishes lane_wishes_;
   PageBatch fetch_batch_;
+  // Null if pages are not to be compressed.
+  std::unique_ptr<RunCompressor> compressor_;
   bool tracking_ = false;
   bool guest_paused_ = false;
   bool lane_lost_ = false;

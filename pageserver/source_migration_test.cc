@@ -24,6 +24,7 @@
 #include "dirtytrack/clock.h"
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/page_checksum.h"
+#include "dirtytrack/run_compression.h"
 #include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/simulated_dirty_source.h"
 #include "gtest/gtest.h"
@@ -145,6 +146,7 @@ struct Config {
   int64_t reconnect_nanos = 0;
   bool request_switch_over = true;
   SessionWishes wishes;
+  bool compress = false;
   // Asked before each call, with its number from 0.
   std::function<Fault(Call call, int number)> fault;
 };
@@ -229,6 +231,7 @@ class Harness {
     for (uint64_t page = 0; page < kDataPages; ++page) SetPage(page);
     SourceOptions options;
     options.policy = config_.policy;
+    options.compress = config_.compress;
     options.reconnect_nanos = config_.reconnect_nanos;
     // The clock stands still, so a round follows only when the destination
     // moves it (or a switch-over is requested): calls come in a fixed order.
@@ -244,6 +247,9 @@ class Harness {
   ~Harness() { Join(); }
 
   SourceMigration& migration() { return *migration_; }
+  // Of all pages that a lane was given.
+  ByteCount on_wire() const { return on_wire_; }
+  ByteCount page_bytes() const { return page_bytes_; }
   SourceSnapshot snapshot() const { return migration_->Snapshot(); }
   SourcePhase phase() const { return snapshot().phase; }
   FakeVmm& vmm() { return vmm_; }
@@ -427,6 +433,8 @@ class Harness {
 
   Config config_;
   TestGuest guest_;
+  ByteCount on_wire_;
+  ByteCount page_bytes_;
   SimulatedClock clock_;
   FakeVmm vmm_;
   const std::shared_ptr<DirtyState> dirty_ =
@@ -525,7 +533,18 @@ absl::StatusOr<BulkMessage> FakeLane::Receive() {
 }
 
 void Harness::OnPages(const PageBatch& batch) {
-  for (const PageBatch::Run& run : batch.runs()) {
+  RunDecompressor decompressor;
+  for (PageBatch::Run run : batch.runs()) {
+    on_wire_ += ByteCount(run.data.size());
+    if (run.compressed) {
+      EXPECT_TRUE(config_.wishes.compressed_runs) << "not asked for";
+      const auto content = decompressor.Decompress(
+          {reinterpret_cast<const uint8_t*>(run.data.data()), run.data.size()},
+          run.pages.count.value());
+      ASSERT_TRUE(content.ok()) << content.status();
+      run.data.assign(content->begin(), content->end());
+    }
+    page_bytes_ += ByteCount(run.data.size());
     EXPECT_EQ(run.crc32c,
               RunChecksum(run.pages,
                           {reinterpret_cast<const uint8_t*>(run.data.data()),
@@ -716,6 +735,34 @@ TEST(SourceMigrationTest, HasNothingToTellUnderTheOtherPolicies) {
     h.Run();
     h.ExpectCompleted();
     EXPECT_TRUE(h.dirtied().empty());
+  }
+}
+
+// Pages are compressed if both sides want it so, and only then; every page is
+// counted as what it is and as what it was on the wire.
+TEST(SourceMigrationTest, CompressesIfBothSidesWantIt) {
+  for (const MigrationPolicy policy :
+       {MigrationPolicy::kPrecopyThenPostcopy, MigrationPolicy::kPostcopyOnly,
+        MigrationPolicy::kPrecopyOnly}) {
+    for (const bool asked : {false, true}) {
+      for (const bool taken : {false, true}) {
+        SCOPED_TRACE(testing::Message()
+                     << static_cast<int>(policy) << asked << taken);
+        Harness h({.policy = policy,
+                   .wishes = {.compressed_runs = taken},
+                   .compress = asked});
+        h.Run();
+        h.ExpectCompleted();
+        EXPECT_EQ(h.snapshot().bulk_page_bytes, h.page_bytes());
+        EXPECT_EQ(h.snapshot().bulk_sent_bytes, h.on_wire());
+        EXPECT_GE(h.page_bytes(), BytesIn(PageCount(Harness::kDataPages)));
+        if (asked && taken) {
+          EXPECT_LT(h.on_wire(), h.page_bytes());
+        } else {
+          EXPECT_EQ(h.on_wire(), h.page_bytes());
+        }
+      }
+    }
   }
 }
 

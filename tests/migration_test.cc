@@ -315,6 +315,41 @@ TEST_F(MigrationTest, DamagedBytesReachNoGuest) {
   ExpectArrived();
 }
 
+// Compressed, every page arrives as it was, damaged bytes or none.
+TEST_F(MigrationTest, CompressedPagesArriveWhole) {
+  for (const v1::MigrationPolicy policy :
+       {v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY,
+        v1::MIGRATION_POLICY_POSTCOPY_ONLY}) {
+    for (const int flips : {0, 3}) {
+      SCOPED_TRACE(v1::MigrationPolicy_Name(policy) +
+                   ", flips: " + std::to_string(flips));
+      Begin();
+      if (flips != 0) hosts_->network().Damage(flips);
+      v1::CreateMigrationRequest request = hosts_->SourceRequest(kVm);
+      request.set_policy(policy);
+      request.set_bulk_zstd(true);
+      ASSERT_OK(hosts_->CreateAtSource(request).status());
+      request = hosts_->DestinationRequest(kVm);
+      request.set_policy(policy);
+      ASSERT_OK(hosts_->CreateAtDestination(request).status());
+      ASSERT_OK(hosts_->AwaitSource(kVm, [](const v1::Migration& m) {
+        return m.advice().recommended() &&
+               m.state() == v1::MIGRATION_STATE_PRECOPY;
+      }));
+      ASSERT_OK(hosts_->SwitchOver(kVm));
+      ASSERT_OK(hosts_->AwaitDestination(kVm, MigrationHasEnded));
+      const v1::Migration source = hosts_->AtSource(kVm);
+      EXPECT_TRUE(source.bulk_zstd());
+      EXPECT_GT(source.bulk_page_bytes(), 0u);
+      EXPECT_LT(source.bulk_sent_bytes(), source.bulk_page_bytes())
+          << source.ShortDebugString();
+      EXPECT_EQ(hosts_->AtDestination(kVm).bulk_page_bytes(), 0u);
+      ExpectArrived();
+      hosts_.reset();
+    }
+  }
+}
+
 // Cancelled before the switch-over, the guest goes on as if nothing had been.
 TEST_F(MigrationTest, CancelDuringPrecopy) {
   Begin();

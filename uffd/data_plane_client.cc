@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/clock.h"
+#include "dirtytrack/run_compression.h"
 #include "postcopy/v1/data_plane.grpc.pb.h"
 #include "uffd/response_decoder.h"
 
@@ -174,7 +175,7 @@ class GrpcSourceConnection final : public SourceConnection {
   absl::StatusOr<BulkEvent> ReceiveBulk() override {
     absl::StatusOr<const v1::BulkResponse*> response = bulk_.Read();
     if (!response.ok()) return response.status();
-    return DecodeBulk(**response, bulk_runs_);
+    return DecodeBulk(**response, bulk_runs_, decompressor_);
   }
 
   absl::Status SendRoundAck(uint32_t round, uint64_t damaged_runs) override {
@@ -230,6 +231,7 @@ class GrpcSourceConnection final : public SourceConnection {
   v1::UrgentRequest urgent_request_;
   std::vector<ReceivedRun> urgent_runs_;
   std::vector<ReceivedRun> bulk_runs_;
+  RunDecompressor decompressor_;
 };
 
 class GrpcSourceDialer final : public SourceDialer {
@@ -241,6 +243,7 @@ class GrpcSourceDialer final : public SourceDialer {
     request_.set_migration_id(std::move(migration_id));
     request_.set_vm_name(std::move(vm_name));
     request_.set_recently_dirtied(true);
+    request_.set_zstd(true);
     for (const Region& region : layout.regions()) {
       v1::RamRegion* out = request_.mutable_layout()->add_regions();
       out->set_name(region.name);

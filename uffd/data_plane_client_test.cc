@@ -271,6 +271,7 @@ TEST_F(DataPlaneClientTest, OpensASessionAndAttachesBothLanes) {
   EXPECT_EQ(source_.opened.vm_name(), "vm-1");
   EXPECT_EQ(source_.opened.epoch(), 7u);
   EXPECT_TRUE(source_.opened.recently_dirtied());
+  EXPECT_TRUE(source_.opened.zstd());
   ASSERT_EQ(source_.opened.layout().regions_size(), 2);
   const v1::RamRegion& high = source_.opened.layout().regions(1);
   EXPECT_EQ(high.name(), "high");

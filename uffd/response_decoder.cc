@@ -30,30 +30,48 @@ absl::Status NoRun(RamOffset at, uint64_t pages) {
                    ToString(at), ", which is none"));
 }
 
+// The content of `run`, which points into it or into `decompressor`. DATA_LOSS
+// if it cannot be decoded; null: nothing compressed is due.
+absl::StatusOr<absl::Span<const uint8_t>> ContentOf(
+    const v1::PageRun& run, RunDecompressor* decompressor) {
+  const absl::Span<const uint8_t> data = AsBytes(run.data());
+  if (run.encoding() == v1::PAGE_ENCODING_UNSPECIFIED) return data;
+  if (run.encoding() != v1::PAGE_ENCODING_ZSTD || decompressor == nullptr) {
+    return absl::DataLossError("a run has an encoding that is not due");
+  }
+  return decompressor->Decompress(data, run.page_count());
+}
+
 // Decodes runs whose checksum fits; counts the others. `runs` points into
-// `encoded`. INVALID_ARGUMENT for a run that is none.
+// `encoded` or `decompressor`. INVALID_ARGUMENT for a run that is none.
 absl::Status DecodeRuns(
     const google::protobuf::RepeatedPtrField<v1::PageRun>& encoded,
-    std::vector<ReceivedRun>& runs, uint64_t& damaged) {
+    RunDecompressor* decompressor, std::vector<ReceivedRun>& runs,
+    uint64_t& damaged) {
   runs.clear();
   damaged = 0;
+  if (decompressor != nullptr) decompressor->Clear();
   for (const v1::PageRun& run : encoded) {
     const RamOffset at(run.ram_offset_bytes());
-    const absl::Span<const uint8_t> data = AsBytes(run.data());
-    if (PlacedCrc32c(at, run.page_count(), data) != run.crc32c()) {
+    const auto data = ContentOf(run, decompressor);
+    if (!data.ok() && !absl::IsDataLoss(data.status())) return data.status();
+    if (!data.ok() ||
+        PlacedCrc32c(at, run.page_count(), *data) != run.crc32c()) {
       ++damaged;
       continue;
     }
     if (!IsRun(at, run.page_count())) return NoRun(at, run.page_count());
-    runs.push_back({{PageOf(at), PageCount(run.page_count())}, data});
+    runs.push_back({{PageOf(at), PageCount(run.page_count())}, *data});
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<BulkEvent> DecodePages(const v1::PageBatch& batch,
-                                      std::vector<ReceivedRun>& runs) {
+                                      std::vector<ReceivedRun>& runs,
+                                      RunDecompressor& decompressor) {
   PagesArrived pages;
-  absl::Status status = DecodeRuns(batch.runs(), runs, pages.damaged_runs);
+  absl::Status status =
+      DecodeRuns(batch.runs(), &decompressor, runs, pages.damaged_runs);
   if (!status.ok()) return status;
   pages.runs = runs;
   return pages;
@@ -97,7 +115,8 @@ absl::StatusOr<BulkEvent> DecodeDirtied(const v1::RecentlyDirtied& dirtied) {
 absl::StatusOr<absl::Span<const ReceivedRun>> DecodeUrgent(
     const v1::UrgentResponse& response, std::vector<ReceivedRun>& runs) {
   uint64_t damaged = 0;
-  absl::Status status = DecodeRuns(response.runs(), runs, damaged);
+  absl::Status status =
+      DecodeRuns(response.runs(), /*decompressor=*/nullptr, runs, damaged);
   if (!status.ok()) return status;
   if (damaged > 0) {
     return absl::DataLossError("the checksum of a faulted page did not fit");
@@ -106,10 +125,11 @@ absl::StatusOr<absl::Span<const ReceivedRun>> DecodeUrgent(
 }
 
 absl::StatusOr<BulkEvent> DecodeBulk(const v1::BulkResponse& response,
-                                     std::vector<ReceivedRun>& runs) {
+                                     std::vector<ReceivedRun>& runs,
+                                     RunDecompressor& decompressor) {
   switch (response.message_case()) {
     case v1::BulkResponse::kPages:
-      return DecodePages(response.pages(), runs);
+      return DecodePages(response.pages(), runs, decompressor);
     case v1::BulkResponse::kRoundEnd:
       return RoundEnded{response.round_end().round()};
     case v1::BulkResponse::kStale:

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "dirtytrack/run_compression.h"
 #include "postcopy/v1/data_plane.pb.h"
 #include "uffd/page_source.h"
 #include "uffd/source_connection.h"
@@ -24,14 +25,19 @@ namespace postcopy {
 // INVALID_ARGUMENT: what a source of ours never sends. DATA_LOSS: bytes were
 // damaged on the way.
 
-// The pages of one answer. DATA_LOSS if the checksum of any run does not fit.
+// The pages of one answer. DATA_LOSS if the checksum of any run does not fit or
+// one is compressed, which no run of the urgent lane is.
 absl::StatusOr<absl::Span<const ReceivedRun>> DecodeUrgent(
     const v1::UrgentResponse& response, std::vector<ReceivedRun>& runs);
 
 // One event. Pages whose checksum does not fit are left out and counted; a
-// piece of the stale set whose checksum does not is DATA_LOSS.
+// piece of the stale set whose checksum does not is DATA_LOSS. Runs may be
+// compressed: then they point into `decompressor`, which has memory for one
+// message. What does not decompress to its pages, or has an encoding that is
+// not known, has no checksum that fits.
 absl::StatusOr<BulkEvent> DecodeBulk(const v1::BulkResponse& response,
-                                     std::vector<ReceivedRun>& runs);
+                                     std::vector<ReceivedRun>& runs,
+                                     RunDecompressor& decompressor);
 
 }  // namespace postcopy
 

@@ -8,6 +8,7 @@
 #include "absl/types/span.h"
 #include "dirtytrack/page_checksum.h"
 #include "dirtytrack/ram_layout.h"
+#include "dirtytrack/run_compression.h"
 #include "dirtytrack/types.h"
 #include "gtest/gtest.h"
 
@@ -34,6 +35,12 @@ v1::PageRun Damaged(v1::PageRun run) {
   return run;
 }
 
+v1::PageRun Compressed(v1::PageRun run) {
+  POSTCOPY_CHECK((*RunCompressor::Create())->Compress(*run.mutable_data()));
+  run.set_encoding(v1::PAGE_ENCODING_ZSTD);
+  return run;
+}
+
 class ResponseDecoderTest : public testing::Test {
  protected:
   absl::StatusOr<absl::Span<const ReceivedRun>> Urgent(
@@ -43,7 +50,7 @@ class ResponseDecoderTest : public testing::Test {
   }
   absl::StatusOr<BulkEvent> Bulk(const std::vector<v1::PageRun>& runs) {
     bulk_.mutable_pages()->mutable_runs()->Assign(runs.begin(), runs.end());
-    return DecodeBulk(bulk_, runs_);
+    return DecodeBulk(bulk_, runs_, decompressor_);
   }
   absl::StatusOr<BulkEvent> Stale(uint64_t offset, const std::string& bits,
                                   uint32_t damage = 0) {
@@ -52,12 +59,13 @@ class ResponseDecoderTest : public testing::Test {
     stale.set_bits(bits);
     stale.set_crc32c(
         PlacedCrc32c(RamOffset(offset), bits.size(), AsBytes(bits)) ^ damage);
-    return DecodeBulk(bulk_, runs_);
+    return DecodeBulk(bulk_, runs_, decompressor_);
   }
 
   v1::UrgentResponse urgent_;
   v1::BulkResponse bulk_;
   std::vector<ReceivedRun> runs_;
+  RunDecompressor decompressor_;
 };
 
 TEST_F(ResponseDecoderTest, RunsPointIntoTheMessage) {
@@ -118,6 +126,75 @@ TEST_F(ResponseDecoderTest, ABatchWithARunThatIsNoneIsRefused) {
   EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
 }
 
+TEST_F(ResponseDecoderTest, CompressedRunsComeOutAsTheirPages) {
+  const std::string a(3 * kPageSize, 'a');
+  const std::string b(kPageSize, 'b');
+  const auto event = Bulk(
+      {Compressed(RunOf(0, 3, a)), RunOf(3 * kPageSize, 1, b),
+       RunOf(4 * kPageSize, 2, ""), Compressed(RunOf(6 * kPageSize, 1, b))});
+  ASSERT_TRUE(event.ok()) << event.status();
+  const auto& pages = std::get<PagesArrived>(*event);
+  EXPECT_EQ(pages.damaged_runs, 0u);
+  ASSERT_EQ(pages.runs.size(), 4u);
+  EXPECT_TRUE(pages.runs[0].data == AsBytes(a));
+  EXPECT_TRUE(pages.runs[1].data == AsBytes(b));
+  EXPECT_TRUE(pages.runs[2].data.empty());
+  EXPECT_TRUE(pages.runs[3].data == AsBytes(b));
+}
+
+TEST_F(ResponseDecoderTest, WhatDoesNotDecompressIsDamaged) {
+  const v1::PageRun good =
+      Compressed(RunOf(0, 2, std::string(2 * kPageSize, 'a')));
+  v1::PageRun unknown = good;
+  unknown.set_encoding(static_cast<v1::PageEncoding>(2));
+  v1::PageRun plain = good;
+  plain.clear_encoding();
+  v1::PageRun truncated = good;
+  truncated.mutable_data()->pop_back();
+  v1::PageRun longer = good;
+  longer.mutable_data()->push_back('x');
+  v1::PageRun other_count = good;
+  other_count.set_page_count(1);
+  v1::PageRun other_place = good;
+  other_place.set_ram_offset_bytes(kPageSize);
+  v1::PageRun empty = good;
+  empty.clear_data();
+  const auto event = Bulk({unknown, plain, truncated, longer, other_count,
+                           other_place, empty, Damaged(good), good});
+  ASSERT_TRUE(event.ok()) << event.status();
+  const auto& pages = std::get<PagesArrived>(*event);
+  EXPECT_EQ(pages.damaged_runs, 8u);
+  EXPECT_EQ(pages.runs.size(), 1u);
+}
+
+TEST_F(ResponseDecoderTest, CompressedPagesOfABatchAreBounded) {
+  std::vector<v1::PageRun> runs;
+  for (uint64_t i = 0; i < 64; ++i) {
+    runs.push_back(
+        Compressed(RunOf(i * kPageSize, 1, std::string(kPageSize, 'a'))));
+  }
+  // The bound is that of one message: the second has as much room.
+  for (const uint64_t damaged : {0, 0, 1}) {
+    if (damaged != 0) runs.push_back(runs.front());
+    const auto event = Bulk(runs);
+    ASSERT_TRUE(event.ok()) << event.status();
+    EXPECT_EQ(std::get<PagesArrived>(*event).damaged_runs, damaged);
+    EXPECT_EQ(std::get<PagesArrived>(*event).runs.size(), 64u);
+  }
+}
+
+TEST_F(ResponseDecoderTest, ACompressedUrgentAnswerIsALoss) {
+  const absl::Status status =
+      Urgent({Compressed(RunOf(0, 1, std::string(kPageSize, 'a')))}).status();
+  EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+}
+
+TEST_F(ResponseDecoderTest, ACompressedRunIsAligned) {
+  const absl::Status status =
+      Bulk({Compressed(RunOf(1, 1, std::string(kPageSize, 'a')))}).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+}
+
 TEST_F(ResponseDecoderTest, StalePiecesAreAligned) {
   const std::string bits(16, '\x81');
   const auto event = Stale(64 * kPageSize, bits);
@@ -135,7 +212,7 @@ TEST_F(ResponseDecoderTest, DirtiedRunsKeepTheirOrder) {
     dirtied.add_ram_offsets_bytes(page * kPageSize);
     dirtied.add_page_counts(page);
   }
-  const auto event = DecodeBulk(bulk_, runs_);
+  const auto event = DecodeBulk(bulk_, runs_, decompressor_);
   ASSERT_TRUE(event.ok()) << event.status();
   EXPECT_EQ(std::get<PagesDirtied>(*event).runs,
             (std::vector<PageRun>{{PageIndex(7), PageCount(7)},
@@ -144,16 +221,19 @@ TEST_F(ResponseDecoderTest, DirtiedRunsKeepTheirOrder) {
 
 TEST_F(ResponseDecoderTest, TakesSoManyDirtiedRunsAndNotOneMore) {
   v1::RecentlyDirtied& dirtied = *bulk_.mutable_recently_dirtied();
-  EXPECT_TRUE(absl::IsInvalidArgument(DecodeBulk(bulk_, runs_).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      DecodeBulk(bulk_, runs_, decompressor_).status()));
   for (size_t i = 0; i < kReceivedDirtiedRunsMax; ++i) {
     dirtied.add_ram_offsets_bytes(i * kPageSize);
     dirtied.add_page_counts(1);
   }
-  EXPECT_TRUE(DecodeBulk(bulk_, runs_).ok());
+  EXPECT_TRUE(DecodeBulk(bulk_, runs_, decompressor_).ok());
   dirtied.add_ram_offsets_bytes(0);
-  EXPECT_TRUE(absl::IsInvalidArgument(DecodeBulk(bulk_, runs_).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      DecodeBulk(bulk_, runs_, decompressor_).status()));
   dirtied.add_page_counts(1);
-  EXPECT_TRUE(absl::IsInvalidArgument(DecodeBulk(bulk_, runs_).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      DecodeBulk(bulk_, runs_, decompressor_).status()));
 }
 
 TEST_F(ResponseDecoderTest, ADirtiedRunThatIsNoneIsRefused) {
@@ -162,7 +242,7 @@ TEST_F(ResponseDecoderTest, ADirtiedRunThatIsNoneIsRefused) {
     dirtied.Clear();
     dirtied.add_ram_offsets_bytes(offset);
     dirtied.add_page_counts(pages);
-    return DecodeBulk(bulk_, runs_).status();
+    return DecodeBulk(bulk_, runs_, decompressor_).status();
   };
   EXPECT_TRUE(decode(kPageSize, kRunPagesMax).ok());
   EXPECT_TRUE(decode(UINT64_MAX - (kPageSize - 1), 1).ok());
@@ -174,7 +254,8 @@ TEST_F(ResponseDecoderTest, ADirtiedRunThatIsNoneIsRefused) {
 }
 
 TEST_F(ResponseDecoderTest, ABulkMessageHasContent) {
-  EXPECT_TRUE(absl::IsInvalidArgument(DecodeBulk(bulk_, runs_).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      DecodeBulk(bulk_, runs_, decompressor_).status()));
 }
 
 }  // namespace

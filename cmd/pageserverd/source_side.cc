@@ -63,8 +63,10 @@ void DescribePages(const SourceSnapshot& now, v1::PageCounters& pages) {
 class SourceSide final : public MigrationSide {
  public:
   SourceSide(std::shared_ptr<SourceMigration> migration,
-             v1::DirtyTracking tracking)
-      : migration_(std::move(migration)), tracking_(std::move(tracking)) {}
+             v1::DirtyTracking tracking, bool compress)
+      : migration_(std::move(migration)),
+        tracking_(std::move(tracking)),
+        compress_(compress) {}
 
   void Describe(v1::Migration& migration) const override {
     const SourceSnapshot now = migration_->Snapshot();
@@ -82,6 +84,9 @@ class SourceSide final : public MigrationSide {
     times.set_added_downtime_us(Micros(now.added_downtime_nanos));
     migration.set_recoveries(now.recoveries);
     *migration.mutable_dirty_tracking() = tracking_;
+    migration.set_bulk_zstd(compress_);
+    migration.set_bulk_page_bytes(now.bulk_page_bytes.value());
+    migration.set_bulk_sent_bytes(now.bulk_sent_bytes.value());
   }
 
   bool ended() const override { return HasEnded(migration_->Snapshot().phase); }
@@ -100,6 +105,7 @@ class SourceSide final : public MigrationSide {
  private:
   const std::shared_ptr<SourceMigration> migration_;
   const v1::DirtyTracking tracking_;
+  const bool compress_;
 };
 
 SourceGuest GuestOf(const WeakVmm& vmm) {
@@ -134,6 +140,7 @@ absl::StatusOr<std::shared_ptr<SourceMigration>> SourceSides::NewMigration(
   options.rounds_max = request.rounds_max();
   options.bulk_limit_per_second =
       ByteCount(request.bulk_limit_bytes_per_second());
+  options.compress = request.bulk_zstd();
   return SourceMigration::Create(*std::move(memory), std::move(source),
                                  GuestOf(WeakVmm(vmm)), options,
                                  Clock::Monotonic());
@@ -163,8 +170,8 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> SourceSides::Create(
       NewMigration(request, vmm, std::move(chosen->source));
   if (!migration.ok()) return migration.status();
   directory_->Add(request.migration_id(), request.vm_name(), *migration);
-  return std::make_shared<SourceSide>(*std::move(migration),
-                                      std::move(chosen->told));
+  return std::make_shared<SourceSide>(
+      *std::move(migration), std::move(chosen->told), request.bulk_zstd());
 }
 
 }  // namespace postcopy

@@ -16,6 +16,7 @@ ABSL_FLAG(std::string, migration_id, "", "Id of the migration.");
 ABSL_FLAG(std::string, policy, "precopy-then-postcopy", "How to migrate.");
 ABSL_FLAG(postcopy::ByteCount, bandwidth, postcopy::ByteCount(0),
           "Bulk bytes per second; 0 = no limit.");
+ABSL_FLAG(bool, compress, false, "Compress pages on the bulk lane.");
 ABSL_FLAG(std::string, pull_order, "adaptive", "What is fetched first.");
 ABSL_FLAG(uint32_t, rounds_max, 0, "Most rounds; 0 = the daemon's default.");
 ABSL_FLAG(absl::Duration, timeout, absl::InfiniteDuration(),
@@ -32,6 +33,7 @@ Options OptionsFromFlags() {
           .migration_id = absl::GetFlag(FLAGS_migration_id),
           .policy = absl::GetFlag(FLAGS_policy),
           .bandwidth = absl::GetFlag(FLAGS_bandwidth),
+          .compress = absl::GetFlag(FLAGS_compress),
           .pull_order = absl::GetFlag(FLAGS_pull_order),
           .rounds_max = absl::GetFlag(FLAGS_rounds_max),
           .timeout = absl::GetFlag(FLAGS_timeout),

@@ -18,6 +18,8 @@ Flags:
                             precopy-only
   --bandwidth=SIZE          bulk bytes per second, such as 256MiB; 0 (default)
                             is no limit; faulted pages are exempt
+  --compress                compress pages that come over the bulk lane (zstd):
+                            for a network slower than a CPU compresses
   --pull_order=ORDER        which pages come first after the switch-over:
                             adaptive (default), linear, after-fault,
                             around-faults or recently-dirtied

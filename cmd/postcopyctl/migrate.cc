@@ -133,6 +133,7 @@ absl::Status Migrator::Prepare() {
   v1::CreateMigrationRequest source_request = request;
   source_request.set_request_id(RandomId("create"));
   source_request.set_rounds_max(options_.rounds_max);
+  source_request.set_bulk_zstd(options_.compress);
   absl::Status status = CreateSide(&source_, source_request);
   if (!status.ok()) return status;
 

@@ -29,6 +29,8 @@ struct MigrateOptions {
   v1::MigrationPolicy policy = v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY;
   // Per second, for the bulk lane; 0 = no limit.
   ByteCount bandwidth;
+  // Compress pages on the bulk lane, where that makes them smaller.
+  bool compress = false;
   // In which order the destination fetches the rest.
   v1::PullOrder pull_order = v1::PULL_ORDER_ADAPTIVE;
   // 0 = the daemon's default.

@@ -112,6 +112,7 @@ std::string Message(const MigrateResult& result) {
 TEST_F(MigrateTest, PrecopyThenPostcopyWaitsForAdvice) {
   options_.bandwidth = ByteCount(4 << 20);
   options_.rounds_max = 12;
+  options_.compress = true;
   options_.pull_order = v1::PULL_ORDER_LINEAR;
   MigrateResult result = Run([this] {
     StartPrecopy();
@@ -140,6 +141,8 @@ TEST_F(MigrateTest, PrecopyThenPostcopyWaitsForAdvice) {
   EXPECT_EQ(destination.vm_name(), "vm");
   EXPECT_EQ(destination.bulk_limit_bytes_per_second(), 4u << 20);
   EXPECT_EQ(destination.rounds_max(), 0u);
+  EXPECT_TRUE(source.bulk_zstd());
+  EXPECT_FALSE(destination.bulk_zstd());
   EXPECT_EQ(destination.source_address(), "10.0.0.1:7101");
   EXPECT_EQ(source.pull_order(), v1::PULL_ORDER_UNSPECIFIED);
   EXPECT_EQ(destination.pull_order(), v1::PULL_ORDER_LINEAR);

@@ -145,6 +145,7 @@ absl::StatusOr<MigrateOptions> ToMigrateOptions(const Options& options) {
   result.migration_id = options.migration_id.empty() ? RandomId(options.vm)
                                                      : options.migration_id;
   result.bandwidth = options.bandwidth;
+  result.compress = options.compress;
   result.rounds_max = options.rounds_max;
   result.timeout = options.timeout;
   return result;

@@ -30,6 +30,7 @@ struct Options {
   std::string migration_id;
   std::string policy = "precopy-then-postcopy";
   ByteCount bandwidth;
+  bool compress = false;
   std::string pull_order = "adaptive";
   uint32_t rounds_max = 0;
   absl::Duration timeout = absl::InfiniteDuration();

@@ -230,7 +230,10 @@ std::string MigrationJson(const v1::Migration& migration) {
       .Add("added_downtime_us", migration.switch_over().added_downtime_us())
       .Add("recoveries", migration.recoveries())
       .Add("dirty_tracking", tracking)
-      .Add("pull_order", PullOrderName(migration.pull_order()));
+      .Add("pull_order", PullOrderName(migration.pull_order()))
+      .Add("bulk_zstd", migration.bulk_zstd())
+      .Add("bulk_page_bytes", migration.bulk_page_bytes())
+      .Add("bulk_sent_bytes", migration.bulk_sent_bytes());
   return json.ToString();
 }
 

@@ -5,12 +5,15 @@
 // travels. A checksum that fits is nothing a fuzzer finds, nor are thousands of
 // bytes of page data; so the options mend what came before it is decoded.
 #include <unistd.h>
+#include <zstd.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -21,6 +24,7 @@
 #include "dirtytrack/memfd.h"
 #include "dirtytrack/page_checksum.h"
 #include "dirtytrack/ram_layout.h"
+#include "dirtytrack/run_compression.h"
 #include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
@@ -42,6 +46,7 @@ enum Options : uint8_t {
   kMendEveryOther = 1 << 2,  // with kMendChecksums: from the first run on
   kMendData = 1 << 3,        // to the length that page_count says
   kMendPlaces = 1 << 4,      // to pages in the layout or close behind it
+  kCompress = 1 << 5,        // mended data, as the encoding of its run says
 };
 
 constexpr uint64_t kPages[] = {24, 1, 39};
@@ -49,6 +54,8 @@ constexpr uint64_t kAllPages = 64;
 constexpr uint64_t kRunPagesMax = kMaxRamBytes.value() / kPageSize;
 // The pages of data that kMendData makes for one run.
 constexpr uint64_t kMendedPagesMax = 8;
+// What the compressed runs of one message may hold together.
+constexpr uint64_t kMostCompressedPages = 64;
 constexpr HostAddress kAddress{0x100000000};
 
 // One VM for all inputs. It stays in precopy, where content is replaced, so
@@ -100,8 +107,50 @@ uint32_t Checksum(uint64_t at, uint64_t count, const std::string& data) {
   return Crc32c({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
 }
 
+// The content of a run, by another way through zstd than the decoder's: piece
+// by piece, from a stream. Empty if it is no content of a run.
+std::optional<std::string> ContentOf(const v1::PageRun& run) {
+  const std::string& data = run.data();
+  if (run.encoding() == v1::PAGE_ENCODING_UNSPECIFIED) return data;
+  if (run.encoding() != v1::PAGE_ENCODING_ZSTD || run.page_count() == 0 ||
+      run.page_count() > kMostCompressedPages ||
+      data.compare(0, 4, "\x28\xb5\x2f\xfd") != 0 ||
+      ZSTD_getFrameContentSize(data.data(), data.size()) !=
+          run.page_count() * kPageSize) {
+    return std::nullopt;
+  }
+  static ZSTD_DCtx* const context = ZSTD_createDCtx();
+  ZSTD_DCtx_reset(context, ZSTD_reset_session_and_parameters);
+  ZSTD_DCtx_setParameter(context, ZSTD_d_windowLogMax,
+                         ZSTD_dParam_getBounds(ZSTD_d_windowLogMax).upperBound);
+  std::string content(run.page_count() * kPageSize, '\0');
+  ZSTD_inBuffer in{data.data(), data.size(), 0};
+  ZSTD_outBuffer out{content.data(), 0, 0};
+  while (true) {
+    out.size = std::min(out.size + 1000, content.size());
+    const size_t before = out.pos + in.pos;
+    const size_t left = ZSTD_decompressStream(context, &out, &in);
+    if (ZSTD_isError(left) != 0) return std::nullopt;
+    if (left == 0) break;
+    if (out.pos == content.size() && out.pos + in.pos == before) {
+      return std::nullopt;
+    }
+    if (in.pos == in.size && out.pos < out.size) return std::nullopt;
+  }
+  if (in.pos != in.size || out.pos != content.size()) return std::nullopt;
+  return content;
+}
+
 uint32_t Checksum(const v1::PageRun& run) {
-  return Checksum(run.ram_offset_bytes(), run.page_count(), run.data());
+  return Checksum(run.ram_offset_bytes(), run.page_count(),
+                  ContentOf(run).value_or(""));
+}
+
+void Compress(v1::PageRun& run) {
+  std::string frame(ZSTD_compressBound(run.data().size()), '\0');
+  frame.resize(ZSTD_compress(frame.data(), frame.size(), run.data().data(),
+                             run.data().size(), 1));
+  run.set_data(std::move(frame));
 }
 
 void Mend(uint8_t options, Runs& runs) {
@@ -116,6 +165,10 @@ void Mend(uint8_t options, Runs& runs) {
       const uint64_t pages = std::min(run.page_count(), kMendedPagesMax);
       run.mutable_data()->resize(pages * kPageSize, run.data().back());
     }
+    if ((options & kCompress) != 0 &&
+        run.encoding() == v1::PAGE_ENCODING_ZSTD) {
+      Compress(run);
+    }
     if ((options & kMendChecksums) != 0 &&
         ((options & kMendEveryOther) == 0 || i % 2 == 0)) {
       run.set_crc32c(Checksum(run));
@@ -128,10 +181,20 @@ bool IsRun(const v1::PageRun& run) {
          run.page_count() <= kRunPagesMax;
 }
 
-// The runs whose checksum fits.
-std::vector<const v1::PageRun*> Fitting(const Runs& runs) {
+// The runs that can be decoded and whose checksum fits; with `urgent`, none
+// that is compressed.
+std::vector<const v1::PageRun*> Fitting(const Runs& runs, bool urgent) {
   std::vector<const v1::PageRun*> fitting;
+  uint64_t compressed_pages = 0;
   for (const v1::PageRun& run : runs) {
+    if (run.encoding() != v1::PAGE_ENCODING_UNSPECIFIED) {
+      if (urgent || run.page_count() > kMostCompressedPages ||
+          compressed_pages + run.page_count() > kMostCompressedPages ||
+          !ContentOf(run).has_value()) {
+        continue;
+      }
+      compressed_pages += run.page_count();
+    }
     if (run.crc32c() == Checksum(run)) fitting.push_back(&run);
   }
   return fitting;
@@ -150,9 +213,10 @@ void CheckDecoded(const std::vector<const v1::PageRun*>& wanted,
     POSTCOPY_CHECK(OffsetOf(got[i].pages.first).value() ==
                    run.ram_offset_bytes());
     POSTCOPY_CHECK(got[i].pages.count.value() == run.page_count());
-    POSTCOPY_CHECK(got[i].data.size() == run.data().size());
+    const std::string data = *ContentOf(run);
+    POSTCOPY_CHECK(got[i].data.size() == data.size());
     POSTCOPY_CHECK(std::equal(
-        got[i].data.begin(), got[i].data.end(), run.data().begin(),
+        got[i].data.begin(), got[i].data.end(), data.begin(),
         [](uint8_t a, char b) { return a == static_cast<uint8_t>(b); }));
   }
 }
@@ -189,7 +253,8 @@ void CheckStored(absl::Span<const ReceivedRun> runs) {
 
 void FuzzUrgent(uint8_t options, v1::UrgentResponse response) {
   Mend(options, *response.mutable_runs());
-  const std::vector<const v1::PageRun*> fitting = Fitting(response.runs());
+  const std::vector<const v1::PageRun*> fitting =
+      Fitting(response.runs(), /*urgent=*/true);
   std::vector<ReceivedRun> runs;
   const auto got = DecodeUrgent(response, runs);
   if (!AllAreRuns(fitting)) {
@@ -206,7 +271,8 @@ void FuzzUrgent(uint8_t options, v1::UrgentResponse response) {
 }
 
 void CheckPages(const Runs& sent, const absl::StatusOr<BulkEvent>& event) {
-  const std::vector<const v1::PageRun*> fitting = Fitting(sent);
+  const std::vector<const v1::PageRun*> fitting =
+      Fitting(sent, /*urgent=*/false);
   if (!AllAreRuns(fitting)) {
     POSTCOPY_CHECK(absl::IsInvalidArgument(event.status()));
     return;
@@ -278,7 +344,9 @@ void FuzzBulk(uint8_t options, v1::BulkResponse response) {
         Checksum(stale.ram_offset_bytes(), stale.bits().size(), stale.bits()));
   }
   std::vector<ReceivedRun> runs;
-  const absl::StatusOr<BulkEvent> event = DecodeBulk(response, runs);
+  RunDecompressor decompressor;
+  const absl::StatusOr<BulkEvent> event =
+      DecodeBulk(response, runs, decompressor);
   if (response.has_pages()) {
     CheckPages(response.pages().runs(), event);
   } else if (response.has_stale()) {

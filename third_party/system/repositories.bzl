@@ -132,3 +132,10 @@ def system_repositories():
         libraries = {":liburing": "liburing"},
         min_version = "2.3",
     )
+    system_library(
+        name = "com_github_facebook_zstd",
+        checked_modules = ["libzstd"],
+        debian_package = "libzstd-dev",
+        libraries = {":zstd": "libzstd"},
+        min_version = "1.5.4",
+    )
