@@ -85,13 +85,14 @@ absl::StatusOr<absl::Span<const uint8_t>> RunDecompressor::Decompress(
     bytes_.resize(kCompressedRunBytesMax.value());
   }
   uint8_t* const bytes = bytes_.data() + used_;
+  // Also if it fails: a message full of bad frames must not cost more.
+  used_ += size;
   // In one go, from buffer to buffer: zstd then keeps no window of its own,
   // whatever size the frame asks for.
   if (ZSTD_decompressDCtx(context_.get(), bytes, size, frame.data(),
                           frame.size()) != size) {
     return Damaged("a compressed run does not decompress to its pages");
   }
-  used_ += size;
   return absl::MakeConstSpan(bytes, size);
 }
 

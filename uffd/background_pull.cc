@@ -118,10 +118,17 @@ void BackgroundPull::Run() {
 bool BackgroundPull::AwaitSlot() {
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [this] {
-    return Ended() || (enabled_ && source_works_ && !exhausted_ &&
-                       RoomForBulk(in_flight_));
+    return Ended() || (enabled_ && source_works_ && !exhausted_ && HasRoom());
   });
   return !Ended();
+}
+
+// More than kFullBulkOutstanding only while others have no need of them: with
+// a slow source they would be kept for long. An answer makes this look again.
+bool BackgroundPull::HasRoom() const {
+  if (!RoomForBulk(in_flight_)) return false;
+  return share_ == nullptr || in_flight_.size() < kFullBulkOutstanding ||
+         share_->HasPlenty();
 }
 
 std::optional<BulkShare::Permit> BackgroundPull::AwaitTurn() {

@@ -93,6 +93,7 @@ class BackgroundPull {
   void Run();
   // Waits until there is a slot for a request (true), or nothing more to do.
   bool AwaitSlot();
+  bool HasRoom() const;  // REQUIRES: mutex_
   // Waits for its turn in the share. Null if something has changed first.
   std::optional<BulkShare::Permit> AwaitTurn();
   bool Ended() const;  // REQUIRES: mutex_

@@ -286,6 +286,32 @@ TEST_F(SharedPullTest, OneVmAloneHasAllItCanUse) {
   EXPECT_EQ(share_.expired(), 0u);
 }
 
+// Small requests may be many, but the others must find permits.
+TEST_F(BackgroundPullTest, NoVmTakesMoreThanHalfOfTheShare) {
+  SimulatedClock share_clock;
+  BulkShare share(kMaxBulkOutstanding, &share_clock);
+  Begin(1000, 0, &share);
+  for (uint64_t page = 1; page < 1000; page += 2) {
+    state_->MarkReceived(Pages(page, 1), false);
+  }
+  pull_->SetSource(&source_);
+  pull_->Enable();
+  source_.AwaitBulk(kMaxBulkOutstanding / 2);
+  EXPECT_FALSE(share.HasPlenty());
+  BulkShare::Member other;
+  std::vector<BulkShare::Permit> taken;
+  for (size_t i = 0; i < kMaxBulkOutstanding / 2; ++i) {
+    taken.push_back(*share.Acquire(&other));
+  }
+  // What it has comes back, and it asks for no more than the others leave.
+  Receive(Pages(0, 1));
+  EXPECT_EQ(source_.bulk().size(), kMaxBulkOutstanding / 2);
+  for (const BulkShare::Permit& permit : taken) share.Release(permit);
+  Receive(Pages(2, 1));
+  source_.AwaitBulk(kMaxBulkOutstanding / 2 + 2);
+  pull_.reset();  // before the share
+}
+
 TEST_F(SharedPullTest, WaitsForItsTurn) {
   TakeAll();
   BeginShared(1000);

@@ -19,12 +19,12 @@ absl::Status CheckBulkRequests(size_t requests) {
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("the bulk requests in flight must be ", kMinBulkRequests,
-                   " to ", kMaxBulkRequests, ", not ", requests));
+      absl::StrCat("--bulk_requests must be ", kMinBulkRequests, " to ",
+                   kMaxBulkRequests, ", not ", requests));
 }
 
 BulkShare::BulkShare(size_t requests, Clock* clock)
-    : clock_(*clock), free_(requests) {}
+    : clock_(*clock), requests_(requests), free_(requests) {}
 
 std::optional<BulkShare::Permit> BulkShare::Acquire(Member* member) {
   std::unique_lock<std::mutex> lock(mutex_);
@@ -92,6 +92,11 @@ void BulkShare::Leave(Member* member) {
   member->place_.splice(member->place_.end(), queue_, member->at_);
   member->waiting_ = false;
   member->changed_.notify_one();
+}
+
+bool BulkShare::HasPlenty() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return 2 * free_.size() > requests_;
 }
 
 size_t BulkShare::in_flight() const {

@@ -94,6 +94,10 @@ class BulkShare {
   // or expired. Ends also those that have expired. Any thread.
   void Release(const Permit& permit);
 
+  // True if more than half of the permits are free: then who has
+  // kFullBulkOutstanding already may ask for more. Any thread.
+  bool HasPlenty() const;
+
   // Permits that have not ended, and members that wait.
   size_t in_flight() const;
   size_t waiting() const;
@@ -109,6 +113,8 @@ class BulkShare {
   void Leave(Member* member);
 
   Clock& clock_;
+
+  const size_t requests_;
 
   mutable std::mutex mutex_;
   std::list<Slot> free_;

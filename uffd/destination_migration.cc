@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/page_checksum.h"
+#include "dirtytrack/start_thread.h"
 
 namespace postcopy {
 namespace {
@@ -66,7 +67,9 @@ absl::Status DestinationMigration::Start() {
   absl::Status ordered = vm_->SetPullOrder(NewPullOrder(options_.pull_order));
   if (!ordered.ok()) return ordered;
   lost_since_ns_ = clock_->NowNanos();
-  driver_ = std::thread([this] { Drive(); });
+  absl::StatusOr<std::thread> driver = StartThread([this] { Drive(); });
+  if (!driver.ok()) return driver.status();
+  driver_ = *std::move(driver);
   return absl::OkStatus();
 }
 
@@ -134,11 +137,15 @@ absl::Status DestinationMigration::Serve(
     connection_ = shared;
   }
   absl::Status urgent_end;
-  std::thread urgent([&] { urgent_end = ReceiveUrgent(connection); });
-  absl::Status status = Begin(connection);
+  absl::StatusOr<std::thread> urgent =
+      StartThread([&] { urgent_end = ReceiveUrgent(connection); });
+  // Worth another try: threads end.
+  absl::Status status = urgent.ok()
+                            ? Begin(connection)
+                            : absl::UnavailableError(urgent.status().message());
   if (status.ok()) status = ReceiveAll(connection);
   connection->Abort();
-  urgent.join();
+  if (urgent.ok()) urgent->join();
   // The urgent lane, if it ends first, takes the bulk lane with it.
   if (absl::IsCancelled(status)) status = std::move(urgent_end);
   {
@@ -492,7 +499,7 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
     std::lock_guard lock(mutex_);
     guest_thread_active_ = true;
   }
-  guest_thread_ = std::thread([this] {
+  absl::StatusOr<std::thread> guest = StartThread([this] {
     RunGuest();
     {
       std::lock_guard lock(mutex_);
@@ -501,7 +508,17 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
     }
     SeeLanesEnd();
   });
-  return absl::OkStatus();
+  if (guest.ok()) {
+    guest_thread_ = *std::move(guest);
+    return absl::OkStatus();
+  }
+  {
+    std::lock_guard lock(mutex_);
+    guest_thread_active_ = false;
+  }
+  Fail(absl::StrCat("the guest was handed over but cannot be run: ",
+                    guest.status().message()));
+  return guest.status();
 }
 
 void DestinationMigration::RunGuest() {

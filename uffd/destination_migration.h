@@ -112,7 +112,7 @@ class DestinationMigration {
   ~DestinationMigration();
 
   // Begins. To be called once. RESOURCE_EXHAUSTED if there is no memory for one
-  // bit per page; then nothing has begun.
+  // bit per page, or no thread; then nothing has begun.
   absl::Status Start();
 
   // Gives up. FAILED_PRECONDITION once the source may have handed the guest

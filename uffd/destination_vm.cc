@@ -249,7 +249,7 @@ absl::Status DestinationVm::StartServing(
     if (AnyReplaces()) map_ahead_.Start().IgnoreError();
     return started;
   }
-  // Neither has done anything yet: it can be tried again.
+  // Nobody has been served yet.
   pull_->Stop();
   served_.store(false);
   stage_.store(Stage::kDiscarded);
@@ -307,14 +307,21 @@ absl::Status DestinationVm::OnRecentlyDirtied(absl::Span<const PageRun> runs) {
         absl::StrCat("the peer named more than ", kRecentlyDirtiedRunsMax,
                      " runs of recently dirtied pages"));
   }
+  PageCount pages;
   for (const PageRun& run : runs) {
     if (run.count.empty()) {
       return absl::InvalidArgumentError("the peer sent a run of no pages");
     }
     absl::Status inside = layout().Check(run.first, run.count);
     if (!inside.ok()) return inside;
+    pages += run.count;
   }
   dirtied_runs_ += runs.size();
+  // A list that names the same pages over and over would take the background
+  // long to go through. One in order names none more than three times.
+  const PageCount most(4 * layout().pages().value() + kRecentlyDirtiedRunsMax);
+  if (pages > most - dirtied_pages_) return absl::OkStatus();
+  dirtied_pages_ += pages;
   order_->OnRecentlyDirtied(runs);
   return absl::OkStatus();
 }

@@ -208,7 +208,9 @@ class DestinationVm {
   // Takes more of the pages that the source says were written last, the most
   // recent first: a hint to the order. OUT_OF_RANGE or INVALID_ARGUMENT as of
   // pages, RESOURCE_EXHAUSTED beyond kRecentlyDirtiedRunsMax in all; then none
-  // of `runs` was taken. By the thread that calls OnBulkPages.
+  // of `runs` was taken. Not taken either, and no error: runs that would make
+  // it more than 4 x pages() + kRecentlyDirtiedRunsMax pages in all. By the
+  // thread that calls OnBulkPages.
   absl::Status OnRecentlyDirtied(absl::Span<const PageRun> runs);
 
   // The source answers no more. When this returns, no request to it is
@@ -302,7 +304,9 @@ class DestinationVm {
   PrecopyStore store_;
   MapAhead map_ahead_;
   std::unique_ptr<PullOrder> order_;  // set before kServing
-  size_t dirtied_runs_ = 0;           // of the bulk receiver
+  // Of the bulk receiver.
+  size_t dirtied_runs_ = 0;
+  PageCount dirtied_pages_;
   // When the urgent answer came that is to be given again; 0: none.
   std::atomic<int64_t> refused_answer_ns_{0};
   std::atomic<uint64_t> precopied_{0};

@@ -390,6 +390,20 @@ TEST_F(DestinationVmTest, HostileStatisticsAreRefusedAndNoneTaken) {
   EXPECT_EQ(source_.bulk()[1], Pages(200, 1));
 }
 
+// A list that names all pages over and over is not gone through without end.
+TEST_F(DestinationVmTest, DirtiedPagesAreTakenUpToALimit) {
+  Serve(&source_);
+  const uint64_t most = 4 * 256 + kRecentlyDirtiedRunsMax;
+  const std::vector<PageRun> all(most / 256, Pages(0, 256));
+  ASSERT_EQ(all.size() * 256, most);
+  EXPECT_TRUE(vm_->OnRecentlyDirtied(all).ok());
+  EXPECT_TRUE(vm_->OnRecentlyDirtied({Pages(200, 1)}).ok());  // not taken
+  ASSERT_TRUE(vm_->StartBackground().ok());
+  source_.AwaitBulk(2);
+  EXPECT_EQ(source_.bulk()[0].first, PageIndex(0));
+  EXPECT_EQ(source_.bulk()[1].first, PageIndex(64));
+}
+
 TEST_F(DestinationVmTest, TheOrderIsChosenBeforeServing) {
   ASSERT_TRUE(vm_->SetPullOrder(NewPullOrder(PullOrderKind::kWorkingSetOnly,
                                              {Pages(77, 2), Pages(5, 1)}))

@@ -100,6 +100,8 @@ void PendingFaults::SettleLocked() {
 void PendingFaults::MarkAsked(absl::Span<const PageIndex> pages,
                               int64_t now_ns) {
   const std::lock_guard<std::mutex> lock(mutex_);
+  // What the bulk lane has brought ended before.
+  SettleLocked();
   for (const PageIndex page : pages) {
     const Slot& slot = slots_[Find(page)];
     if (slot.entry != kFree) entries_[slot.entry].fault.asked_ns = now_ns;

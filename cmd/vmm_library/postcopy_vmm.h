@@ -279,7 +279,8 @@ POSTCOPY_VMM_API postcopy_vmm* postcopy_vmm_new(void);
 //
 // At a destination whose guest may still miss pages (load_device_state was
 // called, migration_ended with 1 was not) the userfaultfd stays open as long as
-// the process lives: closing it would let missing pages read as zeros. So its
+// the process lives: closing it would let missing pages read as zeros, or as
+// stale bytes with UFFD_FEATURE_MINOR_SHMEM. So its
 // threads wait, which is better than to go on with wrong memory. See
 // postcopy_vmm_discard_guest.
 POSTCOPY_VMM_API int postcopy_vmm_free(postcopy_vmm* vmm);
@@ -374,7 +375,8 @@ POSTCOPY_VMM_API int postcopy_vmm_append_device_state(postcopy_vmm* vmm,
                                                       size_t length);
 
 // Destination: the guest runs no more, and never will: closes the userfaultfd.
-// Who waits for a missing page goes on and reads zeros, when the daemon has let
+// Who waits for a missing page goes on and reads zeros, or stale bytes with
+// UFFD_FEATURE_MINOR_SHMEM, when the daemon has let
 // go of it too, so this is for a VMM that is about to throw the guest away.
 // FAILED_PRECONDITION while another call is running.
 POSTCOPY_VMM_API int postcopy_vmm_discard_guest(postcopy_vmm* vmm);
