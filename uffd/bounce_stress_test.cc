@@ -33,7 +33,6 @@ namespace postcopy {
 namespace {
 
 constexpr PageCount kPages{5120};  // 20 MiB
-constexpr PageRun kAll{PageIndex(0), kPages};
 constexpr int kThreads = 4;
 
 // 16, or POSTCOPY_BOUNCES.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <utility>
+#include <vector>
 
 namespace postcopy {
 
@@ -17,8 +19,11 @@ void RunListPolicy::Append(absl::Span<const PageRun> runs) {
     runs_.push_back(run);
   }
   std::sort(by_page_.begin() + old_size, by_page_.end(), before);
-  std::inplace_merge(by_page_.begin(), by_page_.begin() + old_size,
-                     by_page_.end(), before);
+  std::vector<uint32_t> merged(by_page_.size());
+  std::merge(by_page_.begin(), by_page_.begin() + old_size,
+             by_page_.begin() + old_size, by_page_.end(), merged.begin(),
+             before);
+  by_page_ = std::move(merged);
 }
 
 std::optional<PageRun> RunListPolicy::NextRun(const FetchablePages& pages,

@@ -65,11 +65,11 @@ std::vector<std::pair<std::string, std::string>> FaultTimesRows(
                                  " with at least one thread waiting"));
   std::vector<v1::FaultingThread> threads(times.threads().begin(),
                                           times.threads().end());
-  std::stable_sort(
-      threads.begin(), threads.end(),
-      [](const v1::FaultingThread& a, const v1::FaultingThread& b) {
-        return a.wait_us() > b.wait_us();
-      });
+  std::sort(threads.begin(), threads.end(),
+            [](const v1::FaultingThread& a, const v1::FaultingThread& b) {
+              if (a.wait_us() != b.wait_us()) return a.wait_us() > b.wait_us();
+              return a.thread_id() < b.thread_id();
+            });
   for (size_t i = 0; i < std::min(threads.size(), kThreadsShown); ++i) {
     rows.emplace_back(absl::StrCat("  thread ", threads[i].thread_id()),
                       FormatWaits(threads[i]));
