@@ -96,8 +96,9 @@ void WaitingThreads::CopyTo(FaultingThreads* copy, int64_t now_ns) const {
   copy->threads.clear();
   for (size_t i = 0; i < count_; ++i) {
     FaultingThread sums = threads_[i].sums;
-    if (threads_[i].on != nullptr)
+    if (threads_[i].on != nullptr) {
       AddWait(now_ns - threads_[i].since_ns, &sums);
+    }
     copy->threads.push_back(sums);
   }
 }

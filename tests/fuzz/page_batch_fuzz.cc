@@ -114,7 +114,7 @@ std::optional<std::string> ContentOf(const v1::PageRun& run) {
   if (run.encoding() == v1::PAGE_ENCODING_UNSPECIFIED) return data;
   if (run.encoding() != v1::PAGE_ENCODING_ZSTD || run.page_count() == 0 ||
       run.page_count() > kMostCompressedPages ||
-      data.compare(0, 4, "\x28\xb5\x2f\xfd") != 0 ||
+      !data.starts_with("\x28\xb5\x2f\xfd") ||
       ZSTD_getFrameContentSize(data.data(), data.size()) !=
           run.page_count() * kPageSize) {
     return std::nullopt;
