@@ -183,8 +183,8 @@ v1::FaultTimes SomeFaultTimes() {
     v1::FaultingThread& thread = *times.add_threads();
     thread.set_thread_id(1000 + i);
     thread.set_faults(i);
-    thread.set_wait_us(i * 100);
-    thread.set_wait_max_us(i * 10);
+    thread.set_wait_us(uint64_t{i} * 100);
+    thread.set_wait_max_us(uint64_t{i} * 10);
   }
   return times;
 }
