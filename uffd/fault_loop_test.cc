@@ -32,7 +32,8 @@ PageRun Page(uint64_t page) { return {PageIndex(page), PageCount(1)}; }
 
 class FaultLoopTest : public testing::Test {
  protected:
-  explicit FaultLoopTest(uint64_t features = 0) {
+  explicit FaultLoopTest(uint64_t features = 0, bool file_given = true)
+      : file_given_(file_given) {
     uffd_.SetFeatures(features);
     uffd_.Map(kBase, size_, fd_.get(), 0);
     uffd_.Map(kOutside, size_, other_fd_.get(), 0);
@@ -70,8 +71,10 @@ class FaultLoopTest : public testing::Test {
   const ByteCount size_ = BytesIn(PageCount(kPages));
   const UniqueFd fd_ = *CreateMemfd("ram", size_, 0);
   const UniqueFd other_fd_ = *CreateMemfd("other", size_, 0);
-  DestinationRam ram_ = *DestinationRam::Create(LayoutOf({PageCount(kPages)}),
-                                                {{kBase, fd_.get(), 0}});
+  const bool file_given_;
+  DestinationRam ram_ =
+      *DestinationRam::Create(LayoutOf({PageCount(kPages)}),
+                              {{kBase, file_given_ ? fd_.get() : -1, 0}});
   const std::unique_ptr<PageState> state_ =
       *PageState::Create(PageCount(kPages));
   SimulatedClock clock_;
@@ -327,37 +330,19 @@ TEST_F(MinorFaultLoopTest, AnotherErrorEndsTheLoop) {
 
 // Of memory whose file nobody gave: the VMM has registered it so by itself, and
 // a wake would make it fault again for ever.
-TEST(MinorFaultTest, IsUnexpectedWhereThePageCannotBeShown) {
-  const ByteCount size = BytesIn(PageCount(4));
-  const UniqueFd fd = *CreateMemfd("ram", size, 0);
-  DestinationRam ram =
-      *DestinationRam::Create(LayoutOf({PageCount(4)}), {{kBase}});
-  const auto state = *PageState::Create(PageCount(4));
-  SimulatedUffd uffd;
-  uffd.SetFeatures(UFFD_FEATURE_MINOR_SHMEM);
-  uffd.Map(kBase, size, fd.get(), 0);
-  const InstallStrategies strategies = StrategiesFor(ram, uffd);
-  InstallGate gate(/*needed=*/false);
-  MemoryChanges changes(&ram, state.get(), &strategies);
-  Installer installer(&ram, &uffd, state.get(), &gate, &strategies);
-  AfterFaultOrder order;
-  SimulatedClock clock;
-  const auto loop = *FaultLoop::Create({.ram = &ram,
-                                        .ops = &uffd,
-                                        .state = state.get(),
-                                        .gate = &gate,
-                                        .changes = &changes,
-                                        .installer = &installer,
-                                        .order = &order,
-                                        .clock = &clock,
-                                        .on_given_up = [] {},
-                                        .on_end = [](const absl::Status&) {}});
+class FilelessFaultLoopTest : public FaultLoopTest {
+ protected:
+  FilelessFaultLoopTest()
+      : FaultLoopTest(UFFD_FEATURE_MINOR_SHMEM, /*file_given=*/false) {}
+};
+
+TEST_F(FilelessFaultLoopTest, AMinorFaultIsUnexpected) {
   uffd_msg message = {};
   message.event = UFFD_EVENT_PAGEFAULT;
   message.arg.pagefault.flags = UFFD_PAGEFAULT_FLAG_MINOR;
   message.arg.pagefault.address = kBase.value();
-  uffd.Inject(message);
-  EXPECT_TRUE(absl::IsFailedPrecondition(loop->ServeOnce().status()));
+  uffd_.Inject(message);
+  EXPECT_TRUE(absl::IsFailedPrecondition(Serve()));
 }
 
 class ProtectedFaultLoopTest : public FaultLoopTest {

@@ -109,54 +109,54 @@ TEST_F(MemoryChangesTest, MovedPagesTakeThePlaceOfOthers) {
   EXPECT_TRUE(state_->IsReceived(PageIndex(9)));
 }
 
-TEST(MemoryChangesInAFileTest, WhatIsStaleThereIsEmptied) {
-  constexpr PageCount kPages{4};
-  const UniqueFd fd = *CreateMemfd("ram", BytesIn(kPages), 0);
-  DestinationRam ram =
-      *DestinationRam::Create(LayoutOf({kPages}), {{kSmall, fd.get(), 0}});
-  const auto state = *PageState::Create(kPages);
-  const InstallStrategies strategies =
-      StrategiesOf(ram, uint64_t{1} << _UFFDIO_CONTINUE);
-  MemoryChanges changes(&ram, state.get(), &strategies);
-  const std::vector<uint8_t> bytes(BytesIn(kPages).value(), 0xee);
-  ASSERT_EQ(::pwrite(fd.get(), bytes.data(), bytes.size(), 0),
-            static_cast<ssize_t>(bytes.size()));
-  state->MarkReceived({PageIndex(1), PageCount(1)}, /*is_zero=*/false);
-  uffd_msg message = {};
-  message.event = UFFD_EVENT_REMOVE;
-  message.arg.remove.start = kSmall.value();
-  message.arg.remove.end = (kSmall + Bytes(3)).value();
-  EXPECT_TRUE(changes.Apply(message).ok());
-  EXPECT_FALSE(ram.HasData(PageIndex(0)));
-  EXPECT_TRUE(ram.HasData(PageIndex(1)));  // the VMM's own
-  EXPECT_FALSE(ram.HasData(PageIndex(2)));
-  EXPECT_TRUE(ram.HasData(PageIndex(3)));
-  EXPECT_EQ(changes.counters().removed_pages, 2u);
+// Four pages of a file in which stale bytes may be.
+class MemoryChangesInAFileTest : public testing::Test {
+ protected:
+  MemoryChangesInAFileTest() {
+    const std::vector<uint8_t> bytes(BytesIn(kPages).value(), 0xee);
+    EXPECT_EQ(::pwrite(fd_.get(), bytes.data(), bytes.size(), 0),
+              static_cast<ssize_t>(bytes.size()));
+  }
 
-  ASSERT_EQ(::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_WRITE), 0);
-  message.arg.remove.end = (kSmall + Bytes(4)).value();
-  EXPECT_TRUE(absl::IsInternal(changes.Apply(message)));
-  EXPECT_FALSE(state->IsReceived(PageIndex(3)));
+  // To the first `pages` of them.
+  absl::Status Apply(uint8_t event, uint64_t pages) {
+    uffd_msg message = {};
+    message.event = event;
+    message.arg.remove.start = kSmall.value();
+    message.arg.remove.end = (kSmall + Bytes(pages)).value();
+    return changes_.Apply(message);
+  }
+  bool HasData(uint64_t page) const { return ram_.HasData(PageIndex(page)); }
+
+  static constexpr PageCount kPages{4};
+  const UniqueFd fd_ = *CreateMemfd("ram", BytesIn(kPages), 0);
+  DestinationRam ram_ =
+      *DestinationRam::Create(LayoutOf({kPages}), {{kSmall, fd_.get(), 0}});
+  const std::unique_ptr<PageState> state_ = *PageState::Create(kPages);
+  const InstallStrategies strategies_ =
+      StrategiesOf(ram_, uint64_t{1} << _UFFDIO_CONTINUE);
+  MemoryChanges changes_{&ram_, state_.get(), &strategies_};
+};
+
+TEST_F(MemoryChangesInAFileTest, WhatIsStaleThereIsEmptied) {
+  state_->MarkReceived({PageIndex(1), PageCount(1)}, /*is_zero=*/false);
+  EXPECT_TRUE(Apply(UFFD_EVENT_REMOVE, 3).ok());
+  EXPECT_FALSE(HasData(0));
+  EXPECT_TRUE(HasData(1));  // the VMM's own
+  EXPECT_FALSE(HasData(2));
+  EXPECT_TRUE(HasData(3));
+  EXPECT_EQ(changes_.counters().removed_pages, 2u);
+
+  ASSERT_EQ(::fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_WRITE), 0);
+  EXPECT_TRUE(absl::IsInternal(Apply(UFFD_EVENT_REMOVE, 4)));
+  EXPECT_FALSE(state_->IsReceived(PageIndex(3)));
 }
 
 // Its VMM may have mapped the file elsewhere, and be writing there.
-TEST(MemoryChangesInAFileTest, WhatIsUnmappedIsLeftAlone) {
-  constexpr PageCount kPages{4};
-  const UniqueFd fd = *CreateMemfd("ram", BytesIn(kPages), 0);
-  DestinationRam ram =
-      *DestinationRam::Create(LayoutOf({kPages}), {{kSmall, fd.get(), 0}});
-  const auto state = *PageState::Create(kPages);
-  const InstallStrategies strategies =
-      StrategiesOf(ram, uint64_t{1} << _UFFDIO_CONTINUE);
-  MemoryChanges changes(&ram, state.get(), &strategies);
-  ASSERT_EQ(::pwrite(fd.get(), "new", 3, 0), 3);
-  uffd_msg message = {};
-  message.event = UFFD_EVENT_UNMAP;
-  message.arg.remove.start = kSmall.value();
-  message.arg.remove.end = (kSmall + Bytes(1)).value();
-  EXPECT_TRUE(changes.Apply(message).ok());
-  EXPECT_TRUE(ram.HasData(PageIndex(0)));
-  EXPECT_TRUE(state->IsReceived(PageIndex(0)));
+TEST_F(MemoryChangesInAFileTest, WhatIsUnmappedIsLeftAlone) {
+  EXPECT_TRUE(Apply(UFFD_EVENT_UNMAP, 1).ok());
+  EXPECT_TRUE(HasData(0));
+  EXPECT_TRUE(state_->IsReceived(PageIndex(0)));
 }
 
 }  // namespace
