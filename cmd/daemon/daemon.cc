@@ -69,6 +69,21 @@ absl::StatusOr<std::vector<unsigned>> ParseUids(absl::string_view text) {
   return uids;
 }
 
+absl::Status CheckTimeout(absl::Duration timeout) {
+  if (timeout > absl::ZeroDuration() && timeout < absl::InfiniteDuration()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "must be a time such as 10s, not ", absl::FormatDuration(timeout)));
+}
+
+absl::Status CheckDrainTimeout(absl::Duration timeout) {
+  if (timeout >= absl::ZeroDuration()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("must be 0, a time such as 10m, or inf, not ",
+                   absl::FormatDuration(timeout)));
+}
+
 int FailWith(const absl::Status& status, int exit_code) {
   const std::string message(status.message());
   std::fprintf(stderr, "error: %s\n", message.c_str());

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 
 namespace postcopy {
 
@@ -28,6 +29,12 @@ absl::Status TellReady(
 
 // Splits "0,1000" into user ids. INVALID_ARGUMENT names what is none.
 absl::StatusOr<std::vector<unsigned>> ParseUids(absl::string_view text);
+
+// INVALID_ARGUMENT unless 0 < timeout < inf.
+absl::Status CheckTimeout(absl::Duration timeout);
+
+// INVALID_ARGUMENT unless 0 <= timeout <= inf.
+absl::Status CheckDrainTimeout(absl::Duration timeout);
 
 // "error: <message>" on stderr; returns `exit_code`.
 int FailWith(const absl::Status& status, int exit_code);

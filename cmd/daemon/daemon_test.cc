@@ -52,5 +52,20 @@ TEST(ParseUidsTest, NamesWhatIsNone) {
             "\"root\" is no user id: give numbers, separated by commas");
 }
 
+TEST(CheckTimeoutTest, TakesWhatHasAnEnd) {
+  EXPECT_TRUE(CheckTimeout(absl::Nanoseconds(1)).ok());
+  for (const absl::Duration none :
+       {absl::ZeroDuration(), -absl::Seconds(1), absl::InfiniteDuration()}) {
+    EXPECT_EQ(CheckTimeout(none).code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
+TEST(CheckTimeoutTest, ADrainMayTakeNoTimeOrForEver) {
+  EXPECT_TRUE(CheckDrainTimeout(absl::ZeroDuration()).ok());
+  EXPECT_TRUE(CheckDrainTimeout(absl::InfiniteDuration()).ok());
+  EXPECT_EQ(CheckDrainTimeout(-absl::Seconds(1)).message(),
+            "must be 0, a time such as 10m, or inf, not -1s");
+}
+
 }  // namespace
 }  // namespace postcopy

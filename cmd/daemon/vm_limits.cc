@@ -9,12 +9,15 @@
 
 namespace postcopy {
 
+absl::Status CheckVmsMax(size_t wanted) {
+  if (wanted >= 1 && wanted <= kMaxVms) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--vms_max must be 1 to ", kMaxVms, ", not ", wanted));
+}
+
 absl::StatusOr<VmLimit> FitVms(size_t wanted, size_t descriptors_per_vm,
                                uint64_t descriptors) {
-  if (wanted < 1 || wanted > kMaxVms) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--vms_max must be 1 to ", kMaxVms, ", not ", wanted));
-  }
+  if (absl::Status s = CheckVmsMax(wanted); !s.ok()) return s;
   const uint64_t left =
       descriptors - std::min<uint64_t>(descriptors, kDescriptorsOfDaemon);
   const uint64_t fit = left / descriptors_per_vm;

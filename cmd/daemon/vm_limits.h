@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace postcopy {
@@ -34,6 +35,9 @@ struct VmLimit {
   // Why it is less than was asked for, and what to change; empty: it is not.
   std::string note;
 };
+
+// INVALID_ARGUMENT unless 1 <= wanted <= kMaxVms.
+absl::Status CheckVmsMax(size_t wanted);
 
 // `wanted`, or as many as `descriptors` suffice for. INVALID_ARGUMENT unless
 // 1 <= wanted <= kMaxVms, FAILED_PRECONDITION if not one VM fits.

@@ -1,0 +1,127 @@
+#include "cmd/faultd/faultd_flags.h"
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+#include "absl/flags/flag.h"
+#include "cmd/daemon/daemon.h"
+#include "cmd/daemon/vm_limits.h"
+#include "uffd/bulk_share.h"
+#include "uffd/snapshot_file.h"
+
+ABSL_FLAG(std::string, control_address, "127.0.0.1:7410",
+          "host:port of the control plane; port 0 lets the kernel choose");
+ABSL_FLAG(std::string, vmm_socket, "/run/postcopy/faultd.sock",
+          "Unix socket where VMMs attach; not used where systemd passes one");
+ABSL_FLAG(std::string, vmm_uids, "",
+          "user ids that may attach, separated by commas; empty: root and the "
+          "user this daemon runs as");
+ABSL_FLAG(absl::Duration, reconnect_timeout, absl::Seconds(10),
+          "how long a lost source may take to come back during precopy; after "
+          "the switch-over it is looked for without end");
+ABSL_FLAG(std::string, snapshot, "",
+          "file of guest memory from which Firecracker VMs are restored that "
+          "hand over their page faults at --firecracker_socket; empty: none");
+ABSL_FLAG(std::string, firecracker_socket, "/run/postcopy/firecracker.sock",
+          "Unix socket where these VMs connect: the backend_path of "
+          "Firecracker's mem_backend of type Uffd");
+ABSL_FLAG(bool, snapshot_prefetch, false,
+          "bring also pages of the snapshot that no VM touches");
+ABSL_FLAG(uint64_t, snapshot_prefetch_bytes_per_second, 0,
+          "most that is brought so for each VM; 0: no limit");
+ABSL_FLAG(std::string, snapshot_working_set, "",
+          "file with the pages of the snapshot that a VM wants first; if there "
+          "is none, what the first VM touches becomes one when that has gone; "
+          "empty: none");
+ABSL_FLAG(bool, snapshot_direct_io, false,
+          "read the snapshot past the page cache, where its file system can; "
+          "costs what VMs of one snapshot would share");
+ABSL_FLAG(uint32_t, vms_max, postcopy::kMaxVms,
+          "VMs attached at a time, to be migrated and of the snapshot each; "
+          "fewer if LimitNOFILE does not suffice");
+ABSL_FLAG(uint32_t, bulk_requests, postcopy::kDefaultBulkRequests,
+          "requests of 256 KiB, or of one huge page, that all VMs have in "
+          "flight together for pages that nobody has touched; 2 to 64");
+ABSL_FLAG(absl::Duration, drain_timeout, absl::InfiniteDuration(),
+          "how long SIGTERM waits for guests that still miss pages; inf: as "
+          "long as it takes; a second SIGTERM ends the wait");
+ABSL_FLAG(int, ready_fd, -1,
+          "descriptor to which one line of JSON with the address is written "
+          "when the daemon is ready");
+
+namespace postcopy {
+namespace {
+
+absl::StatusOr<size_t> VmsMax() {
+  const bool snapshots = !absl::GetFlag(FLAGS_snapshot).empty();
+  const auto limit =
+      FitVms(absl::GetFlag(FLAGS_vms_max),
+             kDescriptorsPerVm + (snapshots ? kDescriptorsPerSnapshotVm : 0),
+             RaiseDescriptorLimit());
+  if (!limit.ok()) return limit.status();
+  if (!limit->note.empty()) {
+    std::fprintf(stderr, "faultd: %s\n", limit->note.c_str());
+  }
+  return limit->vms_max;
+}
+
+SnapshotService::Options SnapshotOptions(const std::vector<unsigned>& uids,
+                                         size_t vms_max) {
+  const bool direct = absl::GetFlag(FLAGS_snapshot_direct_io);
+  return {
+      .socket_path = absl::GetFlag(FLAGS_firecracker_socket),
+      .allowed_uids = {uids.begin(), uids.end()},
+      .vms_max = vms_max,
+      .snapshot_path = absl::GetFlag(FLAGS_snapshot),
+      .access = direct ? SnapshotAccess::kDirect : SnapshotAccess::kBuffered,
+      .prefetch = absl::GetFlag(FLAGS_snapshot_prefetch),
+      .prefetch_bytes_per_second =
+          absl::GetFlag(FLAGS_snapshot_prefetch_bytes_per_second),
+      .working_set_path = absl::GetFlag(FLAGS_snapshot_working_set),
+      .log = [](const std::string& sentence) {
+        std::fprintf(stderr, "faultd: %s\n", sentence.c_str());
+      }};
+}
+
+}  // namespace
+
+std::vector<FlagCheck> FaultdChecks() {
+  return {
+      {"vmm_uids",
+       [] { return ParseUids(absl::GetFlag(FLAGS_vmm_uids)).status(); }},
+      {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
+      {"bulk_requests",
+       [] { return CheckBulkRequests(absl::GetFlag(FLAGS_bulk_requests)); }},
+      {"reconnect_timeout",
+       [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
+      {"drain_timeout",
+       [] { return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout)); }}};
+}
+
+absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags() {
+  const auto uids = ParseUids(absl::GetFlag(FLAGS_vmm_uids));
+  if (!uids.ok()) return uids.status();
+  const auto vms_max = VmsMax();
+  if (!vms_max.ok()) return vms_max.status();
+  FaultdOptions options = {
+      .destination = {.control_address = absl::GetFlag(FLAGS_control_address),
+                      .vmm_socket = absl::GetFlag(FLAGS_vmm_socket),
+                      .vmm_uids = *uids,
+                      .reconnect_timeout =
+                          absl::GetFlag(FLAGS_reconnect_timeout),
+                      .vms_max = *vms_max},
+      .bulk_requests = absl::GetFlag(FLAGS_bulk_requests)};
+  if (!absl::GetFlag(FLAGS_snapshot).empty()) {
+    options.snapshot = SnapshotOptions(*uids, *vms_max);
+  }
+  return options;
+}
+
+absl::Duration FaultdDrainTimeout() {
+  return absl::GetFlag(FLAGS_drain_timeout);
+}
+
+int FaultdReadyFd() { return absl::GetFlag(FLAGS_ready_fd); }
+
+}  // namespace postcopy

@@ -1,0 +1,41 @@
+// The flags of faultd. Linked into the program only: flags are global.
+#ifndef CMD_FAULTD_FAULTD_FLAGS_H_
+#define CMD_FAULTD_FAULTD_FLAGS_H_
+
+#include <cstddef>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "cmd/config/flag_config.h"
+#include "cmd/faultd/destination_daemon.h"
+#include "cmd/faultd/snapshot_service.h"
+
+namespace postcopy {
+
+// The rules that flags have beyond their types.
+std::vector<FlagCheck> FaultdChecks();
+
+// Their current values, without what is shared by both parts: bulk_share.
+struct FaultdOptions {
+  DestinationDaemon::Options destination;
+  // nullopt: no --snapshot.
+  std::optional<SnapshotService::Options> snapshot;
+  // For the BulkShare.
+  size_t bulk_requests = 0;
+};
+
+// Takes as many descriptors as the process may have, and says on stderr if
+// these are too few for --vms_max. FAILED_PRECONDITION if they do not suffice
+// for one VM.
+absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags();
+
+// --drain_timeout.
+absl::Duration FaultdDrainTimeout();
+// --ready_fd.
+int FaultdReadyFd();
+
+}  // namespace postcopy
+
+#endif  // CMD_FAULTD_FAULTD_FLAGS_H_

@@ -1,0 +1,68 @@
+#include "cmd/pageserverd/pageserverd_flags.h"
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+#include "absl/flags/flag.h"
+#include "cmd/daemon/daemon.h"
+#include "cmd/daemon/vm_limits.h"
+
+ABSL_FLAG(std::string, control_address, "127.0.0.1:7400",
+          "host:port of the control plane; port 0 lets the kernel choose");
+ABSL_FLAG(std::string, data_address, "127.0.0.1:7401",
+          "host:port of the data plane, where destinations fetch pages");
+ABSL_FLAG(std::string, vmm_socket, "/run/postcopy/pageserverd.sock",
+          "Unix socket where VMMs attach; not used where systemd passes one");
+ABSL_FLAG(std::string, vmm_uids, "",
+          "user ids that may attach, separated by commas; empty: root and the "
+          "user this daemon runs as");
+ABSL_FLAG(absl::Duration, reconnect_timeout, absl::Seconds(10),
+          "how long a lost destination may take to come back during precopy");
+ABSL_FLAG(uint32_t, vms_max, postcopy::kMaxVms,
+          "VMs attached at a time; fewer if LimitNOFILE does not suffice");
+ABSL_FLAG(absl::Duration, drain_timeout, absl::InfiniteDuration(),
+          "how long SIGTERM waits for destinations that still need pages; inf: "
+          "as long as it takes; a second SIGTERM ends the wait");
+ABSL_FLAG(int, ready_fd, -1,
+          "descriptor to which one line of JSON with the addresses is written "
+          "when the daemon is ready");
+
+namespace postcopy {
+
+std::vector<FlagCheck> PageserverdChecks() {
+  return {{"vmm_uids",
+           [] { return ParseUids(absl::GetFlag(FLAGS_vmm_uids)).status(); }},
+          {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
+          {"reconnect_timeout",
+           [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
+          {"drain_timeout", [] {
+             return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout));
+           }}};
+}
+
+absl::StatusOr<SourceDaemon::Options> PageserverdOptions() {
+  const auto uids = ParseUids(absl::GetFlag(FLAGS_vmm_uids));
+  if (!uids.ok()) return uids.status();
+  const auto limit = FitVms(absl::GetFlag(FLAGS_vms_max), kDescriptorsPerVm,
+                            RaiseDescriptorLimit());
+  if (!limit.ok()) return limit.status();
+  if (!limit->note.empty()) {
+    std::fprintf(stderr, "pageserverd: %s\n", limit->note.c_str());
+  }
+  return SourceDaemon::Options{
+      .control_address = absl::GetFlag(FLAGS_control_address),
+      .data_address = absl::GetFlag(FLAGS_data_address),
+      .vmm_socket = absl::GetFlag(FLAGS_vmm_socket),
+      .vmm_uids = *uids,
+      .reconnect_timeout = absl::GetFlag(FLAGS_reconnect_timeout),
+      .vms_max = limit->vms_max};
+}
+
+absl::Duration PageserverdDrainTimeout() {
+  return absl::GetFlag(FLAGS_drain_timeout);
+}
+
+int PageserverdReadyFd() { return absl::GetFlag(FLAGS_ready_fd); }
+
+}  // namespace postcopy
