@@ -1,7 +1,9 @@
 #include "pageserver/data_plane_service.h"
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -41,58 +43,76 @@ absl::Status DecodePages(const v1::UrgentRequest& request,
   return absl::OkStatus();
 }
 
-// Answers the requests of one urgent stream. What it reuses is allocated by
-// the first of them.
-class UrgentServer {
- public:
-  // Holds the memory weakly: a peer that keeps its stream open must not keep
-  // the RAM of a VM that has ended.
-  UrgentServer(std::shared_ptr<SourceMigration> migration,
-               const std::shared_ptr<const GuestMemory>& memory)
-      : migration_(std::move(migration)), memory_(memory) {
-    pages_.reserve(kBatchPagesMax.value());
-  }
+// Fills a batch with the pages of a request, or says why not.
+using ReadPages = std::function<absl::Status(
+    SessionKey key, absl::Span<const PageIndex> pages, PageBatch& batch)>;
 
-  absl::Status Answer(const v1::UrgentRequest& request,
-                      v1::UrgentResponse& response) {
-    if (absl::Status s = DecodePages(request, pages_); !s.ok()) return s;
-    const std::shared_ptr<const GuestMemory> memory = memory_.lock();
-    if (memory == nullptr) return absl::AbortedError("the migration has ended");
-    absl::Status status = migration_->ReadUrgent(KeyOf(request.session()),
-                                                 *memory, pages_, batch_);
-    if (!status.ok()) return status;
-    EncodeRuns(batch_, response.mutable_runs());
-    return absl::OkStatus();
-  }
-
- private:
-  const std::shared_ptr<SourceMigration> migration_;
-  const std::weak_ptr<const GuestMemory> memory_;
-  std::vector<PageIndex> pages_;
-  PageBatch batch_;
-};
-
-absl::Status ServeUrgent(SessionDirectory& directory, UrgentStream& stream) {
-  v1::UrgentRequest request;
-  if (!stream.Read(&request)) return absl::OkStatus();
-  const SessionKey key = KeyOf(request.session());
-  absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
-      directory.FindSession(key.id);
-  if (!migration.ok()) return migration.status();
-  absl::StatusOr<std::shared_ptr<const GuestMemory>> memory =
-      (*migration)->AttachUrgent(key);
-  if (!memory.ok()) return memory.status();
-
-  UrgentServer server(*std::move(migration), *memory);
-  memory->reset();
+// Answers the requests of one urgent stream, the first of which has been read.
+// What it reuses is allocated by the first of them.
+absl::Status AnswerAll(UrgentStream& stream, v1::UrgentRequest& request,
+                       const ReadPages& read) {
+  std::vector<PageIndex> pages;
+  pages.reserve(kBatchPagesMax.value());
+  PageBatch batch;
   v1::UrgentResponse response;
   do {
     // Nothing asked for, nothing answered: that only attaches.
     if (request.ram_offsets_bytes().empty()) continue;
-    if (absl::Status s = server.Answer(request, response); !s.ok()) return s;
+    if (absl::Status s = DecodePages(request, pages); !s.ok()) return s;
+    absl::Status status = read(KeyOf(request.session()), pages, batch);
+    if (!status.ok()) return status;
+    EncodeRuns(batch, response.mutable_runs());
     if (!stream.Write(response)) break;
   } while (stream.Read(&request));
   return absl::OkStatus();
+}
+
+absl::Status ServeUrgent(SourceMigration& migration, UrgentStream& stream,
+                         v1::UrgentRequest& request) {
+  absl::StatusOr<std::shared_ptr<const GuestMemory>> attached =
+      migration.AttachUrgent(KeyOf(request.session()));
+  if (!attached.ok()) return attached.status();
+  // Weakly: a peer that keeps its stream open must not keep the RAM of a VM
+  // that has ended.
+  const std::weak_ptr<const GuestMemory> weak = *std::move(attached);
+  return AnswerAll(
+      stream, request,
+      [&](SessionKey key, absl::Span<const PageIndex> pages, PageBatch& batch) {
+        const std::shared_ptr<const GuestMemory> memory = weak.lock();
+        if (memory == nullptr) {
+          return absl::AbortedError("the migration has ended");
+        }
+        return migration.ReadUrgent(key, *memory, pages, batch);
+      });
+}
+
+absl::Status ServeUrgent(const SnapshotSessions::Stream& session,
+                         UrgentStream& stream, v1::UrgentRequest& request) {
+  return AnswerAll(
+      stream, request,
+      [&](SessionKey key, absl::Span<const PageIndex> pages, PageBatch& batch) {
+        if (absl::Status s = session.Check(key); !s.ok()) return s;
+        return session.snapshot().ReadUrgent(pages, batch);
+      });
+}
+
+absl::Status ServeBulk(const SnapshotSessions::Stream& session, SessionKey key,
+                       BulkLane& lane) {
+  PageBatch batch;
+  while (true) {
+    absl::StatusOr<BulkMessage> message = lane.Receive();
+    if (!message.ok()) return message.status();
+    const auto* const fetch = std::get_if<FetchRange>(&*message);
+    if (fetch == nullptr) {
+      return absl::InvalidArgumentError(
+          "of a snapshot nothing but FetchRange can be said: the destination "
+          "does not follow the protocol");
+    }
+    if (absl::Status s = session.Check(key); !s.ok()) return s;
+    absl::Status status = session.snapshot().ReadRange(fetch->pages, batch);
+    if (status.ok()) status = lane.SendPages(batch);
+    if (!status.ok()) return status;
+  }
 }
 
 }  // namespace
@@ -121,20 +141,52 @@ grpc::Status DataPlaneService::OpenSession(
   return grpc::Status::OK;
 }
 
-grpc::Status DataPlaneService::Urgent(grpc::ServerContext* /*context*/,
+grpc::Status DataPlaneService::OpenSnapshot(
+    grpc::ServerContext* /*context*/, const v1::OpenSnapshotRequest* request,
+    v1::OpenSnapshotResponse* response) {
+  if (absl::Status s = CheckVersion(request->protocol_version()); !s.ok()) {
+    return ToGrpc(s);
+  }
+  const absl::StatusOr<SnapshotSessions::Opened> opened =
+      snapshots_->Open(request->snapshot_name(), KeyOf(request->lost()));
+  if (!opened.ok()) return ToGrpc(opened.status());
+  response->set_protocol_version(request->protocol_version());
+  response->mutable_session()->set_session_id(opened->key.id);
+  response->mutable_session()->set_epoch(opened->key.epoch);
+  response->set_size_bytes(opened->snapshot->size().value());
+  response->set_content_id(opened->snapshot->content_id());
+  return grpc::Status::OK;
+}
+
+grpc::Status DataPlaneService::Urgent(grpc::ServerContext* context,
                                       UrgentStream* stream) {
-  return ToGrpc(ServeUrgent(*directory_, *stream));
+  v1::UrgentRequest request;
+  if (!stream->Read(&request)) return grpc::Status::OK;
+  const SessionKey key = KeyOf(request.session());
+  const absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
+      directory_->FindSession(key.id);
+  if (migration.ok()) {
+    return ToGrpc(ServeUrgent(**migration, *stream, request));
+  }
+  const absl::StatusOr<SnapshotSessions::Stream> session =
+      snapshots_->Attach(key, SnapshotSessions::Lane::kUrgent,
+                         [context] { context->TryCancel(); });
+  if (!session.ok()) return ToGrpc(session.status());
+  return ToGrpc(ServeUrgent(*session, *stream, request));
 }
 
 grpc::Status DataPlaneService::Bulk(grpc::ServerContext* context,
                                     BulkStream* stream) {
   GrpcBulkLane lane(context, stream);
-  absl::StatusOr<SessionKey> key = lane.ReceiveAttach();
+  const absl::StatusOr<SessionKey> key = lane.ReceiveAttach();
   if (!key.ok()) return ToGrpc(key.status());
-  absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
+  const absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
       directory_->FindSession(key->id);
-  if (!migration.ok()) return ToGrpc(migration.status());
-  return ToGrpc((*migration)->ServeBulk(*key, &lane));
+  if (migration.ok()) return ToGrpc((*migration)->ServeBulk(*key, &lane));
+  const absl::StatusOr<SnapshotSessions::Stream> session = snapshots_->Attach(
+      *key, SnapshotSessions::Lane::kBulk, [&lane] { lane.Abort(); });
+  if (!session.ok()) return ToGrpc(session.status());
+  return ToGrpc(ServeBulk(*session, *key, lane));
 }
 
 grpc::Status DataPlaneService::CompleteSession(

@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "pageserver/session_directory.h"
+#include "pageserver/snapshot_sessions.h"
 #include "postcopy/v1/data_plane.grpc.pb.h"
 
 namespace postcopy {
@@ -16,18 +17,22 @@ inline constexpr uint32_t kDataPlaneVersion = 1;
 // The largest request a source takes; what it has to say is larger.
 inline constexpr int kDataPlaneRequestBytesMax = 64 << 10;
 
-// Answers the data plane for the migrations of a directory. Synchronous: each
+// Answers the data plane for the migrations of a directory and for VMs that are
+// restored from snapshots. Synchronous: each
 // stream has a thread of its own, so the urgent lane waits for nothing but the
 // page it reads (docs/adr/0003).
 class DataPlaneService final : public v1::DataPlaneService::Service {
  public:
-  // `directory` outlives this.
-  explicit DataPlaneService(SessionDirectory* directory)
-      : directory_(directory) {}
+  // Both outlive this.
+  DataPlaneService(SessionDirectory* directory, SnapshotSessions* snapshots)
+      : directory_(directory), snapshots_(snapshots) {}
 
   grpc::Status OpenSession(grpc::ServerContext* context,
                            const v1::OpenSessionRequest* request,
                            v1::OpenSessionResponse* response) override;
+  grpc::Status OpenSnapshot(grpc::ServerContext* context,
+                            const v1::OpenSnapshotRequest* request,
+                            v1::OpenSnapshotResponse* response) override;
   grpc::Status Urgent(
       grpc::ServerContext* context,
       grpc::ServerReaderWriter<v1::UrgentResponse, v1::UrgentRequest>* stream)
@@ -41,6 +46,7 @@ class DataPlaneService final : public v1::DataPlaneService::Service {
 
  private:
   SessionDirectory* const directory_;
+  SnapshotSessions* const snapshots_;
 };
 
 }  // namespace postcopy

@@ -19,7 +19,9 @@
 #include "dirtytrack/clock.h"
 #include "dirtytrack/simulated_dirty_source.h"
 #include "gtest/gtest.h"
+#include "pageserver/served_snapshot.h"
 #include "pageserver/session_directory.h"
+#include "pageserver/snapshot_sessions.h"
 #include "pageserver/source_migration.h"
 #include "pageserver/test_guest.h"
 #include "postcopy/v1/data_plane.grpc.pb.h"
@@ -71,7 +73,7 @@ TEST(PlainCrc32cTest, KnownValue) {
 class Source {
  public:
   explicit Source(const std::vector<uint64_t>& region_pages)
-      : guest_(region_pages), service_(&directory_) {
+      : guest_(region_pages), service_(&directory_, &snapshots_) {
     auto dirty =
         std::make_unique<SimulatedDirtySource>(PageCount(guest_.pages()));
     dirty_ = dirty.get();
@@ -164,6 +166,31 @@ class Source {
     session.set_epoch(response.epoch());
     return session;
   }
+  // Serves the file behind the guest as snapshot "s".
+  void ServeSnapshot() {
+    auto snapshot =
+        ServedSnapshot::Open("s", absl::StrCat("/proc/self/fd/", guest_.fd()));
+    ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+    ASSERT_TRUE(snapshots_.Add(*std::move(snapshot)).ok());
+  }
+  grpc::Status OpenSnapshot(const v1::OpenSnapshotRequest& request,
+                            v1::OpenSnapshotResponse* response) {
+    grpc::ClientContext context;
+    return stub_->OpenSnapshot(&context, request, response);
+  }
+  // A session of it, in place of `lost`.
+  v1::SessionRef OpenSnapshot(const v1::SessionRef& lost = {}) {
+    v1::OpenSnapshotRequest request;
+    request.set_protocol_version(1);
+    request.set_snapshot_name("s");
+    *request.mutable_lost() = lost;
+    v1::OpenSnapshotResponse response;
+    const grpc::Status status = OpenSnapshot(request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(response.protocol_version(), 1u);
+    return response.session();
+  }
+  size_t snapshot_sessions() const { return snapshots_.sessions(); }
   grpc::Status Complete(const v1::SessionRef& session) {
     grpc::ClientContext context;
     v1::CompleteSessionRequest request;
@@ -180,6 +207,7 @@ class Source {
   std::atomic<bool> completed_{false};
   std::shared_ptr<SourceMigration> migration_;
   SessionDirectory directory_;
+  SnapshotSessions snapshots_{Clock::Monotonic()};
   DataPlaneService service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::DataPlaneService::Stub> stub_;
@@ -826,6 +854,182 @@ TEST(DataPlaneServiceBulkTest, StaleSetInPieces) {
                 {0, 256 << 10},
                 {(2 * kPiece + 192) * kPageSize, (kPiece - 192) / 8}}));
   EXPECT_EQ(bulk.device_state, "device state");
+}
+
+// --- Snapshots. Offsets are those of the file, where the guest's page 0 lies
+// at kFileOffset.
+
+constexpr uint64_t AtFile(uint64_t page) {
+  return TestGuest::kFileOffset + page * kPageSize;
+}
+
+TEST(SnapshotServiceTest, BothLanesGiveWhatTheFileHas) {
+  Source source({100});
+  source.guest().Write(0, 1);
+  source.guest().Write(1, 2);
+  source.guest().Write(99, 3);
+  source.ServeSnapshot();
+  const v1::SessionRef session = source.OpenSnapshot();
+  EXPECT_EQ(session.epoch(), 1u);
+  Bulk bulk(source);
+  bulk.Attach(session);
+  Urgent urgent(source);
+  const auto answer = urgent.Ask(session, {AtFile(1), AtFile(0), AtFile(50)});
+  ASSERT_TRUE(answer.has_value());
+  ASSERT_EQ(answer->runs_size(), 3);
+  EXPECT_EQ(answer->runs(0).ram_offset_bytes(), AtFile(1));
+  bulk.StoreRuns(answer->runs());
+  EXPECT_EQ(bulk.pages[3 + 0], PageOfValue(1));
+  EXPECT_EQ(bulk.pages[3 + 1], PageOfValue(2));
+  EXPECT_TRUE(answer->runs(2).data().empty());
+  bulk.SayFetch(AtFile(40), 60);
+  const auto fetched = bulk.Read();
+  ASSERT_TRUE(fetched.has_value() && fetched->has_pages());
+  bulk.StoreRuns(fetched->pages().runs());
+  EXPECT_EQ(bulk.pages[3 + 99], PageOfValue(3));
+  EXPECT_EQ(bulk.pages.size(), 3u + 59u);
+  EXPECT_TRUE(urgent.Finish().ok());
+}
+
+TEST(SnapshotServiceTest, AHugePageIsReadAsOne) {
+  Source source({64});
+  for (uint64_t page = 0; page < 64; ++page) source.guest().Write(page, 7);
+  source.ServeSnapshot();
+  const v1::SessionRef session = source.OpenSnapshot();
+  std::vector<uint64_t> offsets;
+  for (uint64_t page = 0; page < 64; ++page) offsets.push_back(AtFile(page));
+  Urgent urgent(source);
+  const auto answer = urgent.Ask(session, offsets);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->runs_size(), 1);
+  offsets.push_back(AtFile(0));
+  EXPECT_FALSE(urgent.Ask(session, offsets).has_value());
+  EXPECT_EQ(urgent.Finish().error_code(), StatusCode::INVALID_ARGUMENT);
+}
+
+TEST(SnapshotServiceTest, EndsWithItsStreams) {
+  Source source({4});
+  source.ServeSnapshot();
+  const v1::SessionRef session = source.OpenSnapshot();
+  EXPECT_EQ(source.snapshot_sessions(), 1u);
+  Urgent urgent(source);
+  ASSERT_TRUE(urgent.Ask(session, {0}).has_value());
+  {
+    Bulk bulk(source);
+    bulk.Attach(session);
+    bulk.SayFetch(0, 1);
+    ASSERT_TRUE(bulk.Read().has_value());
+    bulk.Finish();
+    EXPECT_EQ(source.snapshot_sessions(), 1u);
+  }
+  EXPECT_TRUE(urgent.Finish().ok());
+  EXPECT_EQ(source.snapshot_sessions(), 0u);
+  Urgent late(source);
+  EXPECT_FALSE(late.Ask(session, {0}).has_value());
+  EXPECT_EQ(late.Finish().error_code(), StatusCode::NOT_FOUND);
+}
+
+TEST(SnapshotServiceTest, ANewEpochEndsTheStreamsBefore) {
+  Source source({4});
+  source.ServeSnapshot();
+  const v1::SessionRef lost = source.OpenSnapshot();
+  Urgent urgent(source);
+  ASSERT_TRUE(urgent.Ask(lost, {0}).has_value());
+  const v1::SessionRef session = source.OpenSnapshot(lost);
+  EXPECT_EQ(session.session_id(), lost.session_id());
+  EXPECT_EQ(session.epoch(), 2u);
+  EXPECT_FALSE(urgent.Finish().ok());
+  Urgent late(source);
+  EXPECT_FALSE(late.Ask(lost, {0}).has_value());
+  EXPECT_EQ(late.Finish().error_code(), StatusCode::FAILED_PRECONDITION);
+  Urgent next(source);
+  EXPECT_TRUE(next.Ask(session, {0}).has_value());
+  EXPECT_FALSE(next.Ask(lost, {0}).has_value());
+  EXPECT_EQ(next.Finish().error_code(), StatusCode::FAILED_PRECONDITION);
+  // One that a source of before a restart had opened.
+  v1::SessionRef unknown;
+  unknown.set_session_id(4711);
+  unknown.set_epoch(9);
+  EXPECT_EQ(source.OpenSnapshot(unknown).epoch(), 1u);
+}
+
+TEST(SnapshotServiceTest, HostileRequestsEndTheStreamOnly) {
+  Source source({4});
+  source.ServeSnapshot();
+  const v1::SessionRef session = source.OpenSnapshot();
+  Urgent keeper(source);
+  ASSERT_TRUE(keeper.Ask(session, {0}).has_value());
+  const struct {
+    uint64_t offset;
+    uint64_t pages;
+    StatusCode code;
+  } kFetches[] = {{AtFile(4), 1, StatusCode::OUT_OF_RANGE},
+                  {AtFile(3), 2, StatusCode::OUT_OF_RANGE},
+                  {UINT64_MAX - kPageSize + 1, 64, StatusCode::OUT_OF_RANGE},
+                  {0, 0, StatusCode::OUT_OF_RANGE},
+                  {0, UINT64_MAX, StatusCode::OUT_OF_RANGE},
+                  {1, 1, StatusCode::INVALID_ARGUMENT}};
+  for (const auto& fetch : kFetches) {
+    Bulk bulk(source);
+    bulk.Attach(session);
+    bulk.SayFetch(fetch.offset, fetch.pages);
+    EXPECT_FALSE(bulk.Read().has_value());
+    EXPECT_EQ(bulk.Finish().error_code(), fetch.code) << fetch.offset;
+  }
+  {
+    Bulk bulk(source);
+    bulk.Attach(session);
+    bulk.SayReady();
+    EXPECT_EQ(bulk.Finish().error_code(), StatusCode::INVALID_ARGUMENT);
+  }
+  Urgent second(source);
+  EXPECT_FALSE(second.Ask(session, {0}).has_value());
+  EXPECT_EQ(second.Finish().error_code(), StatusCode::FAILED_PRECONDITION);
+  EXPECT_FALSE(keeper.Ask(session, {AtFile(4)}).has_value());
+  EXPECT_EQ(keeper.Finish().error_code(), StatusCode::OUT_OF_RANGE);
+}
+
+// A migration's session is none of a snapshot, and the other way round.
+TEST(SnapshotServiceTest, WhatTheSourceDoesNotServe) {
+  Source source({4});
+  source.ServeSnapshot();
+  v1::OpenSnapshotRequest request;
+  v1::OpenSnapshotResponse response;
+  request.set_protocol_version(2);
+  request.set_snapshot_name("s");
+  EXPECT_EQ(source.OpenSnapshot(request, &response).error_code(),
+            StatusCode::FAILED_PRECONDITION);
+  request.set_protocol_version(1);
+  request.set_snapshot_name("t");
+  EXPECT_EQ(source.OpenSnapshot(request, &response).error_code(),
+            StatusCode::NOT_FOUND);
+  EXPECT_EQ(source.Complete(source.OpenSnapshot()).error_code(),
+            StatusCode::NOT_FOUND);
+}
+
+TEST(SnapshotServiceTest, ATruncatedFileIsALossAndNeverZeros) {
+  Source source({100});
+  source.guest().Write(99, 3);
+  source.ServeSnapshot();
+  const v1::SessionRef session = source.OpenSnapshot();
+  Urgent urgent(source);
+  ASSERT_TRUE(urgent.Ask(session, {0}).has_value());
+  Bulk bulk(source);
+  bulk.Attach(session);
+  source.guest().Truncate(ByteCount(50 * kPageSize));
+  bulk.SayFetch(AtFile(40), 60);  // a hole first
+  EXPECT_FALSE(bulk.Read().has_value());
+  EXPECT_EQ(bulk.Finish().error_code(), StatusCode::DATA_LOSS);
+  EXPECT_FALSE(urgent.Ask(session, {AtFile(99)}).has_value());
+  EXPECT_EQ(urgent.Finish().error_code(), StatusCode::DATA_LOSS);
+  v1::OpenSnapshotRequest request;
+  v1::OpenSnapshotResponse response;
+  request.set_protocol_version(1);
+  request.set_snapshot_name("s");
+  const grpc::Status again = source.OpenSnapshot(request, &response);
+  EXPECT_EQ(again.error_code(), StatusCode::DATA_LOSS);
+  EXPECT_NE(again.error_message().find("must not be changed"),
+            std::string::npos);
 }
 
 }  // namespace

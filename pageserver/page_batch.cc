@@ -1,5 +1,6 @@
 #include "pageserver/page_batch.h"
 
+#include "absl/strings/str_cat.h"
 #include "dirtytrack/page_checksum.h"
 
 namespace postcopy {
@@ -83,6 +84,36 @@ absl::Status PageBatch::AddFrom(const GuestMemory& memory, PageRun pages) {
       AddData(run, bytes.subspan(begin * kPageSize, (end - begin) * kPageSize));
     }
     begin = end;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadAsked(const GuestMemory& memory,
+                       absl::Span<const PageIndex> pages, PageBatch& batch) {
+  if (pages.size() > kBatchPagesMax.value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a request may name ", kBatchPagesMax.value(),
+                     " pages, not ", pages.size()));
+  }
+  size_t begin = 0;
+  while (begin < pages.size()) {
+    PageRun run{pages[begin], PageCount(1)};
+    while (begin + run.count.value() < pages.size() &&
+           pages[begin + run.count.value()] == run.end()) {
+      run.count += PageCount(1);
+    }
+    if (absl::Status s = batch.AddFrom(memory, run); !s.ok()) return s;
+    begin += run.count.value();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckFetch(const RamLayout& layout, PageRun run) {
+  if (absl::Status s = layout.Check(run.first, run.count); !s.ok()) return s;
+  if (run.count > kBatchPagesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a FetchRange may span ", kBatchPagesMax.value(),
+                     " pages, not ", run.count.value()));
   }
   return absl::OkStatus();
 }

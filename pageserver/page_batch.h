@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "dirtytrack/ram_layout.h"
 #include "dirtytrack/run_compression.h"
 #include "dirtytrack/types.h"
 #include "pageserver/guest_memory.h"
@@ -82,6 +83,17 @@ class PageBatch {
   ByteCount sent_bytes_;
   std::vector<uint8_t> buffer_;
 };
+
+// Adds the pages that an urgent request names, in the order named; those that
+// lie one behind the other are read at once. INVALID_ARGUMENT for more than
+// kBatchPagesMax; else as GuestMemory::Read, and then `batch` is unspecified.
+// REQUIRES: batch.empty().
+absl::Status ReadAsked(const GuestMemory& memory,
+                       absl::Span<const PageIndex> pages, PageBatch& batch);
+
+// Whether a FetchRange can be answered: OUT_OF_RANGE outside of `layout` or for
+// no pages, INVALID_ARGUMENT for more than kBatchPagesMax.
+absl::Status CheckFetch(const RamLayout& layout, PageRun run);
 
 }  // namespace postcopy
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <random>
 #include <utility>
 #include <variant>
 
@@ -18,13 +17,6 @@ constexpr std::chrono::milliseconds kWatchInterval(50);
 // How long a stream that has been aborted may take to end. It may be in the
 // middle of a command to the VMM.
 constexpr std::chrono::seconds kDetachTimeout(20);
-
-uint64_t RandomSessionId() {
-  std::random_device device;
-  uint64_t id = 0;
-  while (id == 0) id = (uint64_t{device()} << 32) | device();
-  return id;
-}
 
 absl::Status UnexpectedMessage(absl::string_view expected) {
   return absl::InvalidArgumentError(
@@ -148,15 +140,7 @@ absl::Status SourceMigration::ReadUrgent(SessionKey key,
     return absl::FailedPreconditionError(
         "the guest has not been handed over yet: its pages still change");
   }
-  if (pages.size() > kBatchPagesMax.value()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a request may name ", kBatchPagesMax.value(),
-                     " pages, not ", pages.size()));
-  }
-  for (PageIndex page : pages) {
-    absl::Status status = batch.AddFrom(memory, {page, PageCount(1)});
-    if (!status.ok()) return status;
-  }
+  if (absl::Status s = ReadAsked(memory, pages, batch); !s.ok()) return s;
   faulted_.fetch_add(pages.size(), std::memory_order_relaxed);
   return absl::OkStatus();
 }
@@ -615,12 +599,7 @@ absl::Status SourceMigration::SendRecentlyDirtied(BulkLane* lane) {
 }
 
 absl::Status SourceMigration::ServeFetch(BulkLane* lane, PageRun run) {
-  if (absl::Status s = layout_.Check(run.first, run.count); !s.ok()) return s;
-  if (run.count > kBatchPagesMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a FetchRange may span ", kBatchPagesMax.value(),
-                     " pages, not ", run.count.value()));
-  }
+  if (absl::Status s = CheckFetch(layout_, run); !s.ok()) return s;
   std::shared_ptr<const GuestMemory> memory;
   {
     std::lock_guard lock(mutex_);

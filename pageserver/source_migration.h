@@ -25,6 +25,7 @@
 #include "pageserver/precopy_rounds.h"
 #include "pageserver/rate_limiter.h"
 #include "pageserver/recently_dirtied.h"
+#include "pageserver/session_key.h"
 #include "pageserver/switch_over_advice.h"
 
 namespace postcopy {
@@ -97,12 +98,6 @@ struct SessionWishes {
   // Runs compressed by RunCompressor, on the bulk lane. An older destination
   // would take them for damaged.
   bool compressed_runs = false;
-};
-
-// Names a session; what every request carries.
-struct SessionKey {
-  uint64_t id = 0;
-  uint64_t epoch = 0;
 };
 
 // What others may know of a migration at one moment.

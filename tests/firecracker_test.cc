@@ -15,11 +15,15 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "cmd/daemon/grpc_listener.h"
 #include "cmd/faultd/snapshot_service.h"
+#include "cmd/pageserverd/source_daemon.h"
 #include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
 #include "gtest/gtest.h"
+#include "postcopy/v1/data_plane.grpc.pb.h"
+#include "tests/fault_proxy.h"
 #include "tests/firecracker_vmm.h"
 #include "uffd/bulk_share.h"
 #include "uffd/kernel_guest.h"
@@ -32,8 +36,13 @@ constexpr size_t kPage = 4096;
 constexpr size_t kHuge = 2 << 20;
 constexpr size_t kSnapshotPages = 4096;  // 16 MiB
 
-class FirecrackerTest : public testing::Test {
+// Where the snapshot is: a file of this host, or with a source.
+enum class Place { kFile, kSource };
+
+class FirecrackerFixture : public testing::Test {
  protected:
+  explicit FirecrackerFixture(Place place) : place_(place) {}
+
   void SetUp() override {
     const std::string base =
         testing::TempDir() + "/fc." + std::to_string(::getpid());
@@ -49,36 +58,59 @@ class FirecrackerTest : public testing::Test {
         PatternOf(PageRun{PageIndex(0), PageCount(kSnapshotPages)});
     ASSERT_EQ(::pwrite(file_.get(), bytes.data(), bytes.size(), 0),
               static_cast<ssize_t>(bytes.size()));
+    if (place_ == Place::kSource) StartSource();
   }
   void TearDown() override {
     vmms_.clear();
     service_.reset();
+    source_.reset();
+    ::unlink((directory_ + "/source.lock").c_str());
     ::unlink(snapshot_.c_str());
     ::unlink(working_set_.c_str());
     ::unlink((socket_ + ".lock").c_str());
     ::rmdir(directory_.c_str());
   }
 
-  void Serve(bool prefetch = false) {
-    auto service = SnapshotService::Create(
-        {.socket_path = socket_,
-         .snapshot_path = snapshot_,
-         .prefetch = prefetch,
-         .bulk_share = &share_,
-         .log = [this](const std::string& sentence) { Log(sentence); }});
-    ASSERT_TRUE(service.ok()) << service.status();
-    service_ = *std::move(service);
+  // At the port of the one before, if there was one.
+  void StartSource() {
+    auto source = SourceDaemon::Create({.control_address = "127.0.0.1:0",
+                                        .data_address = source_address_,
+                                        .vmm_socket = directory_ + "/source",
+                                        .snapshots = {{"web", snapshot_}}});
+    ASSERT_TRUE(source.ok()) << source.status();
+    source_ = *std::move(source);
+    source_address_ = source_->data_address();
   }
-  absl::Status ServeWithWorkingSet(bool prefetch = false) {
-    auto service = SnapshotService::Create(
-        {.socket_path = socket_,
-         .snapshot_path = snapshot_,
-         .prefetch = prefetch,
-         .working_set_path = working_set_,
-         .log = [this](const std::string& sentence) { Log(sentence); }});
+  SnapshotService::Options ServiceOptions() {
+    SnapshotService::Options options;
+    options.socket_path = socket_;
+    if (place_ == Place::kFile) {
+      options.snapshot_path = snapshot_;
+    } else {
+      options.source_address = source_address_;
+      options.source_name = "web";
+    }
+    options.log = [this](const std::string& sentence) { Log(sentence); };
+    return options;
+  }
+  absl::Status Serve(const SnapshotService::Options& options) {
+    auto service = SnapshotService::Create(options);
     if (!service.ok()) return service.status();
     service_ = *std::move(service);
     return absl::OkStatus();
+  }
+  void Serve(bool prefetch = false) {
+    SnapshotService::Options options = ServiceOptions();
+    options.prefetch = prefetch;
+    options.bulk_share = &share_;
+    const absl::Status status = Serve(options);
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  absl::Status ServeWithWorkingSet(bool prefetch = false) {
+    SnapshotService::Options options = ServiceOptions();
+    options.prefetch = prefetch;
+    options.working_set_path = working_set_;
+    return Serve(options);
   }
   // Serves a VM of `pages` that touches those, in that order, and goes.
   void ServeAndTouch(size_t pages, const std::vector<size_t>& touched) {
@@ -124,7 +156,10 @@ class FirecrackerTest : public testing::Test {
     return found;
   }
 
+  const Place place_;
   std::string directory_ = "/tmp/firecracker-test.XXXXXX";
+  std::string source_address_ = "127.0.0.1:0";
+  std::unique_ptr<SourceDaemon> source_;
   std::string snapshot_;
   std::string socket_;
   std::string working_set_;
@@ -139,7 +174,14 @@ class FirecrackerTest : public testing::Test {
   std::string skip_reason_;
 };
 
-TEST_F(FirecrackerTest, RestoresFromASnapshot) {
+// What holds wherever the snapshot is.
+class FirecrackerTest : public FirecrackerFixture,
+                        public testing::WithParamInterface<Place> {
+ protected:
+  FirecrackerTest() : FirecrackerFixture(GetParam()) {}
+};
+
+TEST_P(FirecrackerTest, RestoresFromASnapshot) {
   Serve();
   FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
   if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
@@ -162,7 +204,7 @@ TEST_F(FirecrackerTest, RestoresFromASnapshot) {
   EXPECT_NE(gone.find(" us in 3 faults"), std::string::npos) << gone;
 }
 
-TEST_F(FirecrackerTest, OneThatTouchesNothingHasNotWaited) {
+TEST_P(FirecrackerTest, OneThatTouchesNothingHasNotWaited) {
   Serve();
   FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
   if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
@@ -174,7 +216,7 @@ TEST_F(FirecrackerTest, OneThatTouchesNothingHasNotWaited) {
 }
 
 // The memory of one VM around the hole below 4 GiB, each where the file has it.
-TEST_F(FirecrackerTest, EveryRegionHasItsOffset) {
+TEST_P(FirecrackerTest, EveryRegionHasItsOffset) {
   Serve();
   std::vector<FirecrackerVmm::Region> regions;
   for (size_t i = 0; i < 64; ++i) {
@@ -193,7 +235,7 @@ TEST_F(FirecrackerTest, EveryRegionHasItsOffset) {
   }
 }
 
-TEST_F(FirecrackerTest, HugePages) {
+TEST_P(FirecrackerTest, HugePages) {
   Serve();
   FirecrackerVmm* const vmm =
       NewVmm({{.bytes = 3 * kHuge, .huge = true, .file_offset = kHuge},
@@ -208,7 +250,7 @@ TEST_F(FirecrackerTest, HugePages) {
   EXPECT_TRUE(IsZero(vmm->memory(0) + kHuge + 7 * kPage));
 }
 
-TEST_F(FirecrackerTest, JsonInPiecesWithKeysOfTheFuture) {
+TEST_P(FirecrackerTest, JsonInPiecesWithKeysOfTheFuture) {
   Serve();
   FirecrackerVmm* const vmm =
       NewVmm({{.bytes = kPage}, {.bytes = kPage, .file_offset = 5 * kPage}});
@@ -217,7 +259,7 @@ TEST_F(FirecrackerTest, JsonInPiecesWithKeysOfTheFuture) {
   EXPECT_TRUE(IsRight(vmm->memory(1), 5));
 }
 
-TEST_F(FirecrackerTest, TheBalloonGetsZeros) {
+TEST_P(FirecrackerTest, TheBalloonGetsZeros) {
   Serve(/*prefetch=*/true);
   FirecrackerVmm* const vmm = NewVmm({{.bytes = kSnapshotPages * kPage}});
   if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
@@ -234,7 +276,7 @@ TEST_F(FirecrackerTest, TheBalloonGetsZeros) {
   EXPECT_TRUE(IsZero(vmm->memory(0) + kPage));
 }
 
-TEST_F(FirecrackerTest, ThePrefetchTakesTurnsWithOtherVms) {
+TEST_P(FirecrackerTest, ThePrefetchTakesTurnsWithOtherVms) {
   Serve(/*prefetch=*/true);
   FirecrackerVmm* const vmm = NewVmm({{.bytes = kSnapshotPages * kPage}});
   if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
@@ -254,7 +296,7 @@ TEST_F(FirecrackerTest, ThePrefetchTakesTurnsWithOtherVms) {
 }
 
 // Clones of one snapshot, one of which goes while the others are served.
-TEST_F(FirecrackerTest, ManyVmsFromOneSnapshot) {
+TEST_P(FirecrackerTest, ManyVmsFromOneSnapshot) {
   Serve();
   constexpr size_t kVms = 8;
   std::vector<FirecrackerVmm*> vmms;
@@ -279,7 +321,7 @@ TEST_F(FirecrackerTest, ManyVmsFromOneSnapshot) {
   AwaitSaid("(process " + std::to_string(::getpid()) + ") has gone");
 }
 
-TEST_F(FirecrackerTest, AVmThatTheSnapshotIsTooShortForIsTurnedAway) {
+TEST_P(FirecrackerTest, AVmThatTheSnapshotIsTooShortForIsTurnedAway) {
   Serve();
   FirecrackerVmm* const vmm =
       NewVmm({{.bytes = 2 * kPage, .file_offset = kSnapshotPages * kPage}});
@@ -291,7 +333,7 @@ TEST_F(FirecrackerTest, AVmThatTheSnapshotIsTooShortForIsTurnedAway) {
 }
 
 // Whoever connects in a loop must not fill the disk.
-TEST_F(FirecrackerTest, RefusalsAreNotAllTold) {
+TEST_P(FirecrackerTest, RefusalsAreNotAllTold) {
   Serve();
   FirecrackerVmm* const vmm =
       NewVmm({{.bytes = kPage, .file_offset = kSnapshotPages * kPage}});
@@ -308,7 +350,7 @@ TEST_F(FirecrackerTest, RefusalsAreNotAllTold) {
 
 // Proves that what the first VM touches is fetched for the next, in that order,
 // and nothing else without prefetch; in the same daemon and in the next.
-TEST_F(FirecrackerTest, WhatTheFirstVmTouchesIsThereForTheNext) {
+TEST_P(FirecrackerTest, WhatTheFirstVmTouchesIsThereForTheNext) {
   for (const bool restart : {false, true}) {
     said_.clear();
     ::unlink(working_set_.c_str());
@@ -350,7 +392,7 @@ TEST_F(FirecrackerTest, WhatTheFirstVmTouchesIsThereForTheNext) {
 
 // Proves that with prefetch the rest comes too, and that the VM that is
 // recorded is not helped by it.
-TEST_F(FirecrackerTest, AWorkingSetComesBeforeTheRest) {
+TEST_P(FirecrackerTest, AWorkingSetComesBeforeTheRest) {
   ASSERT_TRUE(ServeWithWorkingSet(/*prefetch=*/true).ok());
   ServeAndTouch(64, {63, 0});
   if (vmms_.back() == nullptr) GTEST_SKIP() << skip_reason_;
@@ -364,7 +406,7 @@ TEST_F(FirecrackerTest, AWorkingSetComesBeforeTheRest) {
 
 // Only the first VM is recorded, and one that touches nothing leaves it to the
 // next.
-TEST_F(FirecrackerTest, OneVmAtATimeIsRecorded) {
+TEST_P(FirecrackerTest, OneVmAtATimeIsRecorded) {
   ASSERT_TRUE(ServeWithWorkingSet().ok());
   ServeAndTouch(64, {});
   if (vmms_.back() == nullptr) GTEST_SKIP() << skip_reason_;
@@ -385,7 +427,7 @@ TEST_F(FirecrackerTest, OneVmAtATimeIsRecorded) {
 }
 
 // The end of the daemon is the end of its VMs.
-TEST_F(FirecrackerTest, WhatIsRecordedOutlivesTheDaemon) {
+TEST_P(FirecrackerTest, WhatIsRecordedOutlivesTheDaemon) {
   ASSERT_TRUE(ServeWithWorkingSet().ok());
   FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
   if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
@@ -396,7 +438,7 @@ TEST_F(FirecrackerTest, WhatIsRecordedOutlivesTheDaemon) {
             (std::vector<PageRun>{{PageIndex(5), PageCount(1)}}));
 }
 
-TEST_F(FirecrackerTest, AVmOfAnotherSizeIsServedWithoutTheWorkingSet) {
+TEST_P(FirecrackerTest, AVmOfAnotherSizeIsServedWithoutTheWorkingSet) {
   WorkingSet set = {.pages = PageCount(63),
                     .snapshot_bytes = ByteCount(kSnapshotPages * kPage),
                     .runs = {{PageIndex(62), PageCount(1)}}};
@@ -408,7 +450,7 @@ TEST_F(FirecrackerTest, AVmOfAnotherSizeIsServedWithoutTheWorkingSet) {
   EXPECT_NE(AwaitSaid("has gone").find("0 ahead of it"), std::string::npos);
 }
 
-TEST_F(FirecrackerTest, AForeignWorkingSetIsToldAtOnce) {
+TEST_P(FirecrackerTest, AForeignWorkingSetIsToldAtOnce) {
   WorkingSet set = {.pages = PageCount(64),
                     .snapshot_bytes = ByteCount(kSnapshotPages * kPage - 1),
                     .runs = {{PageIndex(62), PageCount(1)}}};
@@ -425,7 +467,7 @@ TEST_F(FirecrackerTest, AForeignWorkingSetIsToldAtOnce) {
 }
 
 // What cannot be written is told, and serves those who come all the same.
-TEST_F(FirecrackerTest, AWorkingSetThatCannotBeWrittenIsToldAndUsed) {
+TEST_P(FirecrackerTest, AWorkingSetThatCannotBeWrittenIsToldAndUsed) {
   ASSERT_TRUE(ServeWithWorkingSet().ok());
   ASSERT_EQ(::mkdir(working_set_.c_str(), 0700), 0);
   ServeAndTouch(64, {7});
@@ -444,10 +486,223 @@ TEST_F(FirecrackerTest, AWorkingSetThatCannotBeWrittenIsToldAndUsed) {
   EXPECT_EQ(::rmdir(working_set_.c_str()), 0);
 }
 
-TEST_F(FirecrackerTest, ASnapshotThatIsNotThereIsToldAtOnce) {
-  const auto service = SnapshotService::Create(
-      {.socket_path = socket_, .snapshot_path = snapshot_ + ".not"});
-  EXPECT_FALSE(service.ok());
+TEST_P(FirecrackerTest, ASnapshotThatIsNotThereIsToldAtOnce) {
+  SnapshotService::Options options = ServiceOptions();
+  if (GetParam() == Place::kFile) options.snapshot_path += ".not";
+  if (GetParam() == Place::kSource) options.source_name += ".not";
+  EXPECT_TRUE(absl::IsNotFound(Serve(options)));
+}
+
+TEST_P(FirecrackerTest, OnePlaceAndNoOther) {
+  SnapshotService::Options both = ServiceOptions();
+  both.snapshot_path = snapshot_;
+  both.source_address = "127.0.0.1:1";
+  both.source_name = "web";
+  EXPECT_TRUE(absl::IsInvalidArgument(Serve(both)));
+  SnapshotService::Options half = ServiceOptions();
+  half.source_name = GetParam() == Place::kFile ? "web" : "";
+  EXPECT_TRUE(absl::IsInvalidArgument(Serve(half)));
+}
+
+INSTANTIATE_TEST_SUITE_P(From, FirecrackerTest,
+                         testing::Values(Place::kFile, Place::kSource),
+                         [](const auto& place) {
+                           return place.param == Place::kFile ? "File"
+                                                              : "Source";
+                         });
+
+// --- A source on another host, which can be lost.
+
+class RemoteSnapshotTest : public FirecrackerFixture {
+ protected:
+  RemoteSnapshotTest() : FirecrackerFixture(Place::kSource) {}
+
+  // From now on faultd's connections go through it.
+  void ThroughAProxy() {
+    auto proxy = FaultProxy::Create(source_address_);
+    ASSERT_TRUE(proxy.ok()) << proxy.status();
+    proxy_ = *std::move(proxy);
+  }
+  SnapshotService::Options ProxyOptions() {
+    SnapshotService::Options options = ServiceOptions();
+    options.source_address = proxy_->address();
+    return options;
+  }
+  // One of 64 pages, of which it has the first. Null as of NewVmm.
+  FirecrackerVmm* NewServedVmm() {
+    FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
+    if (vmm == nullptr) return nullptr;
+    EXPECT_TRUE(vmm->Connect(socket_, {}));
+    EXPECT_TRUE(IsRight(vmm->memory(0), 0));
+    return vmm;
+  }
+  void AwaitNoSessions() const {
+    while (source_->snapshot_sessions() > 0) std::this_thread::yield();
+  }
+
+  std::unique_ptr<FaultProxy> proxy_;
+};
+
+// A guest of small and huge pages reads all of its memory, while its source is
+// killed and started again.
+TEST_F(RemoteSnapshotTest, ASourceThatIsKilledAndStartedAgain) {
+  Serve();
+  FirecrackerVmm* vmm =
+      NewVmm({{.bytes = 1024 * kPage},
+              {.bytes = 2 * kHuge, .huge = true, .file_offset = 2 * kHuge}});
+  const bool huge = vmm != nullptr;
+  if (!huge) vmm = NewVmm({{.bytes = 1024 * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  for (size_t page = 0; page < 100; ++page) {
+    EXPECT_TRUE(IsRight(vmm->memory(0) + page * kPage, page)) << page;
+  }
+  source_.reset();
+  std::thread guest([&] {
+    for (size_t page = 100; page < 1024; ++page) {
+      EXPECT_TRUE(IsRight(vmm->memory(0) + page * kPage, page)) << page;
+    }
+  });
+  std::thread other([&] {
+    for (size_t page = 0; huge && page < 1024; page += 37) {
+      EXPECT_TRUE(IsRight(vmm->memory(1) + page * kPage, 1024 + page)) << page;
+    }
+  });
+  AwaitSaid("threads that touch a missing page wait: source " +
+            source_address_);
+  StartSource();
+  guest.join();
+  other.join();
+  AwaitSaid("the snapshot's source is back");
+  EXPECT_EQ(source_->snapshot_sessions(), 1u);
+  vmm->Disconnect();
+  AwaitNoSessions();
+}
+
+TEST_F(RemoteSnapshotTest, ALostConnectionIsMendedInSilence) {
+  ThroughAProxy();
+  SnapshotService::Options options = ProxyOptions();
+  options.prefetch = true;
+  ASSERT_TRUE(Serve(options).ok());
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = kSnapshotPages * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  for (size_t page = 0; page < kSnapshotPages; ++page) {
+    if (page % 1024 == 512) proxy_->Cut();
+    EXPECT_TRUE(IsRight(vmm->memory(0) + page * kPage, page)) << page;
+  }
+  AwaitSaid("has all its pages");
+  // The last of its sessions has taken the place of those before.
+  while (source_->snapshot_sessions() != 1) std::this_thread::yield();
+}
+
+TEST_F(RemoteSnapshotTest, DamagedBytesReachNoGuest) {
+  ThroughAProxy();
+  ASSERT_TRUE(Serve(ProxyOptions()).ok());
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = 256 * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  for (size_t page = 0; page < 256; ++page) {
+    if (page % 64 == 0) proxy_->Damage(1);
+    EXPECT_TRUE(IsRight(vmm->memory(0) + page * kPage, page)) << page;
+  }
+}
+
+TEST_F(RemoteSnapshotTest, ManyVmsFromOneSource) {
+  Serve(/*prefetch=*/true);
+  constexpr size_t kVms = 32;
+  std::vector<FirecrackerVmm*> vmms;
+  for (size_t i = 0; i < kVms; ++i) {
+    vmms.push_back(NewVmm({{.bytes = 128 * kPage}}));
+    if (vmms.back() == nullptr) GTEST_SKIP() << skip_reason_;
+    ASSERT_TRUE(vmms.back()->Connect(socket_, {}));
+  }
+  std::vector<std::thread> guests;
+  for (FirecrackerVmm* const vmm : vmms) {
+    guests.emplace_back([vmm] {
+      for (size_t page = 0; page < 128; ++page) {
+        uint8_t* const at = vmm->memory(0) + page * kPage;
+        EXPECT_TRUE(IsRight(at, page)) << page;
+        *at = 1;  // its own from now on
+      }
+    });
+  }
+  for (std::thread& guest : guests) guest.join();
+  while (service_->vms() < kVms) std::this_thread::yield();
+  EXPECT_EQ(source_->snapshot_sessions(), kVms);
+  for (FirecrackerVmm* const vmm : vmms) vmm->Disconnect();
+  AwaitNoSessions();
+}
+
+// Pages of two snapshots in one guest would be a silent loss.
+TEST_F(RemoteSnapshotTest, AnotherFileOfThatNameIsNotTaken) {
+  Serve();
+  FirecrackerVmm* const vmm = NewServedVmm();
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  source_.reset();
+  struct stat before = {};
+  ASSERT_EQ(::fstat(file_.get(), &before), 0);
+  const timespec later[] = {{.tv_sec = 0, .tv_nsec = UTIME_OMIT},
+                            {.tv_sec = 4711, .tv_nsec = 1}};
+  ASSERT_EQ(::futimens(file_.get(), later), 0);
+  StartSource();
+  AwaitSaid("is another file than before, or has been written to");
+  EXPECT_FALSE(vmm->IsPresent(0, kPage));
+  source_.reset();
+  const timespec same[] = {{.tv_sec = 0, .tv_nsec = UTIME_OMIT},
+                           before.st_mtim};
+  ASSERT_EQ(::futimens(file_.get(), same), 0);
+  StartSource();
+  EXPECT_TRUE(IsRight(vmm->memory(0) + kPage, 1));
+}
+
+TEST_F(RemoteSnapshotTest, ATruncatedFileIsALossAndNeverZeros) {
+  Serve();
+  FirecrackerVmm* const vmm = NewServedVmm();
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_EQ(::ftruncate(file_.get(), 32 * kPage), 0);
+  EXPECT_FALSE(KernelCanRead(vmm->memory(0) + 40 * kPage));
+  AwaitSaid("has been truncated");
+  EXPECT_FALSE(KernelCanRead(vmm->memory(0) + 63 * kPage));
+  EXPECT_TRUE(IsRight(vmm->memory(0), 0));
+}
+
+TEST_F(RemoteSnapshotTest, ASourceThatIsNotThereYet) {
+  source_.reset();
+  Serve();
+  AwaitSaid("VMs are refused for now: source " + source_address_);
+  EXPECT_TRUE(absl::IsUnavailable(ServeWithWorkingSet()));
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = 64 * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  EXPECT_TRUE(vmm->IsTurnedAway());
+  StartSource();
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  EXPECT_TRUE(IsRight(vmm->memory(0) + kPage, 1));
+}
+
+TEST_F(RemoteSnapshotTest, ASourceThatDoesNotKnowSnapshotsIsToBeUpgraded) {
+  v1::DataPlaneService::Service old;
+  auto listener = GrpcListener::Create({.address = "127.0.0.1:0"}, {&old});
+  ASSERT_TRUE(listener.ok());
+  SnapshotService::Options options = ServiceOptions();
+  options.source_address = (*listener)->address();
+  const absl::Status status = Serve(options);
+  EXPECT_TRUE(absl::IsUnimplemented(status)) << status;
+  EXPECT_NE(status.message().find("upgrade pageserverd there"),
+            std::string::npos)
+      << status;
+}
+
+// The VM that goes first ends though nobody answers at its source.
+TEST_F(RemoteSnapshotTest, AVmGoesWhileItsSourceIsLost) {
+  Serve();
+  FirecrackerVmm* const vmm = NewServedVmm();
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  source_.reset();
+  AwaitSaid("threads that touch a missing page wait");
+  vmm->Disconnect();
+  AwaitSaid("has gone: 1 pages on demand");
 }
 
 }  // namespace

@@ -32,6 +32,12 @@ absl::Status FromGrpc(const grpc::Status& status) {
                       status.error_message());
 }
 
+absl::Status OfSource(const std::string& address, const absl::Status& status) {
+  if (status.ok()) return status;
+  return absl::Status(status.code(),
+                      absl::StrCat("source ", address, ": ", status.message()));
+}
+
 // A channel that shares its connection with no other.
 std::shared_ptr<grpc::Channel> NewLane(const std::string& address) {
   grpc::ChannelArguments arguments;
@@ -131,13 +137,12 @@ class GrpcSourceConnection final : public SourceConnection {
  public:
   GrpcSourceConnection(std::shared_ptr<grpc::Channel> urgent,
                        const std::shared_ptr<grpc::Channel>& bulk,
-                       const v1::OpenSessionResponse& session)
+                       v1::SessionRef session, bool committed)
       : channel_(std::move(urgent)),
-        committed_(session.committed()),
+        committed_(committed),
+        session_(std::move(session)),
         urgent_(channel_, OpenUrgent),
         bulk_(bulk, OpenBulk) {
-    session_.set_session_id(session.session_id());
-    session_.set_epoch(session.epoch());
     *urgent_request_.mutable_session() = session_;
   }
 
@@ -224,7 +229,7 @@ class GrpcSourceConnection final : public SourceConnection {
 
   const std::shared_ptr<grpc::Channel> channel_;
   const bool committed_;
-  v1::SessionRef session_;
+  const v1::SessionRef session_;
   UrgentLane urgent_;
   BulkLane bulk_;
   // Each used by the one thread that requests or receives; reused.
@@ -260,8 +265,12 @@ class GrpcSourceDialer final : public SourceDialer {
     if (absl::Status s = OpenSession(urgent, epoch, &response); !s.ok()) {
       return s;
     }
+    v1::SessionRef session;
+    session.set_session_id(response.session_id());
+    session.set_epoch(response.epoch());
     auto connection = std::make_unique<GrpcSourceConnection>(
-        std::move(urgent), NewLane(address_), response);
+        std::move(urgent), NewLane(address_), std::move(session),
+        response.committed());
     if (absl::Status s = connection->Attach(); !s.ok()) return s;
     return connection;
   }
@@ -275,13 +284,78 @@ class GrpcSourceDialer final : public SourceDialer {
     absl::Status status =
         FromGrpc(v1::DataPlaneService::NewStub(channel)->OpenSession(
             &context, request_, response));
-    if (status.ok()) return status;
-    return absl::Status(status.code(), absl::StrCat("source ", address_, ": ",
-                                                    status.message()));
+    return OfSource(address_, status);
   }
 
   const std::string address_;
   v1::OpenSessionRequest request_;
+};
+
+class GrpcSnapshotDialer final : public SnapshotDialer {
+ public:
+  GrpcSnapshotDialer(std::string address, std::string name)
+      : address_(std::move(address)) {
+    request_.set_protocol_version(kDataPlaneClientVersion);
+    request_.set_snapshot_name(std::move(name));
+  }
+
+  absl::StatusOr<OpenedSnapshot> Open() override {
+    std::shared_ptr<grpc::Channel> urgent = NewLane(address_);
+    v1::OpenSnapshotResponse response;
+    absl::Status status = Call(urgent, &response);
+    // The source has a newer session than it could tell of.
+    if (absl::IsFailedPrecondition(status)) request_.clear_lost();
+    if (!status.ok()) return OfSource(address_, status);
+    *request_.mutable_lost() = response.session();
+    auto connection = std::make_unique<GrpcSourceConnection>(
+        std::move(urgent), NewLane(address_), response.session(),
+        /*committed=*/true);
+    if (absl::Status s = connection->Attach(); !s.ok()) return s;
+    return OpenedSnapshot{std::move(connection),
+                          ByteCount(response.size_bytes()),
+                          response.content_id()};
+  }
+
+  void Cancel() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    cancelled_ = true;
+    if (call_ != nullptr) call_->TryCancel();
+  }
+
+  std::string name() const override {
+    return absl::StrCat("snapshot \"", request_.snapshot_name(), "\" of ",
+                        address_);
+  }
+
+ private:
+  absl::Status Call(const std::shared_ptr<grpc::Channel>& channel,
+                    v1::OpenSnapshotResponse* response) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (cancelled_) return absl::CancelledError("told to stop");
+      call_ = &context;
+    }
+    const grpc::Status status =
+        v1::DataPlaneService::NewStub(channel)->OpenSnapshot(&context, request_,
+                                                             response);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      call_ = nullptr;
+    }
+    if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED) {
+      return absl::UnimplementedError(
+          "it does not know how to serve snapshots: upgrade pageserverd there");
+    }
+    return FromGrpc(status);
+  }
+
+  const std::string address_;
+  v1::OpenSnapshotRequest request_;
+  std::mutex mutex_;
+  bool cancelled_ = false;               // guarded by mutex_
+  grpc::ClientContext* call_ = nullptr;  // guarded by mutex_
 };
 
 }  // namespace
@@ -292,6 +366,12 @@ std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
                                                   const RamLayout& layout) {
   return std::make_unique<GrpcSourceDialer>(
       std::move(address), std::move(migration_id), std::move(vm_name), layout);
+}
+
+std::unique_ptr<SnapshotDialer> NewGrpcSnapshotDialer(std::string address,
+                                                      std::string name) {
+  return std::make_unique<GrpcSnapshotDialer>(std::move(address),
+                                              std::move(name));
 }
 
 }  // namespace postcopy

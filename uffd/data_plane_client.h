@@ -6,6 +6,7 @@
 #include <string>
 
 #include "dirtytrack/ram_layout.h"
+#include "uffd/remote_snapshot.h"
 #include "uffd/source_connection.h"
 
 namespace postcopy {
@@ -23,6 +24,12 @@ std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
                                                   std::string migration_id,
                                                   std::string vm_name,
                                                   const RamLayout& layout);
+
+// Opens the sessions of one VM that is restored from the snapshot `name` of the
+// source at `address`. UNIMPLEMENTED says that the source is older than this
+// daemon and must be upgraded.
+std::unique_ptr<SnapshotDialer> NewGrpcSnapshotDialer(std::string address,
+                                                      std::string name);
 
 }  // namespace postcopy
 

@@ -1,68 +1,30 @@
 #include "uffd/snapshot_file.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "dirtytrack/check.h"
 #include "dirtytrack/memfd.h"
+#include "dirtytrack/regular_file.h"
 
 namespace postcopy {
 namespace {
 
-absl::Status OpenError(absl::string_view path, int error) {
-  const std::string message = absl::StrCat(
-      "cannot open the snapshot file ", path, ": ", ::strerrordesc_np(error));
-  switch (error) {
-    case ENOENT:
-    case ENOTDIR:
-      return absl::NotFoundError(message);
-    case EACCES:
-    case EPERM:
-      return absl::PermissionDeniedError(message);
-    case EMFILE:
-    case ENFILE:
-    case ENOMEM:
-      return absl::ResourceExhaustedError(message);
-    // Of a socket, or of a device without a driver.
-    case ENXIO:
-    case ENODEV:
-    case ELOOP:
-    case ENAMETOOLONG:
-      return absl::InvalidArgumentError(message);
-    default:
-      return absl::InternalError(message);
-  }
-}
-
-absl::Status RequireRegular(absl::string_view path, int fd) {
-  struct stat info = {};
-  if (::fstat(fd, &info) != 0) return OpenError(path, errno);
-  if (S_ISREG(info.st_mode)) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("the snapshot file ", path,
-                   " is not a regular file; give the path of "
-                   "the memory file itself"));
-}
+constexpr absl::string_view kWhat = "the snapshot file";
 
 }  // namespace
 
 absl::StatusOr<SnapshotFile> SnapshotFile::Open(const std::string& path,
                                                 SnapshotAccess access) {
-  // O_NONBLOCK: opening a FIFO would wait for its writer.
-  const UniqueFd first(
-      ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
-  if (!first.valid()) return OpenError(path, errno);
-  absl::Status status = RequireRegular(path, first.get());
-  if (!status.ok()) return status;
+  const absl::StatusOr<UniqueFd> first = OpenRegularFile(kWhat, path);
+  if (!first.ok()) return first.status();
   SnapshotFile file(path, access);
   // Without O_NONBLOCK: io_uring would take it as "rather fail than wait".
-  status = file.OpenBehind(first.get());
+  absl::Status status = file.OpenBehind(first->get());
   if (!status.ok()) return status;
   return file;
 }
@@ -79,7 +41,8 @@ absl::Status SnapshotFile::OpenBehind(int fd) {
   const std::string link = absl::StrCat("/proc/self/fd/", fd);
   buffered_.Reset(::open(link.c_str(), O_RDONLY | O_CLOEXEC));
   if (!buffered_.valid()) {
-    if (errno != ENOENT && errno != ENOTDIR) return OpenError(path_, errno);
+    if (errno != ENOENT && errno != ENOTDIR)
+      return OpenFileError(kWhat, path_, errno);
     return absl::FailedPreconditionError(
         absl::StrCat("cannot reopen the snapshot file ", path_, " by ", link,
                      ": mount /proc"));
@@ -91,7 +54,7 @@ absl::Status SnapshotFile::OpenBehind(int fd) {
   direct_.Reset(::open(link.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
   // EINVAL: the file system has no direct access (open(2)).
   if (direct_.valid() || errno == EINVAL) return absl::OkStatus();
-  return OpenError(path_, errno);
+  return OpenFileError(kWhat, path_, errno);
 }
 
 absl::StatusOr<bool> SnapshotFile::IsHole(uint64_t offset, ByteCount length) {

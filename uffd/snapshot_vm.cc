@@ -47,7 +47,7 @@ std::vector<SnapshotExtent> ExtentsOf(
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotVm::Create(
-    const std::string& path, const std::vector<SnapshotRegion>& regions,
+    const OpenSnapshotPages& open, const std::vector<SnapshotRegion>& regions,
     std::unique_ptr<UffdOps> ops, Options options, Clock* clock) {
   absl::StatusOr<RamLayout> layout = LayoutOf(regions);
   if (!layout.ok()) return layout.status();
@@ -62,30 +62,38 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotVm::Create(
   if (!vm.ok()) return vm.status();
   std::unique_ptr<SnapshotVm> snapshot_vm(
       new SnapshotVm(*std::move(vm), std::move(options), clock));
-  absl::Status started = snapshot_vm->Start(path, std::move(extents));
+  absl::Status started = snapshot_vm->Start(open, std::move(extents));
   if (!started.ok()) return started;
   return snapshot_vm;
 }
 
-absl::Status SnapshotVm::Start(const std::string& path,
+SnapshotSink SnapshotVm::SinkOfThis() {
+  return {
+      .on_urgent =
+          [this](absl::Span<const ReceivedRun> runs) {
+            return Deliver(&DestinationVm::OnUrgentPages, runs);
+          },
+      .on_bulk =
+          [this](absl::Span<const ReceivedRun> runs) {
+            return Deliver(&DestinationVm::OnBulkPages, runs);
+          },
+      .on_failure =
+          [this](absl::Status status) { OnFailure(std::move(status)); },
+      .on_lost = [this] { OnLost(); },
+      .on_back = [this] { OnBack(); },
+      .on_trouble = [this](const absl::Status& status) { OnTrouble(status); }};
+}
+
+absl::Status SnapshotVm::Start(const OpenSnapshotPages& open,
                                std::vector<SnapshotExtent> extents) {
-  absl::StatusOr<std::unique_ptr<SnapshotSource>> source =
-      SnapshotSource::Create(
-          path, std::move(extents),
-          {.on_urgent =
-               [this](absl::Span<const ReceivedRun> runs) {
-                 return Deliver(&DestinationVm::OnUrgentPages, runs);
-               },
-           .on_bulk =
-               [this](absl::Span<const ReceivedRun> runs) {
-                 return Deliver(&DestinationVm::OnBulkPages, runs);
-               },
-           .on_failure =
-               [this](absl::Status status) { OnFailure(std::move(status)); }},
-          {.access = options_.access});
-  if (!source.ok()) return source.status();
-  source_ = *std::move(source);
-  absl::Status status = Serve();
+  absl::Status status;
+  {
+    const std::lock_guard<std::mutex> lock(source_mutex_);
+    auto source = open(std::move(extents), SinkOfThis());
+    if (!source.ok()) return source.status();
+    source_ = *std::move(source);
+    status = Serve();
+  }
   if (!status.ok()) return status;
   const std::lock_guard<std::mutex> lock(mutex_);
   serving_ = true;
@@ -166,6 +174,25 @@ void SnapshotVm::OnFailure(absl::Status status) {
     }
   }
   if (options_.on_end) options_.on_end(status);
+}
+
+void SnapshotVm::OnLost() {
+  const std::lock_guard<std::mutex> lock(source_mutex_);
+  vm_->OnSourceLost();
+}
+
+void SnapshotVm::OnBack() {
+  {
+    const std::lock_guard<std::mutex> lock(source_mutex_);
+    // If that fails, the source is lost again, and says so.
+    vm_->OnSourceBack(source_.get()).IgnoreError();
+  }
+  if (std::exchange(in_trouble_, false)) OnTrouble(absl::OkStatus());
+}
+
+void SnapshotVm::OnTrouble(const absl::Status& status) {
+  if (!status.ok()) in_trouble_ = true;
+  if (options_.on_source && !stopping_.load()) options_.on_source(status);
 }
 
 SnapshotVm::~SnapshotVm() { Stop(); }

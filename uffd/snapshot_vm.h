@@ -1,4 +1,4 @@
-// A VM that is resumed from a snapshot on this host.
+// A VM that is resumed from a snapshot, on this host or on another.
 #ifndef UFFD_SNAPSHOT_VM_H_
 #define UFFD_SNAPSHOT_VM_H_
 
@@ -19,8 +19,7 @@
 #include "uffd/destination_vm.h"
 #include "uffd/fault_times.h"
 #include "uffd/latency_histogram.h"
-#include "uffd/snapshot_file.h"
-#include "uffd/snapshot_source.h"
+#include "uffd/snapshot_pages.h"
 #include "uffd/uffd_ops.h"
 #include "uffd/working_set.h"
 #include "uffd/working_set_recorder.h"
@@ -35,13 +34,12 @@ struct SnapshotRegion {
   ByteCount page_size{kPageSize};
 };
 
-// Answers the faults of one VM from a file that nobody changes. The VMM's
+// Answers the faults of one VM from a snapshot that nobody changes. The VMM's
 // memory is private to it; what it had touched before stays as it is.
 // Thread-safe.
 class SnapshotVm {
  public:
   struct Options {
-    SnapshotAccess access = SnapshotAccess::kBuffered;
     // Fetch also what nobody touches, at most so many bytes per second (0: no
     // limit).
     bool prefetch = false;
@@ -61,14 +59,17 @@ class SnapshotVm {
     // missing is poisoned (who touches it gets SIGBUS), never zeros. ABORTED:
     // the VMM's process is gone. It must not destroy the object.
     std::function<void(const absl::Status&)> on_end;
+    // Called by a thread of this object when a source that is elsewhere cannot
+    // be reached, with why, and with OK when it is back; in between, threads
+    // that touch a missing page wait. Must not block. May be empty.
+    std::function<void(const absl::Status&)> on_source;
   };
 
   // Serves when it returns. INVALID_ARGUMENT says what the VMM should change,
-  // or that the file is too short for it; else the errors of
-  // DestinationVm::Create and SnapshotSource::Create. `clock` outlives the
-  // object.
+  // or that the snapshot is too short for it; else the errors of
+  // DestinationVm::Create and of `open`. `clock` outlives the object.
   static absl::StatusOr<std::unique_ptr<SnapshotVm>> Create(
-      const std::string& path, const std::vector<SnapshotRegion>& regions,
+      const OpenSnapshotPages& open, const std::vector<SnapshotRegion>& regions,
       std::unique_ptr<UffdOps> ops, Options options, Clock* clock);
 
   SnapshotVm(const SnapshotVm&) = delete;
@@ -76,9 +77,9 @@ class SnapshotVm {
   // Stop().
   ~SnapshotVm();
 
-  // Ends the serving; waits for reads under way. Threads of the VMM that wait
-  // for a page go on waiting as long as the VMM keeps its userfaultfd. When it
-  // returns, on_end is not called any more. Idempotent.
+  // Ends the serving; waits for reads of a file that are under way. Threads of
+  // the VMM that wait for a page go on waiting as long as the VMM keeps its
+  // userfaultfd. When it returns, on_end is not called any more. Idempotent.
   void Stop();
 
   // True if options.working_set was of another VM.
@@ -97,8 +98,9 @@ class SnapshotVm {
   SnapshotVm(std::unique_ptr<DestinationVm> vm, Options options, Clock* clock)
       : options_(std::move(options)), clock_(*clock), vm_(std::move(vm)) {}
 
-  absl::Status Start(const std::string& path,
+  absl::Status Start(const OpenSnapshotPages& open,
                      std::vector<SnapshotExtent> extents);
+  SnapshotSink SinkOfThis();
   absl::Status Serve();
   // Gives the VM the order that the options ask for.
   absl::Status ChooseOrder();
@@ -108,8 +110,11 @@ class SnapshotVm {
   }
   // Hands an answer to the VM, as often as it takes.
   absl::Status Deliver(Take take, absl::Span<const ReceivedRun> runs);
-  // The file cannot be read any more.
+  // The snapshot cannot be read any more.
   void OnFailure(absl::Status status);
+  void OnLost();
+  void OnBack();
+  void OnTrouble(const absl::Status& status);
 
   const Options options_;
   Clock& clock_;
@@ -118,9 +123,13 @@ class SnapshotVm {
   std::shared_ptr<const WorkingSet> working_set_;
   bool ignored_working_set_ = false;
   const WorkingSetRecorder* recorder_ = nullptr;  // vm_'s
-  std::unique_ptr<SnapshotSource> source_;
+  std::unique_ptr<SnapshotPages> source_;
   std::atomic<bool> stopping_{false};
   std::mutex stop_mutex_;  // held while threads are joined
+
+  // Held while serving begins and while a source is lost or comes back.
+  std::mutex source_mutex_;
+  bool in_trouble_ = false;  // of the source's thread
 
   std::mutex mutex_;
   bool serving_ = false;      // guarded by mutex_

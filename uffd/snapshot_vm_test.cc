@@ -21,6 +21,7 @@
 #include "uffd/forwarding_uffd.h"
 #include "uffd/kernel_guest.h"
 #include "uffd/simulated_uffd.h"
+#include "uffd/snapshot_source.h"
 #include "uffd/working_set.h"
 
 namespace postcopy {
@@ -83,8 +84,9 @@ class SnapshotVmTest : public testing::TestWithParam<MemoryKind> {
   }
   absl::Status Serve(SnapshotVm::Options options) {
     options.on_end = [this](const absl::Status& end) { end_.set_value(end); };
-    auto vm = SnapshotVm::Create(path_, Regions(), guest_->TakeOps(),
-                                 std::move(options), Clock::Monotonic());
+    auto vm = SnapshotVm::Create(
+        OpenSnapshotAt(path_, SnapshotAccess::kBuffered), Regions(),
+        guest_->TakeOps(), std::move(options), Clock::Monotonic());
     if (!vm.ok()) return vm.status();
     vm_ = *std::move(vm);
     return absl::OkStatus();
@@ -239,8 +241,9 @@ TEST_P(SnapshotVmTest, AHostShortOfMemoryIsNoLoss) {
   MakeGuest(4);
   if (guest_ == nullptr) return;
   auto vm = SnapshotVm::Create(
-      path_, Regions(), std::make_unique<ShortOfMemory>(guest_->TakeOps(), 3),
-      {}, Clock::Monotonic());
+      OpenSnapshotAt(path_, SnapshotAccess::kBuffered), Regions(),
+      std::make_unique<ShortOfMemory>(guest_->TakeOps(), 3), {},
+      Clock::Monotonic());
   ASSERT_TRUE(vm.ok()) << vm.status();
   vm_ = *std::move(vm);
   ExpectRight(0);
@@ -257,8 +260,9 @@ TEST_P(SnapshotVmTest, ARefusalLeavesTheMemoryRegistered) {
       {.host_address = kMapped, .length = ByteCount(kPageSize)},
       {.host_address = HostAddress(uint64_t{1} << 31),
        .length = ByteCount(kPageSize)}};
-  const auto vm = SnapshotVm::Create("/dev/null", regions, Share(&uffd), {},
-                                     Clock::Monotonic());
+  const auto vm =
+      SnapshotVm::Create(OpenSnapshotAt("/dev/null", SnapshotAccess::kBuffered),
+                         regions, Share(&uffd), {}, Clock::Monotonic());
   EXPECT_FALSE(vm.ok());
   EXPECT_EQ(uffd.calls(SimulatedUffd::Call::kUnregister), 0);
   EXPECT_EQ(uffd.TouchPage(1, kMapped), SimulatedUffd::Touch::kWaiting);
@@ -277,8 +281,9 @@ TEST_P(SnapshotVmTest, RefusesRegionsThatOverflow) {
   if (guest_ == nullptr) return;
   std::vector<SnapshotRegion> regions = Regions();
   regions[0].length = ByteCount(UINT64_MAX - kPageSize + 1);
-  const auto vm = SnapshotVm::Create(path_, regions, guest_->TakeOps(), {},
-                                     Clock::Monotonic());
+  const auto vm =
+      SnapshotVm::Create(OpenSnapshotAt(path_, SnapshotAccess::kBuffered),
+                         regions, guest_->TakeOps(), {}, Clock::Monotonic());
   EXPECT_TRUE(absl::IsInvalidArgument(vm.status())) << vm.status();
 }
 

@@ -23,6 +23,11 @@ ABSL_FLAG(absl::Duration, reconnect_timeout, absl::Seconds(10),
 ABSL_FLAG(std::string, snapshot, "",
           "file of guest memory from which Firecracker VMs are restored that "
           "hand over their page faults at --firecracker_socket; empty: none");
+ABSL_FLAG(std::string, snapshot_source, "",
+          "instead of --snapshot: host:port of the data plane of a pageserverd "
+          "that serves the file (--serve_snapshot); empty: none");
+ABSL_FLAG(std::string, snapshot_name, "",
+          "what that pageserverd calls the file");
 ABSL_FLAG(std::string, firecracker_socket, "/run/postcopy/firecracker.sock",
           "Unix socket where these VMs connect: the backend_path of "
           "Firecracker's mem_backend of type Uffd");
@@ -53,8 +58,14 @@ ABSL_FLAG(int, ready_fd, -1,
 namespace postcopy {
 namespace {
 
+bool ServesSnapshots() {
+  return !absl::GetFlag(FLAGS_snapshot).empty() ||
+         !absl::GetFlag(FLAGS_snapshot_source).empty() ||
+         !absl::GetFlag(FLAGS_snapshot_name).empty();
+}
+
 absl::StatusOr<size_t> VmsMax() {
-  const bool snapshots = !absl::GetFlag(FLAGS_snapshot).empty();
+  const bool snapshots = ServesSnapshots();
   const auto limit =
       FitVms(absl::GetFlag(FLAGS_vms_max),
              kDescriptorsPerVm + (snapshots ? kDescriptorsPerSnapshotVm : 0),
@@ -75,6 +86,8 @@ SnapshotService::Options SnapshotOptions(const std::vector<unsigned>& uids,
       .vms_max = vms_max,
       .snapshot_path = absl::GetFlag(FLAGS_snapshot),
       .access = direct ? SnapshotAccess::kDirect : SnapshotAccess::kBuffered,
+      .source_address = absl::GetFlag(FLAGS_snapshot_source),
+      .source_name = absl::GetFlag(FLAGS_snapshot_name),
       .prefetch = absl::GetFlag(FLAGS_snapshot_prefetch),
       .prefetch_bytes_per_second =
           absl::GetFlag(FLAGS_snapshot_prefetch_bytes_per_second),
@@ -112,7 +125,7 @@ absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags() {
                           absl::GetFlag(FLAGS_reconnect_timeout),
                       .vms_max = *vms_max},
       .bulk_requests = absl::GetFlag(FLAGS_bulk_requests)};
-  if (!absl::GetFlag(FLAGS_snapshot).empty()) {
+  if (ServesSnapshots()) {
     options.snapshot = SnapshotOptions(*uids, *vms_max);
   }
   return options;

@@ -20,7 +20,7 @@ std::vector<FlagCheck> FaultdChecks();
 // Their current values, without what is shared by both parts: bulk_share.
 struct FaultdOptions {
   DestinationDaemon::Options destination;
-  // nullopt: no --snapshot.
+  // nullopt: neither --snapshot nor --snapshot_source.
   std::optional<SnapshotService::Options> snapshot;
   // For the BulkShare.
   size_t bulk_requests = 0;

@@ -7,9 +7,12 @@
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/start_thread.h"
+#include "uffd/data_plane_client.h"
 #include "uffd/fault_times.h"
 #include "uffd/kernel_uffd.h"
+#include "uffd/remote_snapshot.h"
 #include "uffd/snapshot_file.h"
+#include "uffd/snapshot_source.h"
 #include "uffd/waiting_threads.h"
 
 namespace postcopy {
@@ -72,15 +75,12 @@ std::string Summary(const SnapshotVm& vm) {
 
 absl::StatusOr<std::unique_ptr<SnapshotService>> SnapshotService::Create(
     Options options) {
-  // A wrong path is told now, and not to the first VM.
-  const absl::StatusOr<SnapshotFile> file =
-      SnapshotFile::Open(options.snapshot_path, options.access);
-  if (!file.ok()) return file.status();
   std::unique_ptr<SnapshotService> service(
       new SnapshotService(std::move(options)));
   SnapshotService* const self = service.get();
-  absl::Status loaded = self->LoadWorkingSet(*file);
-  if (!loaded.ok()) return loaded;
+  absl::Status ready = self->Look();
+  if (ready.ok()) ready = self->LoadWorkingSet();
+  if (!ready.ok()) return ready;
   absl::StatusOr<std::thread> undertaker =
       StartThread([self] { self->Bury(); });
   if (!undertaker.ok()) return undertaker.status();
@@ -98,8 +98,56 @@ absl::StatusOr<std::unique_ptr<SnapshotService>> SnapshotService::Create(
   return service;
 }
 
-absl::Status SnapshotService::LoadWorkingSet(const SnapshotFile& snapshot) {
-  snapshot_bytes_ = snapshot.size();
+absl::Status SnapshotService::Look() {
+  const bool remote = !options_.source_address.empty();
+  if (remote == !options_.snapshot_path.empty() ||
+      remote == options_.source_name.empty()) {
+    return absl::InvalidArgumentError(
+        "VMs are restored either from a file of this host or from a snapshot "
+        "that a source serves: give the address of that source and what it "
+        "calls the snapshot");
+  }
+  return remote ? LookAtSource() : LookAtFile();
+}
+
+absl::Status SnapshotService::LookAtFile() {
+  const absl::StatusOr<SnapshotFile> file =
+      SnapshotFile::Open(options_.snapshot_path, options_.access);
+  if (!file.ok()) return file.status();
+  snapshot_bytes_ = file->size();
+  snapshot_name_ = options_.snapshot_path;
+  return absl::OkStatus();
+}
+
+absl::Status SnapshotService::LookAtSource() {
+  const std::unique_ptr<SnapshotDialer> dialer =
+      NewGrpcSnapshotDialer(options_.source_address, options_.source_name);
+  snapshot_name_ = dialer->name();
+  const absl::StatusOr<OpenedSnapshot> opened = dialer->Open();
+  if (opened.ok()) {
+    snapshot_bytes_ = opened->size;
+    return absl::OkStatus();
+  }
+  const bool may_pass = absl::IsUnavailable(opened.status()) ||
+                        absl::IsDeadlineExceeded(opened.status()) ||
+                        absl::IsResourceExhausted(opened.status());
+  if (!may_pass || !options_.working_set_path.empty()) return opened.status();
+  Log(absl::StrCat("VMs are refused for now: ", opened.status().message()));
+  return absl::OkStatus();
+}
+
+OpenSnapshotPages SnapshotService::OpenerOfSnapshot() const {
+  if (options_.source_address.empty()) {
+    return OpenSnapshotAt(options_.snapshot_path, options_.access);
+  }
+  return [this](std::vector<SnapshotExtent> extents, SnapshotSink sink) {
+    return RemoteSnapshot::Create(
+        NewGrpcSnapshotDialer(options_.source_address, options_.source_name),
+        std::move(extents), std::move(sink), RemoteSnapshot::Options());
+  };
+}
+
+absl::Status SnapshotService::LoadWorkingSet() {
   const std::string& path = options_.working_set_path;
   if (path.empty()) return absl::OkStatus();
   absl::StatusOr<WorkingSet> set = ReadWorkingSet(path);
@@ -108,8 +156,8 @@ absl::Status SnapshotService::LoadWorkingSet(const SnapshotFile& snapshot) {
   if (set->snapshot_bytes != snapshot_bytes_) {
     return absl::FailedPreconditionError(absl::StrCat(
         "working set ", path, ": it was recorded from a snapshot of ",
-        ToString(set->snapshot_bytes), ", and ", options_.snapshot_path,
-        " has ", ToString(snapshot_bytes_),
+        ToString(set->snapshot_bytes), ", and ", snapshot_name_, " has ",
+        ToString(snapshot_bytes_),
         "; name the file that belongs to this snapshot, or remove this one: "
         "then the next VM records it anew"));
   }
@@ -163,9 +211,8 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
     working_set = working_set_;
   }
   return SnapshotVm::Create(
-      options_.snapshot_path, RegionsOf(vm), *std::move(uffd),
-      {.access = options_.access,
-       .prefetch = options_.prefetch,
+      OpenerOfSnapshot(), RegionsOf(vm), *std::move(uffd),
+      {.prefetch = options_.prefetch,
        .prefetch_bytes_per_second = options_.prefetch_bytes_per_second,
        .working_set = std::move(working_set),
        .record_working_set = records,
@@ -174,6 +221,14 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
            [this, name](const absl::Status& end) {
              Log(end.ok() ? absl::StrCat(name, " has all its pages")
                           : absl::StrCat(name, ": ", end.message()));
+           },
+       .on_source =
+           [this, name](const absl::Status& why) {
+             Log(why.ok()
+                     ? absl::StrCat(name, ": the snapshot's source is back")
+                     : absl::StrCat(name,
+                                    ": threads that touch a missing page ",
+                                    "wait: ", why.message()));
            }},
       Clock::Monotonic());
 }
@@ -189,8 +244,7 @@ absl::Status SnapshotService::Attach(FirecrackerVm vm) {
     if (records) EndRecording(name, {});
     return served.status();
   }
-  std::string sentence =
-      absl::StrCat(name, " is served from ", options_.snapshot_path);
+  std::string sentence = absl::StrCat(name, " is served from ", snapshot_name_);
   if (records) absl::StrAppend(&sentence, ", and what it touches is recorded");
   if ((*served)->ignored_working_set()) {
     absl::StrAppend(&sentence, ", without the working set, which is of a VM ",

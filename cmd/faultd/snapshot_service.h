@@ -1,4 +1,4 @@
-// VMs that Firecracker restores from a snapshot on this host.
+// VMs that Firecracker restores from a snapshot, of this host or of another.
 #ifndef CMD_FAULTD_SNAPSHOT_SERVICE_H_
 #define CMD_FAULTD_SNAPSHOT_SERVICE_H_
 
@@ -23,6 +23,7 @@
 #include "cmd/firecracker/firecracker_listener.h"
 #include "uffd/bulk_share.h"
 #include "uffd/snapshot_file.h"
+#include "uffd/snapshot_pages.h"
 #include "uffd/snapshot_vm.h"
 #include "uffd/working_set.h"
 
@@ -45,6 +46,9 @@ class SnapshotService {
     // Firecracker's mem_file_path. Must not change while a VM is served.
     std::string snapshot_path;
     SnapshotAccess access = SnapshotAccess::kBuffered;
+    // Instead of it: host:port of a pageserverd and what that calls the file.
+    std::string source_address;
+    std::string source_name;
     // See SnapshotVm::Options.
     bool prefetch = false;
     uint64_t prefetch_bytes_per_second = 0;
@@ -60,7 +64,9 @@ class SnapshotService {
 
   // Serves when it returns. The errors of SnapshotFile::Open, of ReadWorkingSet
   // and of FirecrackerListener::Create; FAILED_PRECONDITION if the working set
-  // is of another snapshot.
+  // is of another snapshot. A source that cannot be reached just now is no
+  // error, unless a working set is to be compared: the VMs are refused until it
+  // can. INVALID_ARGUMENT unless it is either a path or a source with a name.
   static absl::StatusOr<std::unique_ptr<SnapshotService>> Create(
       Options options);
 
@@ -89,8 +95,14 @@ class SnapshotService {
   absl::StatusOr<std::unique_ptr<SnapshotVm>> Serve(FirecrackerVm vm,
                                                     const std::string& name,
                                                     bool records);
+  // Finds out about the snapshot: a wrong path is told now, and not to the
+  // first VM.
+  absl::Status Look();
+  absl::Status LookAtFile();
+  absl::Status LookAtSource();
   // What working_set_path leads to; NOT_FOUND is no error here.
-  absl::Status LoadWorkingSet(const SnapshotFile& snapshot);
+  absl::Status LoadWorkingSet();
+  OpenSnapshotPages OpenerOfSnapshot() const;
   // True if the VM that attaches now is the one whose pages are recorded.
   bool ClaimRecording();
   // The VM of `name` has gone, or did not come: what it left, if anything.
@@ -101,7 +113,9 @@ class SnapshotService {
   void Log(const std::string& sentence) const;
 
   const Options options_;
-  ByteCount snapshot_bytes_;  // set by Create
+  // Set by Create. The size is known if there is a working set.
+  ByteCount snapshot_bytes_;
+  std::string snapshot_name_;
   std::unique_ptr<FirecrackerListener> listener_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;

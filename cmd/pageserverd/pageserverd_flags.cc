@@ -3,10 +3,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/flags/flag.h"
 #include "cmd/daemon/daemon.h"
 #include "cmd/daemon/vm_limits.h"
+#include "cmd/pageserverd/named_file.h"
 
 ABSL_FLAG(std::string, control_address, "127.0.0.1:7400",
           "host:port of the control plane; port 0 lets the kernel choose");
@@ -21,6 +24,9 @@ ABSL_FLAG(absl::Duration, reconnect_timeout, absl::Seconds(10),
           "how long a lost destination may take to come back during precopy");
 ABSL_FLAG(uint32_t, vms_max, postcopy::kMaxVms,
           "VMs attached at a time; fewer if LimitNOFILE does not suffice");
+ABSL_FLAG(std::vector<std::string>, serve_snapshot, {},
+          "NAME=FILE,...: files of guest memory from which VMs of other hosts "
+          "are restored (faultd's --snapshot_source); must not change");
 ABSL_FLAG(absl::Duration, drain_timeout, absl::InfiniteDuration(),
           "how long SIGTERM waits for destinations that still need pages; inf: "
           "as long as it takes; a second SIGTERM ends the wait");
@@ -31,19 +37,25 @@ ABSL_FLAG(int, ready_fd, -1,
 namespace postcopy {
 
 std::vector<FlagCheck> PageserverdChecks() {
-  return {{"vmm_uids",
-           [] { return ParseUids(absl::GetFlag(FLAGS_vmm_uids)).status(); }},
-          {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
-          {"reconnect_timeout",
-           [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
-          {"drain_timeout", [] {
-             return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout));
-           }}};
+  return {
+      {"vmm_uids",
+       [] { return ParseUids(absl::GetFlag(FLAGS_vmm_uids)).status(); }},
+      {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
+      {"serve_snapshot",
+       [] {
+         return ParseNamedFiles(absl::GetFlag(FLAGS_serve_snapshot)).status();
+       }},
+      {"reconnect_timeout",
+       [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
+      {"drain_timeout",
+       [] { return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout)); }}};
 }
 
 absl::StatusOr<SourceDaemon::Options> PageserverdOptions() {
   const auto uids = ParseUids(absl::GetFlag(FLAGS_vmm_uids));
   if (!uids.ok()) return uids.status();
+  auto snapshots = ParseNamedFiles(absl::GetFlag(FLAGS_serve_snapshot));
+  if (!snapshots.ok()) return snapshots.status();
   const auto limit = FitVms(absl::GetFlag(FLAGS_vms_max), kDescriptorsPerVm,
                             RaiseDescriptorLimit());
   if (!limit.ok()) return limit.status();
@@ -56,7 +68,8 @@ absl::StatusOr<SourceDaemon::Options> PageserverdOptions() {
       .vmm_socket = absl::GetFlag(FLAGS_vmm_socket),
       .vmm_uids = *uids,
       .reconnect_timeout = absl::GetFlag(FLAGS_reconnect_timeout),
-      .vms_max = limit->vms_max};
+      .vms_max = limit->vms_max,
+      .snapshots = *std::move(snapshots)};
 }
 
 absl::Duration PageserverdDrainTimeout() {

@@ -2,10 +2,13 @@
 
 #include <utility>
 
+#include "dirtytrack/clock.h"
+
 namespace postcopy {
 
 SourceDaemon::SourceDaemon(const Options& options)
-    : sides_([this](const std::string& name) { return vmms_->Find(name); },
+    : snapshots_(Clock::Monotonic()),
+      sides_([this](const std::string& name) { return vmms_->Find(name); },
              &directory_,
              {.reconnect_nanos =
                   absl::ToInt64Nanoseconds(options.reconnect_timeout)}),
@@ -15,12 +18,18 @@ SourceDaemon::SourceDaemon(const Options& options)
           },
           [this](const std::string& id) { directory_.Remove(id); }),
       control_service_(&table_),
-      data_service_(&directory_) {}
+      data_service_(&directory_, &snapshots_) {}
 
 absl::StatusOr<std::unique_ptr<SourceDaemon>> SourceDaemon::Create(
     const Options& options) {
   std::unique_ptr<SourceDaemon> daemon(new SourceDaemon(options));
   SourceDaemon* const self = daemon.get();
+  for (const NamedFile& file : options.snapshots) {
+    auto snapshot = ServedSnapshot::Open(file.name, file.path);
+    if (!snapshot.ok()) return snapshot.status();
+    absl::Status added = daemon->snapshots_.Add(*std::move(snapshot));
+    if (!added.ok()) return added;
+  }
   auto vmms = VmmListener::Create(
       {.socket_path = options.vmm_socket,
        .role = VmmRole::kSource,

@@ -13,10 +13,13 @@
 #include "cmd/control/migration_table.h"
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/daemon/vm_limits.h"
+#include "cmd/pageserverd/named_file.h"
 #include "cmd/pageserverd/source_side.h"
 #include "cmd/vmm_channel/vmm_listener.h"
 #include "pageserver/data_plane_service.h"
+#include "pageserver/served_snapshot.h"
 #include "pageserver/session_directory.h"
+#include "pageserver/snapshot_sessions.h"
 
 namespace postcopy {
 
@@ -33,6 +36,8 @@ class SourceDaemon {
     absl::Duration command_timeout = absl::Seconds(10);
     // VMs attached at a time.
     size_t vms_max = kMaxVms;
+    // Names and paths of files that VMs are restored from on other hosts.
+    std::vector<NamedFile> snapshots;
   };
 
   // Serves when it returns. The first thing that cannot be had is the error.
@@ -44,6 +49,9 @@ class SourceDaemon {
   const std::string& control_address() const { return control_->address(); }
   const std::string& data_address() const { return data_->address(); }
 
+  // VMs that are being restored from the snapshots.
+  size_t snapshot_sessions() const { return snapshots_.sessions(); }
+
   // Cancels what can be cancelled, then ends. The destination of a migration
   // after its commit goes on looking for this daemon. Idempotent.
   void Shutdown();
@@ -52,6 +60,7 @@ class SourceDaemon {
   explicit SourceDaemon(const Options& options);
 
   SessionDirectory directory_;
+  SnapshotSessions snapshots_;
   SourceSides sides_;
   MigrationTable table_;
   MigrationService control_service_;
