@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "dirtytrack/ram_layout.h"
 #include "pageserver/grpc_bulk_lane.h"
 #include "pageserver/page_run_codec.h"
@@ -20,6 +21,33 @@ using UrgentStream =
 grpc::Status ToGrpc(const absl::Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()),
                       std::string(status.message()));
+}
+
+// What the peer's certificate calls it: all its alternative names, or the
+// common name if it has none. Empty for a peer that showed none.
+std::string PeerOf(const grpc::ServerContext& context) {
+  std::string peer;
+  const std::shared_ptr<const grpc::AuthContext> auth = context.auth_context();
+  if (auth == nullptr || !auth->IsPeerAuthenticated()) return peer;
+  for (const grpc::string_ref& name : auth->GetPeerIdentity()) {
+    // Each with its length, so that no two lists of names look the same.
+    absl::StrAppend(&peer, name.size(), ":",
+                    absl::string_view(name.data(), name.size()));
+  }
+  return peer;
+}
+
+// The session's migration, if it is the peer's that asks.
+absl::StatusOr<std::shared_ptr<SourceMigration>> FindSession(
+    const SessionDirectory& directory, const grpc::ServerContext& context,
+    SessionKey key) {
+  absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
+      directory.FindSession(key.id);
+  if (!migration.ok()) return migration;
+  if (absl::Status s = (*migration)->CheckPeer(PeerOf(context)); !s.ok()) {
+    return s;
+  }
+  return migration;
 }
 
 absl::Status CheckVersion(uint32_t version) {
@@ -41,6 +69,22 @@ absl::Status DecodePages(const v1::UrgentRequest& request,
     pages.push_back(*page);
   }
   return absl::OkStatus();
+}
+
+// False if the stream ended without a message.
+bool ReadFirst(StreamDeadlines& deadlines, grpc::ServerContext& context,
+               UrgentStream& stream, v1::UrgentRequest& request) {
+  const StreamDeadlines::Pending pending(&deadlines,
+                                         [&context] { context.TryCancel(); });
+  return stream.Read(&request);
+}
+
+absl::StatusOr<SessionKey> ReceiveAttach(StreamDeadlines& deadlines,
+                                         grpc::ServerContext& context,
+                                         GrpcBulkLane& lane) {
+  const StreamDeadlines::Pending pending(&deadlines,
+                                         [&context] { context.TryCancel(); });
+  return lane.ReceiveAttach();
 }
 
 // Fills a batch with the pages of a request, or says why not.
@@ -67,14 +111,30 @@ absl::Status AnswerAll(UrgentStream& stream, v1::UrgentRequest& request,
   return absl::OkStatus();
 }
 
+// A place among the urgent streams of a session, which AttachUrgent took.
+class UrgentPlace {
+ public:
+  UrgentPlace(SourceMigration* migration, SessionKey key)
+      : migration_(migration), key_(key) {}
+  ~UrgentPlace() { migration_->DetachUrgent(key_); }
+  UrgentPlace(const UrgentPlace&) = delete;
+  UrgentPlace& operator=(const UrgentPlace&) = delete;
+
+ private:
+  SourceMigration* const migration_;
+  const SessionKey key_;
+};
+
 absl::Status ServeUrgent(SourceMigration& migration, UrgentStream& stream,
                          v1::UrgentRequest& request) {
   absl::StatusOr<std::shared_ptr<const GuestMemory>> attached =
       migration.AttachUrgent(KeyOf(request.session()));
   if (!attached.ok()) return attached.status();
+  const UrgentPlace place(&migration, KeyOf(request.session()));
   // Weakly: a peer that keeps its stream open must not keep the RAM of a VM
   // that has ended.
-  const std::weak_ptr<const GuestMemory> weak = *std::move(attached);
+  const std::weak_ptr<const GuestMemory> weak = *attached;
+  attached->reset();
   return AnswerAll(
       stream, request,
       [&](SessionKey key, absl::Span<const PageIndex> pages, PageBatch& batch) {
@@ -118,7 +178,7 @@ absl::Status ServeBulk(const SnapshotSessions::Stream& session, SessionKey key,
 }  // namespace
 
 grpc::Status DataPlaneService::OpenSession(
-    grpc::ServerContext* /*context*/, const v1::OpenSessionRequest* request,
+    grpc::ServerContext* context, const v1::OpenSessionRequest* request,
     v1::OpenSessionResponse* response) {
   if (absl::Status s = CheckVersion(request->protocol_version()); !s.ok()) {
     return ToGrpc(s);
@@ -132,7 +192,8 @@ grpc::Status DataPlaneService::OpenSession(
       (*migration)
           ->OpenSession(request->epoch(), *layout,
                         {.recently_dirtied = request->recently_dirtied(),
-                         .compressed_runs = request->zstd()});
+                         .compressed_runs = request->zstd()},
+                        PeerOf(*context));
   if (!key.ok()) return ToGrpc(key.status());
   response->set_protocol_version(request->protocol_version());
   response->set_session_id(key->id);
@@ -142,13 +203,13 @@ grpc::Status DataPlaneService::OpenSession(
 }
 
 grpc::Status DataPlaneService::OpenSnapshot(
-    grpc::ServerContext* /*context*/, const v1::OpenSnapshotRequest* request,
+    grpc::ServerContext* context, const v1::OpenSnapshotRequest* request,
     v1::OpenSnapshotResponse* response) {
   if (absl::Status s = CheckVersion(request->protocol_version()); !s.ok()) {
     return ToGrpc(s);
   }
-  const absl::StatusOr<SnapshotSessions::Opened> opened =
-      snapshots_->Open(request->snapshot_name(), KeyOf(request->lost()));
+  const absl::StatusOr<SnapshotSessions::Opened> opened = snapshots_->Open(
+      request->snapshot_name(), KeyOf(request->lost()), PeerOf(*context));
   if (!opened.ok()) return ToGrpc(opened.status());
   response->set_protocol_version(request->protocol_version());
   response->mutable_session()->set_session_id(opened->key.id);
@@ -161,16 +222,19 @@ grpc::Status DataPlaneService::OpenSnapshot(
 grpc::Status DataPlaneService::Urgent(grpc::ServerContext* context,
                                       UrgentStream* stream) {
   v1::UrgentRequest request;
-  if (!stream->Read(&request)) return grpc::Status::OK;
+  if (!ReadFirst(deadlines_, *context, *stream, request)) {
+    return grpc::Status::OK;
+  }
   const SessionKey key = KeyOf(request.session());
   const absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
-      directory_->FindSession(key.id);
+      FindSession(*directory_, *context, key);
   if (migration.ok()) {
     return ToGrpc(ServeUrgent(**migration, *stream, request));
   }
-  const absl::StatusOr<SnapshotSessions::Stream> session =
-      snapshots_->Attach(key, SnapshotSessions::Lane::kUrgent,
-                         [context] { context->TryCancel(); });
+  if (!absl::IsNotFound(migration.status())) return ToGrpc(migration.status());
+  const absl::StatusOr<SnapshotSessions::Stream> session = snapshots_->Attach(
+      key, SnapshotSessions::Lane::kUrgent, [context] { context->TryCancel(); },
+      PeerOf(*context));
   if (!session.ok()) return ToGrpc(session.status());
   return ToGrpc(ServeUrgent(*session, *stream, request));
 }
@@ -178,23 +242,26 @@ grpc::Status DataPlaneService::Urgent(grpc::ServerContext* context,
 grpc::Status DataPlaneService::Bulk(grpc::ServerContext* context,
                                     BulkStream* stream) {
   GrpcBulkLane lane(context, stream);
-  const absl::StatusOr<SessionKey> key = lane.ReceiveAttach();
+  const absl::StatusOr<SessionKey> key =
+      ReceiveAttach(deadlines_, *context, lane);
   if (!key.ok()) return ToGrpc(key.status());
   const absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
-      directory_->FindSession(key->id);
+      FindSession(*directory_, *context, *key);
   if (migration.ok()) return ToGrpc((*migration)->ServeBulk(*key, &lane));
+  if (!absl::IsNotFound(migration.status())) return ToGrpc(migration.status());
   const absl::StatusOr<SnapshotSessions::Stream> session = snapshots_->Attach(
-      *key, SnapshotSessions::Lane::kBulk, [&lane] { lane.Abort(); });
+      *key, SnapshotSessions::Lane::kBulk, [&lane] { lane.Abort(); },
+      PeerOf(*context));
   if (!session.ok()) return ToGrpc(session.status());
   return ToGrpc(ServeBulk(*session, *key, lane));
 }
 
 grpc::Status DataPlaneService::CompleteSession(
-    grpc::ServerContext* /*context*/, const v1::CompleteSessionRequest* request,
+    grpc::ServerContext* context, const v1::CompleteSessionRequest* request,
     v1::CompleteSessionResponse* /*response*/) {
   const SessionKey key = KeyOf(request->session());
   absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
-      directory_->FindSession(key.id);
+      FindSession(*directory_, *context, key);
   if (!migration.ok()) return ToGrpc(migration.status());
   return ToGrpc((*migration)->Complete(key));
 }

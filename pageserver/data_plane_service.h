@@ -4,8 +4,11 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <chrono>
+
 #include "pageserver/session_directory.h"
 #include "pageserver/snapshot_sessions.h"
+#include "pageserver/stream_deadlines.h"
 #include "postcopy/v1/data_plane.grpc.pb.h"
 
 namespace postcopy {
@@ -17,6 +20,9 @@ inline constexpr uint32_t kDataPlaneVersion = 1;
 // The largest request a source takes; what it has to say is larger.
 inline constexpr int kDataPlaneRequestBytesMax = 64 << 10;
 
+// How long a stream may take to say which session it is for.
+inline constexpr std::chrono::seconds kAttachTimeout(10);
+
 // Answers the data plane for the migrations of a directory and for VMs that are
 // restored from snapshots. Synchronous: each
 // stream has a thread of its own, so the urgent lane waits for nothing but the
@@ -24,8 +30,11 @@ inline constexpr int kDataPlaneRequestBytesMax = 64 << 10;
 class DataPlaneService final : public v1::DataPlaneService::Service {
  public:
   // Both outlive this.
-  DataPlaneService(SessionDirectory* directory, SnapshotSessions* snapshots)
-      : directory_(directory), snapshots_(snapshots) {}
+  DataPlaneService(SessionDirectory* directory, SnapshotSessions* snapshots,
+                   std::chrono::nanoseconds attach_timeout = kAttachTimeout)
+      : directory_(directory),
+        snapshots_(snapshots),
+        deadlines_(attach_timeout) {}
 
   grpc::Status OpenSession(grpc::ServerContext* context,
                            const v1::OpenSessionRequest* request,
@@ -47,6 +56,7 @@ class DataPlaneService final : public v1::DataPlaneService::Service {
  private:
   SessionDirectory* const directory_;
   SnapshotSessions* const snapshots_;
+  StreamDeadlines deadlines_;
 };
 
 }  // namespace postcopy

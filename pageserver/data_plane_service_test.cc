@@ -1,9 +1,12 @@
 #include "pageserver/data_plane_service.h"
 
 #include <grpcpp/grpcpp.h>
+#include <sys/stat.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
@@ -72,8 +75,10 @@ TEST(PlainCrc32cTest, KnownValue) {
 
 class Source {
  public:
-  explicit Source(const std::vector<uint64_t>& region_pages)
-      : guest_(region_pages), service_(&directory_, &snapshots_) {
+  explicit Source(const std::vector<uint64_t>& region_pages,
+                  std::chrono::nanoseconds attach_timeout = kAttachTimeout)
+      : guest_(region_pages),
+        service_(&directory_, &snapshots_, attach_timeout) {
     auto dirty =
         std::make_unique<SimulatedDirtySource>(PageCount(guest_.pages()));
     dirty_ = dirty.get();
@@ -723,6 +728,67 @@ TEST_F(CommittedTest, TellsWhatWasDirtiedLast) {
   }
   EXPECT_TRUE(source_.Complete(session_).ok());
   bulk_->Finish();
+}
+
+// Descriptors of this process that are of the same file as `fd`.
+int DescriptorsOf(int fd) {
+  struct stat wanted = {};
+  EXPECT_EQ(::fstat(fd, &wanted), 0);
+  int count = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator("/proc/self/fd")) {
+    struct stat info = {};
+    count += ::stat(entry.path().c_str(), &info) == 0 &&
+             info.st_dev == wanted.st_dev && info.st_ino == wanted.st_ino;
+  }
+  return count;
+}
+
+// A peer that keeps its stream must not keep the RAM of a VM that has ended.
+TEST_F(CommittedTest, AnUrgentStreamKeepsNoMemory) {
+  ASSERT_NO_FATAL_FAILURE(Commit());
+  Urgent urgent(source_);
+  ASSERT_TRUE(urgent.Ask(session_, {0}).has_value());
+  const int before = DescriptorsOf(source_.guest().fd());
+  EXPECT_TRUE(source_.Complete(session_).ok());
+  EXPECT_LT(DescriptorsOf(source_.guest().fd()), before);
+  EXPECT_TRUE(urgent.Finish().ok());
+  bulk_->Finish();
+}
+
+TEST_F(CommittedTest, ASessionHasSoManyUrgentStreams) {
+  ASSERT_NO_FATAL_FAILURE(Commit());
+  std::vector<std::unique_ptr<Urgent>> streams;
+  for (int i = 0; i < kUrgentStreamsMax; ++i) {
+    streams.push_back(std::make_unique<Urgent>(source_));
+    EXPECT_TRUE(streams.back()->Ask(session_, {0}).has_value()) << i;
+  }
+  Urgent one_more(source_);
+  EXPECT_FALSE(one_more.Ask(session_, {0}).has_value());
+  EXPECT_EQ(one_more.Finish().error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  // A stream that ends makes room.
+  EXPECT_TRUE(streams.back()->Finish().ok());
+  streams.pop_back();
+  Urgent another(source_);
+  EXPECT_TRUE(another.Ask(session_, {0}).has_value());
+  EXPECT_TRUE(another.Finish().ok());
+  for (const auto& stream : streams) EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_TRUE(source_.Complete(session_).ok());
+  bulk_->Finish();
+}
+
+TEST(DataPlaneServiceStreamTest, SilentStreamsAreEnded) {
+  Source source({16}, std::chrono::milliseconds(1));
+  grpc::ClientContext urgent_context;
+  std::unique_ptr<UrgentCall> urgent = source.stub().Urgent(&urgent_context);
+  v1::UrgentResponse nothing;
+  EXPECT_FALSE(urgent->Read(&nothing));
+  EXPECT_EQ(urgent->Finish().error_code(), StatusCode::CANCELLED);
+  grpc::ClientContext bulk_context;
+  std::unique_ptr<BulkCall> bulk = source.stub().Bulk(&bulk_context);
+  v1::BulkResponse none;
+  EXPECT_FALSE(bulk->Read(&none));
+  EXPECT_FALSE(bulk->Finish().ok());
 }
 
 // A destination that lost the commit learns of it from its next session.

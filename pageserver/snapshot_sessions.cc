@@ -13,6 +13,12 @@ absl::Status NotTheNewest(uint64_t epoch, uint64_t newest) {
                    ": another session has taken over"));
 }
 
+absl::Status CheckPeer(absl::string_view opener, absl::string_view peer) {
+  if (peer == opener) return absl::OkStatus();
+  return absl::PermissionDeniedError(
+      "the session is another peer's, who opened it: open one of your own");
+}
+
 bool IsAttached(const std::array<std::function<void()>, 2>& aborts) {
   return aborts[0] != nullptr || aborts[1] != nullptr;
 }
@@ -94,7 +100,7 @@ absl::Status SnapshotSessions::Reopen(Session& session,
 }
 
 absl::StatusOr<SnapshotSessions::Opened> SnapshotSessions::Open(
-    absl::string_view name, SessionKey lost) {
+    absl::string_view name, SessionKey lost, absl::string_view peer) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = snapshots_.find(std::string(name));
   if (found == snapshots_.end()) {
@@ -107,6 +113,7 @@ absl::StatusOr<SnapshotSessions::Opened> SnapshotSessions::Open(
   ForgetUnattached();
   const auto known = by_id_.find(lost.id);
   if (known != by_id_.end()) {
+    if (absl::Status s = CheckPeer(known->second.peer, peer); !s.ok()) return s;
     absl::Status status = Reopen(known->second, *snapshot, lost.epoch);
     if (!status.ok()) return status;
     const uint64_t epoch = known->second.newest->load();
@@ -120,18 +127,21 @@ absl::StatusOr<SnapshotSessions::Opened> SnapshotSessions::Open(
   const uint64_t id = RandomSessionId();
   by_id_[id] = {.snapshot = snapshot,
                 .newest = std::make_shared<std::atomic<uint64_t>>(1),
-                .opened_ns = clock_.NowNanos()};
+                .opened_ns = clock_.NowNanos(),
+                .peer = std::string(peer)};
   return Opened{{id, 1}, snapshot};
 }
 
 absl::StatusOr<SnapshotSessions::Stream> SnapshotSessions::Attach(
-    SessionKey key, Lane lane, std::function<void()> abort) {
+    SessionKey key, Lane lane, std::function<void()> abort,
+    absl::string_view peer) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto it = by_id_.find(key.id);
   if (it == by_id_.end()) {
     return absl::NotFoundError("no such session: open one");
   }
   Session& session = it->second;
+  if (absl::Status s = CheckPeer(session.peer, peer); !s.ok()) return s;
   const uint64_t newest = session.newest->load(std::memory_order_relaxed);
   if (key.epoch != newest) return NotTheNewest(key.epoch, newest);
   std::function<void()>& place = session.aborts[static_cast<size_t>(lane)];

@@ -77,15 +77,18 @@ class SnapshotSessions {
   // the next epoch, and its streams are aborted. NOT_FOUND: there is no such
   // snapshot. DATA_LOSS: it has been truncated. FAILED_PRECONDITION: `lost` is
   // of another snapshot, or there is a newer epoch of it that has streams.
-  // RESOURCE_EXHAUSTED beyond kMaxSnapshotSessions.
-  absl::StatusOr<Opened> Open(absl::string_view name, SessionKey lost);
+  // RESOURCE_EXHAUSTED beyond kMaxSnapshotSessions. `peer` is whatever names
+  // who asks: a session is its opener's, and PERMISSION_DENIED for others.
+  absl::StatusOr<Opened> Open(absl::string_view name, SessionKey lost,
+                              absl::string_view peer = {});
 
   // Takes a stream into its session. `abort` makes it end soon; called at most
   // once, while the Stream is there, with a lock held. NOT_FOUND: no such
   // session. FAILED_PRECONDITION: the epoch is not the newest, or the session
-  // has such a stream.
+  // has such a stream. PERMISSION_DENIED: `peer` has not opened it.
   absl::StatusOr<Stream> Attach(SessionKey key, Lane lane,
-                                std::function<void()> abort);
+                                std::function<void()> abort,
+                                absl::string_view peer = {});
 
   size_t sessions() const;
 
@@ -95,6 +98,8 @@ class SnapshotSessions {
     // Also read without the lock, by streams.
     std::shared_ptr<std::atomic<uint64_t>> newest;
     int64_t opened_ns = 0;
+    // Who opened it.
+    std::string peer;
     // Of the streams of the newest epoch; empty: there is none.
     std::array<std::function<void()>, 2> aborts;
   };

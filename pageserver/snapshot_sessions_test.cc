@@ -50,6 +50,18 @@ TEST_F(SnapshotSessionsTest, ALimitOfSnapshotsWithNamesOfTheirOwn) {
   EXPECT_TRUE(absl::IsResourceExhausted(Serve("t")));
 }
 
+TEST_F(SnapshotSessionsTest, ASessionIsItsOpeners) {
+  const SessionKey key = sessions_.Open("s", {}, "opener")->key;
+  for (const char* peer : {"other", ""}) {
+    EXPECT_TRUE(absl::IsPermissionDenied(
+        sessions_.Attach(key, Lane::kBulk, [] {}, peer).status()));
+    EXPECT_TRUE(
+        absl::IsPermissionDenied(sessions_.Open("s", key, peer).status()));
+  }
+  EXPECT_TRUE(sessions_.Attach(key, Lane::kBulk, [] {}, "opener").ok());
+  EXPECT_NE(sessions_.Open("s", {}, "other")->key.id, key.id);
+}
+
 TEST_F(SnapshotSessionsTest, ALimitOfSessions) {
   std::vector<SnapshotSessions::Stream> streams;
   SessionKey key;

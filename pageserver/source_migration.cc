@@ -98,10 +98,26 @@ absl::Status SourceMigration::CheckEpoch(SessionKey key) const {
   return absl::OkStatus();
 }
 
-absl::StatusOr<SessionKey> SourceMigration::OpenSession(
-    uint64_t epoch, const RamLayout& destination, SessionWishes wishes) {
-  if (absl::Status s = layout_.Matches(destination); !s.ok()) return s;
+absl::Status SourceMigration::CheckPeerLocked(absl::string_view peer) const {
+  if (!opened_ || peer == peer_) return absl::OkStatus();
+  return absl::PermissionDeniedError(
+      "the session is another peer's, who opened it first: a migration has one "
+      "destination to its end, so cancel it and create another to move the VM "
+      "elsewhere");
+}
+
+absl::Status SourceMigration::CheckPeer(absl::string_view peer) const {
   std::lock_guard lock(mutex_);
+  return CheckPeerLocked(peer);
+}
+
+absl::StatusOr<SessionKey> SourceMigration::OpenSession(
+    uint64_t epoch, const RamLayout& destination, SessionWishes wishes,
+    absl::string_view peer) {
+  std::lock_guard lock(mutex_);
+  // First: what else is wrong is nobody else's business.
+  if (absl::Status s = CheckPeerLocked(peer); !s.ok()) return s;
+  if (absl::Status s = layout_.Matches(destination); !s.ok()) return s;
   if (HasEnded(snapshot_.phase)) {
     return absl::AbortedError(
         absl::StrCat("the migration has ended: ", snapshot_.message));
@@ -115,19 +131,35 @@ absl::StatusOr<SessionKey> SourceMigration::OpenSession(
   }
   epoch_.store(epoch, std::memory_order_release);
   wishes_ = wishes;
+  opened_ = true;
+  peer_ = std::string(peer);
   if (lane_ != nullptr) lane_->Abort();
   return SessionKey{session_id_, epoch};
 }
 
 absl::StatusOr<std::shared_ptr<const GuestMemory>>
-SourceMigration::AttachUrgent(SessionKey key) const {
+SourceMigration::AttachUrgent(SessionKey key) {
   if (absl::Status s = CheckEpoch(key); !s.ok()) return s;
   std::lock_guard lock(mutex_);
   if (memory_ == nullptr) {
     return absl::AbortedError(
         absl::StrCat("the migration has ended: ", snapshot_.message));
   }
+  // A stream of the session before may not have noticed yet that it is over.
+  if (urgent_epoch_ != key.epoch) urgent_streams_ = 0;
+  urgent_epoch_ = key.epoch;
+  if (urgent_streams_ == kUrgentStreamsMax) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the session has ", kUrgentStreamsMax,
+                     " urgent streams already: end one of them"));
+  }
+  ++urgent_streams_;
   return memory_;
+}
+
+void SourceMigration::DetachUrgent(SessionKey key) {
+  std::lock_guard lock(mutex_);
+  if (urgent_epoch_ == key.epoch) --urgent_streams_;
 }
 
 absl::Status SourceMigration::ReadUrgent(SessionKey key,

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/dirty_source.h"
@@ -72,6 +73,9 @@ inline constexpr int64_t kDiscardNanosPerPage = 5 * kNanosPerMicro;
 
 // Times that precopy-only sends damaged pages again with the guest stopped.
 inline constexpr int kRestRoundsMax = 8;
+
+// Urgent streams of a session at a time. A destination has one.
+inline constexpr int kUrgentStreamsMax = 8;
 
 struct SourceOptions {
   MigrationPolicy policy = MigrationPolicy::kPrecopyThenPostcopy;
@@ -158,17 +162,26 @@ class SourceMigration {
   //
   // Opens the session of `epoch`, ending the streams of the one before.
   // FAILED_PRECONDITION if the layout differs or the epoch is not higher than
-  // any that had a stream; ABORTED if the migration has ended badly.
+  // any that had a stream; ABORTED if the migration has ended badly. `peer` is
+  // whatever names who asks: whoever opens a session first is the migration's
+  // destination to its end, and for others it is PERMISSION_DENIED.
   absl::StatusOr<SessionKey> OpenSession(uint64_t epoch,
                                          const RamLayout& destination,
-                                         SessionWishes wishes = {});
+                                         SessionWishes wishes = {},
+                                         absl::string_view peer = {});
+  // To be asked before anything below: PERMISSION_DENIED unless `peer` has
+  // opened the session.
+  absl::Status CheckPeer(absl::string_view peer) const;
   // Serves the bulk stream of the session until it ends; returns what to end it
   // with. `lane` is not used after that.
   absl::Status ServeBulk(SessionKey key, BulkLane* lane);
-  // What an urgent stream keeps for its lifetime. FAILED_PRECONDITION unless
-  // `key` is the newest session; ABORTED if the migration has ended.
+  // What an urgent stream keeps for its lifetime, which ends with DetachUrgent.
+  // FAILED_PRECONDITION unless `key` is the newest session; ABORTED if the
+  // migration has ended; RESOURCE_EXHAUSTED if the session has
+  // kUrgentStreamsMax of them.
   absl::StatusOr<std::shared_ptr<const GuestMemory>> AttachUrgent(
-      SessionKey key) const;
+      SessionKey key);
+  void DetachUrgent(SessionKey key);
   // Reads faulted pages, each as one run, into `batch` after clearing it.
   // No lock, no allocation once `batch` is warm. FAILED_PRECONDITION unless
   // `key` is the newest session and the source is committed; OUT_OF_RANGE if a
@@ -203,6 +216,7 @@ class SourceMigration {
                   SourceOptions options, Clock* clock);
 
   absl::Status CheckEpoch(SessionKey key) const;
+  absl::Status CheckPeerLocked(absl::string_view peer) const;
   // How long a switch-over that was asked for may make no progress.
   int64_t PatienceLocked() const;
   void SetPhaseLocked(SourcePhase phase, std::string message);
@@ -292,6 +306,12 @@ class SourceMigration {
   bool driver_active_ = false;
   uint64_t attached_epoch_ = 0;
   SessionWishes wishes_;  // of the newest session
+  // Who opened the first session; none has been if `opened_` is false.
+  bool opened_ = false;
+  std::string peer_;
+  // Of the newest session that had any.
+  uint64_t urgent_epoch_ = 0;
+  int urgent_streams_ = 0;
   bool switch_requested_ = false;
   bool cancel_requested_ = false;
   bool vmm_gone_ = false;

@@ -1382,6 +1382,31 @@ TEST(SourceMigrationSessionTest, EpochsOnlyGrow) {
                 absl::StrCat("the migration has ended: ", kCancelled)));
 }
 
+TEST(SourceMigrationSessionTest, BelongsToWhoeverOpenedItFirst) {
+  Harness h({});
+  SourceMigration& m = h.migration();
+  const RamLayout& layout = h.guest().layout();
+  EXPECT_TRUE(m.CheckPeer("anybody").ok());
+  // What is refused binds nobody.
+  EXPECT_FALSE(
+      m.OpenSession(1, TestGuest({150, 105}).layout(), {}, "other").ok());
+  ASSERT_TRUE(m.OpenSession(1, layout, {}, "first").ok());
+  for (const char* peer : {"other", "", "first ", "firs"}) {
+    EXPECT_EQ(m.CheckPeer(peer).code(), StatusCode::kPermissionDenied) << peer;
+    EXPECT_EQ(m.OpenSession(9, layout, {}, peer).status().code(),
+              StatusCode::kPermissionDenied)
+        << peer;
+    // Nor is it told how the RAM is laid out.
+    EXPECT_EQ(m.OpenSession(9, TestGuest({150, 105}).layout(), {}, peer)
+                  .status()
+                  .code(),
+              StatusCode::kPermissionDenied)
+        << peer;
+  }
+  EXPECT_TRUE(m.CheckPeer("first").ok());
+  EXPECT_EQ(m.OpenSession(2, layout, {}, "first")->epoch, 2u);
+}
+
 // A destination that is told "not committed" by a new session while its Ready
 // on the old one has just arrived would wait for ever for a Commit that nobody
 // reads: the guest would run nowhere.
@@ -1450,6 +1475,28 @@ TEST(SourceMigrationUrgentTest, RefusedBeforeTheCommit) {
                 "the guest has not been handed over yet: its pages still "
                 "change"));
   EXPECT_TRUE(h.migration().Cancel().ok());
+}
+
+TEST(SourceMigrationUrgentTest, ASessionHasSoManyStreamsAndNotOneMore) {
+  Harness h({});
+  SourceMigration& m = h.migration();
+  const RamLayout& layout = h.guest().layout();
+  const auto attach_all = [&m](SessionKey key) {
+    for (int i = 0; i < kUrgentStreamsMax; ++i) {
+      EXPECT_TRUE(m.AttachUrgent(key).ok()) << i;
+    }
+    EXPECT_EQ(m.AttachUrgent(key).status().code(),
+              StatusCode::kResourceExhausted);
+  };
+  const SessionKey first = *m.OpenSession(1, layout);
+  attach_all(first);
+  m.DetachUrgent(first);
+  EXPECT_TRUE(m.AttachUrgent(first).ok());
+  // What is left of the session before takes no place, and gives none.
+  const SessionKey second = *m.OpenSession(2, layout);
+  attach_all(second);
+  m.DetachUrgent(first);
+  EXPECT_FALSE(m.AttachUrgent(second).ok());
 }
 
 TEST(SourceMigrationUrgentTest, ReadsInTheOrderAsked) {

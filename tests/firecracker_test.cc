@@ -1,6 +1,7 @@
 // Firecracker's way of restoring a VM, end to end: its handshake over a real
 // socket, its kind of memory, faultd's service behind it.
 #include <fcntl.h>
+#include <grpcpp/security/server_credentials.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/faultd/snapshot_service.h"
 #include "cmd/pageserverd/source_daemon.h"
+#include "cmd/security/client_security.h"
 #include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
@@ -73,10 +75,12 @@ class FirecrackerFixture : public testing::Test {
 
   // At the port of the one before, if there was one.
   void StartSource() {
-    auto source = SourceDaemon::Create({.control_address = "127.0.0.1:0",
-                                        .data_address = source_address_,
-                                        .vmm_socket = directory_ + "/source",
-                                        .snapshots = {{"web", snapshot_}}});
+    auto source = SourceDaemon::Create(
+        {.control_address = "127.0.0.1:0",
+         .data_address = source_address_,
+         .security = {.insecure_control = true, .insecure_data = true},
+         .vmm_socket = directory_ + "/source",
+         .snapshots = {{"web", snapshot_}}});
     ASSERT_TRUE(source.ok()) << source.status();
     source_ = *std::move(source);
     source_address_ = source_->data_address();
@@ -89,6 +93,7 @@ class FirecrackerFixture : public testing::Test {
     } else {
       options.source_address = source_address_;
       options.source_name = "web";
+      options.dialling = ClientSecurity::Plaintext();
     }
     options.log = [this](const std::string& sentence) { Log(sentence); };
     return options;
@@ -683,7 +688,10 @@ TEST_F(RemoteSnapshotTest, ASourceThatIsNotThereYet) {
 
 TEST_F(RemoteSnapshotTest, ASourceThatDoesNotKnowSnapshotsIsToBeUpgraded) {
   v1::DataPlaneService::Service old;
-  auto listener = GrpcListener::Create({.address = "127.0.0.1:0"}, {&old});
+  auto listener = GrpcListener::Create(
+      {.address = "127.0.0.1:0",
+       .security = {.credentials = grpc::InsecureServerCredentials()}},
+      {&old});
   ASSERT_TRUE(listener.ok());
   SnapshotService::Options options = ServiceOptions();
   options.source_address = (*listener)->address();

@@ -509,6 +509,7 @@ TEST(DaemonTest, PortTaken) {
   const auto second = SourceDaemon::Create(
       {.control_address = (*hosts)->control_address(),
        .data_address = "127.0.0.1:0",
+       .security = {.insecure_control = true, .insecure_data = true},
        .vmm_socket = (*hosts)->directory() + "/second.sock"});
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(Contains(second.status().ToString(), "is the port taken"))

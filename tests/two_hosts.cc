@@ -23,9 +23,9 @@ absl::Status FromGrpc(const grpc::Status& status) {
 }
 
 std::unique_ptr<v1::MigrationService::Stub> StubFor(
-    const std::string& address) {
+    const std::string& address, const ClientSecurity& client) {
   return v1::MigrationService::NewStub(
-      grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+      grpc::CreateChannel(address, *client.CredentialsFor(address)));
 }
 
 absl::Status Await(v1::MigrationService::Stub& stub, const std::string& id,
@@ -91,7 +91,7 @@ std::string WhyNoUserfaultfd() {
   return uffd.ok() ? "" : std::string(uffd.status().message());
 }
 
-TwoHosts::TwoHosts(Options options) : options_(options) {
+TwoHosts::TwoHosts(Options options) : options_(std::move(options)) {
   // Bazel's temporary directory is too long for a Unix socket.
   char path[] = "/tmp/postcopy-test-XXXXXX";
   directory_ = ::mkdtemp(path);
@@ -103,6 +103,7 @@ absl::StatusOr<std::unique_ptr<TwoHosts>> TwoHosts::Create(Options options) {
   auto source = SourceDaemon::Create(
       {.control_address = "127.0.0.1:0",
        .data_address = "127.0.0.1:0",
+       .security = options.security,
        .vmm_socket = absl::StrCat(hosts->directory_, "/source.sock"),
        .reconnect_timeout = options.reconnect_timeout});
   if (!source.ok()) return source.status();
@@ -110,7 +111,8 @@ absl::StatusOr<std::unique_ptr<TwoHosts>> TwoHosts::Create(Options options) {
   auto network = FaultProxy::Create(hosts->source_->data_address());
   if (!network.ok()) return network.status();
   hosts->network_ = *std::move(network);
-  hosts->source_stub_ = StubFor(hosts->source_->control_address());
+  hosts->source_stub_ =
+      StubFor(hosts->source_->control_address(), options.client);
   if (absl::Status s = hosts->StartDestinationDaemon(); !s.ok()) return s;
   return hosts;
 }
@@ -128,12 +130,13 @@ TwoHosts::~TwoHosts() {
 absl::Status TwoHosts::StartDestinationDaemon() {
   auto daemon = DestinationDaemon::Create(
       {.control_address = "127.0.0.1:0",
+       .security = options_.security,
        .vmm_socket = absl::StrCat(directory_, "/destination.sock"),
        .reconnect_timeout = options_.reconnect_timeout,
        .bulk_share = &bulk_share_});
   if (!daemon.ok()) return daemon.status();
   destination_ = *std::move(daemon);
-  destination_stub_ = StubFor(destination_->control_address());
+  destination_stub_ = StubFor(destination_->control_address(), options_.client);
   return absl::OkStatus();
 }
 

@@ -13,6 +13,8 @@
 #include "cmd/demovm/demo_vmm.h"
 #include "cmd/faultd/destination_daemon.h"
 #include "cmd/pageserverd/source_daemon.h"
+#include "cmd/security/client_security.h"
+#include "cmd/security/daemon_security.h"
 #include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/types.h"
 #include "postcopy/v1/migration.grpc.pb.h"
@@ -34,6 +36,11 @@ class TwoHosts {
     int fill_percent = 80;
     demovm::DemoVmm::DirtyTracking dirty_tracking =
         demovm::DemoVmm::DirtyTracking::kLog;
+    // How both daemons are protected.
+    SecurityOptions security = {.insecure_control = true,
+                                .insecure_data = true};
+    // How the test drives them.
+    ClientSecurity client = ClientSecurity::Plaintext();
   };
 
   // Both daemons run, and nothing is attached to them.
@@ -81,6 +88,10 @@ class TwoHosts {
   void KillSourceVmm() { source_vmm_.reset(); }
   void KillDestinationVmm() { destination_vmm_.reset(); }
 
+  // Read certificates now, without waiting until they look.
+  absl::Status ReloadSource() { return source_->security().Reload(); }
+  absl::Status ReloadDestination() { return destination_->security().Reload(); }
+
   FaultProxy& network() { return *network_; }
   // Of the destination daemon. Time stands still in it: what is not given back
   // does not expire.
@@ -88,6 +99,7 @@ class TwoHosts {
   const std::string& control_address() const {
     return source_->control_address();
   }
+  const std::string& data_address() const { return source_->data_address(); }
   // Of this object alone, for sockets; removed with it.
   const std::string& directory() const { return directory_; }
 

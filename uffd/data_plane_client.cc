@@ -39,7 +39,9 @@ absl::Status OfSource(const std::string& address, const absl::Status& status) {
 }
 
 // A channel that shares its connection with no other.
-std::shared_ptr<grpc::Channel> NewLane(const std::string& address) {
+std::shared_ptr<grpc::Channel> NewLane(
+    const std::string& address,
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMillis);
@@ -47,8 +49,7 @@ std::shared_ptr<grpc::Channel> NewLane(const std::string& address) {
   // A guest that touches nothing for a while sends nothing either.
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   arguments.SetMaxReceiveMessageSize(kDataPlaneResponseBytesMax);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
-                                   arguments);
+  return grpc::CreateCustomChannel(address, credentials, arguments);
 }
 
 // One lane: a bidirectional stream whose end is seen once and then remembered.
@@ -241,9 +242,10 @@ class GrpcSourceConnection final : public SourceConnection {
 
 class GrpcSourceDialer final : public SourceDialer {
  public:
-  GrpcSourceDialer(std::string address, std::string migration_id,
-                   std::string vm_name, const RamLayout& layout)
-      : address_(std::move(address)) {
+  GrpcSourceDialer(std::string address, SourceCredentials credentials,
+                   std::string migration_id, std::string vm_name,
+                   const RamLayout& layout)
+      : address_(std::move(address)), credentials_(std::move(credentials)) {
     request_.set_protocol_version(kDataPlaneClientVersion);
     request_.set_migration_id(std::move(migration_id));
     request_.set_vm_name(std::move(vm_name));
@@ -260,7 +262,9 @@ class GrpcSourceDialer final : public SourceDialer {
 
   absl::StatusOr<std::unique_ptr<SourceConnection>> Open(
       uint64_t epoch) override {
-    std::shared_ptr<grpc::Channel> urgent = NewLane(address_);
+    auto credentials = credentials_();
+    if (!credentials.ok()) return credentials.status();
+    std::shared_ptr<grpc::Channel> urgent = NewLane(address_, *credentials);
     v1::OpenSessionResponse response;
     if (absl::Status s = OpenSession(urgent, epoch, &response); !s.ok()) {
       return s;
@@ -269,7 +273,7 @@ class GrpcSourceDialer final : public SourceDialer {
     session.set_session_id(response.session_id());
     session.set_epoch(response.epoch());
     auto connection = std::make_unique<GrpcSourceConnection>(
-        std::move(urgent), NewLane(address_), std::move(session),
+        std::move(urgent), NewLane(address_, *credentials), std::move(session),
         response.committed());
     if (absl::Status s = connection->Attach(); !s.ok()) return s;
     return connection;
@@ -288,19 +292,23 @@ class GrpcSourceDialer final : public SourceDialer {
   }
 
   const std::string address_;
+  const SourceCredentials credentials_;
   v1::OpenSessionRequest request_;
 };
 
 class GrpcSnapshotDialer final : public SnapshotDialer {
  public:
-  GrpcSnapshotDialer(std::string address, std::string name)
-      : address_(std::move(address)) {
+  GrpcSnapshotDialer(std::string address, SourceCredentials credentials,
+                     std::string name)
+      : address_(std::move(address)), credentials_(std::move(credentials)) {
     request_.set_protocol_version(kDataPlaneClientVersion);
     request_.set_snapshot_name(std::move(name));
   }
 
   absl::StatusOr<OpenedSnapshot> Open() override {
-    std::shared_ptr<grpc::Channel> urgent = NewLane(address_);
+    auto credentials = credentials_();
+    if (!credentials.ok()) return credentials.status();
+    std::shared_ptr<grpc::Channel> urgent = NewLane(address_, *credentials);
     v1::OpenSnapshotResponse response;
     absl::Status status = Call(urgent, &response);
     // The source has a newer session than it could tell of.
@@ -308,7 +316,7 @@ class GrpcSnapshotDialer final : public SnapshotDialer {
     if (!status.ok()) return OfSource(address_, status);
     *request_.mutable_lost() = response.session();
     auto connection = std::make_unique<GrpcSourceConnection>(
-        std::move(urgent), NewLane(address_), response.session(),
+        std::move(urgent), NewLane(address_, *credentials), response.session(),
         /*committed=*/true);
     if (absl::Status s = connection->Attach(); !s.ok()) return s;
     return OpenedSnapshot{std::move(connection),
@@ -352,6 +360,7 @@ class GrpcSnapshotDialer final : public SnapshotDialer {
   }
 
   const std::string address_;
+  const SourceCredentials credentials_;
   v1::OpenSnapshotRequest request_;
   std::mutex mutex_;
   bool cancelled_ = false;               // guarded by mutex_
@@ -361,17 +370,19 @@ class GrpcSnapshotDialer final : public SnapshotDialer {
 }  // namespace
 
 std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
+                                                  SourceCredentials credentials,
                                                   std::string migration_id,
                                                   std::string vm_name,
                                                   const RamLayout& layout) {
   return std::make_unique<GrpcSourceDialer>(
-      std::move(address), std::move(migration_id), std::move(vm_name), layout);
+      std::move(address), std::move(credentials), std::move(migration_id),
+      std::move(vm_name), layout);
 }
 
-std::unique_ptr<SnapshotDialer> NewGrpcSnapshotDialer(std::string address,
-                                                      std::string name) {
-  return std::make_unique<GrpcSnapshotDialer>(std::move(address),
-                                              std::move(name));
+std::unique_ptr<SnapshotDialer> NewGrpcSnapshotDialer(
+    std::string address, SourceCredentials credentials, std::string name) {
+  return std::make_unique<GrpcSnapshotDialer>(
+      std::move(address), std::move(credentials), std::move(name));
 }
 
 }  // namespace postcopy

@@ -2,12 +2,18 @@
 #ifndef UFFD_DATA_PLANE_CLIENT_H_
 #define UFFD_DATA_PLANE_CLIENT_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "dirtytrack/ram_layout.h"
 #include "uffd/remote_snapshot.h"
 #include "uffd/source_connection.h"
+
+namespace grpc {
+class ChannelCredentials;
+}  // namespace grpc
 
 namespace postcopy {
 
@@ -18,9 +24,15 @@ inline constexpr uint32_t kDataPlaneClientVersion = 1;
 // framing.
 inline constexpr int kDataPlaneResponseBytesMax = 2 << 20;
 
+// What a connection to the source is made with. Asked for each connection, so
+// that one made later has what is valid then; any thread.
+using SourceCredentials =
+    std::function<absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>>()>;
+
 // Opens the sessions of one migration with the source at `address`
 // (host:port). Each session has two connections of its own, one per lane.
 std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
+                                                  SourceCredentials credentials,
                                                   std::string migration_id,
                                                   std::string vm_name,
                                                   const RamLayout& layout);
@@ -28,8 +40,8 @@ std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
 // Opens the sessions of one VM that is restored from the snapshot `name` of the
 // source at `address`. UNIMPLEMENTED says that the source is older than this
 // daemon and must be upgraded.
-std::unique_ptr<SnapshotDialer> NewGrpcSnapshotDialer(std::string address,
-                                                      std::string name);
+std::unique_ptr<SnapshotDialer> NewGrpcSnapshotDialer(
+    std::string address, SourceCredentials credentials, std::string name);
 
 }  // namespace postcopy
 

@@ -195,8 +195,8 @@ class DataPlaneClientTest : public testing::Test {
     builder.RegisterService(&source_);
     server_ = builder.BuildAndStart();
     address_ = absl::StrCat("127.0.0.1:", port_);
-    dialer_ =
-        NewGrpcSourceDialer(address_, "migration-1", "vm-1", TwoRegions());
+    dialer_ = NewGrpcSourceDialer(address_, grpc::InsecureChannelCredentials,
+                                  "migration-1", "vm-1", TwoRegions());
   }
   ~DataPlaneClientTest() override {
     connection_.reset();

@@ -3,14 +3,18 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
+#include <grpcpp/server_posix.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "cmd/security/client_security.h"
 
 namespace postcopy {
 namespace {
@@ -29,18 +33,40 @@ std::string WithPort(absl::string_view address, int port) {
   return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
 }
 
+// "/path" of "unix:/path" and of "unix:///path", which gRPC's clients take to
+// be the same.
+std::string PathOf(absl::string_view address) {
+  absl::ConsumePrefix(&address, "unix:");
+  if (absl::StartsWith(address, "///")) address.remove_prefix(2);
+  return std::string(address);
+}
+
+absl::Status CannotListen(absl::string_view address) {
+  return absl::UnavailableError(
+      absl::StrCat("cannot listen on ", address,
+                   ": is the port taken by another process, or the address "
+                   "not one of this host?"));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Create(
     const Options& options, absl::Span<grpc::Service* const> services) {
+  const bool unix = IsUnixAddress(options.address);
+  if (!unix && options.security.credentials == nullptr) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        options.address, " has no credentials and so must not be served"));
+  }
   // Both are process-wide and take effect in servers built after them.
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(),
-                           &port);
+  if (!unix) {
+    builder.AddListeningPort(options.address, options.security.credentials,
+                             &port);
+  }
   for (grpc::Service* service : services) builder.RegisterService(service);
   builder.SetMaxReceiveMessageSize(options.request_bytes_max);
   // Otherwise a second daemon on the same port would silently take half of
@@ -55,17 +81,34 @@ absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Create(
   quota.SetMaxThreads(options.threads_max);
   builder.SetResourceQuota(quota);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", options.address,
-                     ": is the port taken by another process, or the address "
-                     "not one of this host?"));
+  if (server == nullptr || (!unix && port == 0)) {
+    return CannotListen(options.address);
   }
-  return std::unique_ptr<GrpcListener>(
-      new GrpcListener(std::move(server), WithPort(options.address, port)));
+  std::unique_ptr<GrpcListener> listener(new GrpcListener(
+      options.security, std::move(server),
+      unix ? options.address : WithPort(options.address, port)));
+  if (unix) {
+    if (absl::Status s = listener->OpenDoor(); !s.ok()) return s;
+  }
+  return listener;
+}
+
+absl::Status GrpcListener::OpenDoor() {
+  auto door = UnixDoor::Create({.path = PathOf(address_),
+                                .allowed_uids = security_.uids,
+                                .let_in =
+                                    [server = server_.get()](UniqueFd fd) {
+                                      grpc::AddInsecureChannelFromFd(
+                                          server, fd.Release());
+                                    },
+                                .log = security_.log});
+  if (!door.ok()) return door.status();
+  door_ = *std::move(door);
+  return absl::OkStatus();
 }
 
 void GrpcListener::Shutdown() {
+  if (door_ != nullptr) door_->Stop();
   server_->Shutdown(std::chrono::system_clock::now() + kGracePeriod);
 }
 

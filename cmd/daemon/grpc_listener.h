@@ -6,18 +6,24 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "cmd/daemon/unix_door.h"
+#include "cmd/security/port_security.h"
 
 namespace postcopy {
 
-// Serves some services at one TCP address. Shuts down at destruction.
+// Serves some services at one address. Shuts down at destruction.
 class GrpcListener {
  public:
   struct Options {
-    // host:port; port 0 lets the kernel choose.
+    // host:port, where port 0 lets the kernel choose; or unix:/path.
     std::string address;
+    // Who gets in.
+    PortSecurity security;
     // The largest message taken from a peer.
     int request_bytes_max = 64 << 10;
     // Threads for calls that are under way; a call beyond is refused with
@@ -26,7 +32,8 @@ class GrpcListener {
   };
 
   // Listens. The services outlive this. UNAVAILABLE, with what to do, if the
-  // address cannot be used.
+  // address cannot be used, or as of ListeningSocket::Create;
+  // FAILED_PRECONDITION for a TCP address without credentials.
   static absl::StatusOr<std::unique_ptr<GrpcListener>> Create(
       const Options& options, absl::Span<grpc::Service* const> services);
 
@@ -39,11 +46,21 @@ class GrpcListener {
   void Shutdown();
 
  private:
-  GrpcListener(std::unique_ptr<grpc::Server> server, std::string address)
-      : server_(std::move(server)), address_(std::move(address)) {}
+  GrpcListener(PortSecurity security, std::unique_ptr<grpc::Server> server,
+               std::string address)
+      : security_(std::move(security)),
+        server_(std::move(server)),
+        address_(std::move(address)) {}
 
+  // Lets peers of a Unix socket in.
+  absl::Status OpenDoor();
+
+  // The server uses it to its end.
+  const PortSecurity security_;
   const std::unique_ptr<grpc::Server> server_;
   const std::string address_;
+  // Null at TCP.
+  std::unique_ptr<UnixDoor> door_;
 };
 
 // To be called before anything else of gRPC: chooses how it polls. The default

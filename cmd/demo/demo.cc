@@ -23,6 +23,8 @@
 #include "cmd/postcopyctl/units.h"
 #include "cmd/postcopyctl/uptime.h"
 #include "cmd/process/child_process.h"
+#include "cmd/security/client_security.h"
+#include "cmd/security/dev_certificates.h"
 
 namespace postcopy {
 namespace {
@@ -45,7 +47,12 @@ class Demo {
 
  private:
   absl::Status Perform();
+  // Certificates for the daemons and for who drives them.
+  absl::Status MakeCertificates();
   absl::Status StartDaemons();
+  absl::Status StartDaemon(const std::string& name,
+                           std::vector<std::string> argv,
+                           std::optional<ChildProcess>* child);
   absl::Status StartVms();
   absl::Status MigrateGuest();
   // Proves that nothing is needed from the source any more.
@@ -74,6 +81,10 @@ class Demo {
   ProgressPrinter printer_;
   std::string directory_;
   std::vector<std::string> logs_;
+
+  // What both daemons are told of security, and how they are dialled.
+  std::vector<std::string> daemon_flags_;
+  ClientSecurity security_;
 
   std::string source_control_;
   std::string source_data_;
@@ -108,9 +119,10 @@ absl::Status Demo::Run() {
 
 absl::Status Demo::Perform() {
   using Step = absl::Status (Demo::*)();
-  static constexpr Step kSteps[] = {&Demo::StartDaemons, &Demo::StartVms,
-                                    &Demo::MigrateGuest, &Demo::EndSource,
-                                    &Demo::RunOn,        &Demo::CheckGuest};
+  static constexpr Step kSteps[] = {
+      &Demo::MakeCertificates, &Demo::StartDaemons, &Demo::StartVms,
+      &Demo::MigrateGuest,     &Demo::EndSource,    &Demo::RunOn,
+      &Demo::CheckGuest};
   for (Step step : kSteps) {
     if (audience_.interrupted()) return absl::CancelledError("interrupted");
     absl::Status status = (this->*step)();
@@ -155,18 +167,39 @@ absl::Status Demo::End(std::optional<ChildProcess>& child,
       absl::StrCat(child->name(), " ended with ", ended->ToString()));
 }
 
+absl::Status Demo::MakeCertificates() {
+  const bool insecure = options_.security == "insecure";
+  const std::string directory = InDirectory("tls");
+  if (insecure) {
+    daemon_flags_ = {"--insecure_control", "--insecure_data"};
+  } else {
+    absl::Status made =
+        WriteDevCerts({.directory = directory, .hosts = {"127.0.0.1"}});
+    if (!made.ok()) return made;
+    daemon_flags_ = {"--tls_dir=" + directory};
+  }
+  auto security =
+      ClientSecurity::FromFlags(insecure ? "" : directory, insecure);
+  if (security.ok()) security_ = *std::move(security);
+  return security.status();
+}
+
+absl::Status Demo::StartDaemon(const std::string& name,
+                               std::vector<std::string> argv,
+                               std::optional<ChildProcess>* child) {
+  argv.emplace_back("--control_address=127.0.0.1:0");
+  argv.push_back("--vmm_socket=" + InDirectory(name + ".sock"));
+  argv.insert(argv.end(), daemon_flags_.begin(), daemon_flags_.end());
+  return Start(name, std::move(argv), {"--ready_fd"}, child);
+}
+
 absl::Status Demo::StartDaemons() {
   absl::Status status =
-      Start("pageserverd",
-            {options_.programs.pageserverd, "--control_address=127.0.0.1:0",
-             "--data_address=127.0.0.1:0",
-             "--vmm_socket=" + InDirectory("pageserverd.sock")},
-            {"--ready_fd"}, &pageserverd_);
+      StartDaemon("pageserverd",
+                  {options_.programs.pageserverd, "--data_address=127.0.0.1:0"},
+                  &pageserverd_);
   if (!status.ok()) return status;
-  status = Start("faultd",
-                 {options_.programs.faultd, "--control_address=127.0.0.1:0",
-                  "--vmm_socket=" + InDirectory("faultd.sock")},
-                 {"--ready_fd"}, &faultd_);
+  status = StartDaemon("faultd", {options_.programs.faultd}, &faultd_);
   if (!status.ok()) return status;
 
   auto read = [](const absl::StatusOr<std::string>& line, absl::string_view key,
@@ -228,6 +261,7 @@ absl::Status Demo::MigrateGuest() {
   migrate.source_address = source_control_;
   migrate.destination_address = destination_control_;
   migrate.source_data_address = source_data_;
+  migrate.security = security_;
   migrate.vm_name = kVmName;
   migrate.migration_id = RandomId(kVmName);
   migrate.bandwidth = options_.bandwidth.empty()

@@ -18,6 +18,7 @@ ABSL_FLAG(postcopy::ByteCount, bandwidth, postcopy::ByteCount(0),
 ABSL_FLAG(std::string, write_rate, "", "What the guest writes per second.");
 ABSL_FLAG(std::string, dirty_tracking, "", "How dirty pages are found.");
 ABSL_FLAG(bool, minor_faults, false, "Stale pages stay in memory.");
+ABSL_FLAG(std::string, security, "tls", "tls or insecure.");
 ABSL_FLAG(absl::Duration, run_after, absl::Seconds(2),
           "How long the guest runs on before it is checked.");
 ABSL_FLAG(bool, keep_logs, false, "Keep the children's output.");
@@ -54,6 +55,9 @@ Flags:
                           pagemap-scan  the kernel tells (Linux 6.7)
   --minor_faults        stale pages stay in the guest's memory until fresh ones
                         replace them (UFFDIO_CONTINUE)
+  --security=tls|insecure
+                        certificates of an authority made for the run (default),
+                        or plaintext
   --run_after=TIME      how long the guest runs on before it is checked (2s)
   --output=table|json   how to print the report (default: table)
   --keep_logs           keep the output of the programs it runs
@@ -75,6 +79,7 @@ DemoOptions DemoOptionsFromFlags() {
           .write_rate = absl::GetFlag(FLAGS_write_rate),
           .dirty_tracking = absl::GetFlag(FLAGS_dirty_tracking),
           .minor_faults = absl::GetFlag(FLAGS_minor_faults),
+          .security = absl::GetFlag(FLAGS_security),
           .run_after = absl::GetFlag(FLAGS_run_after),
           .keep_logs = absl::GetFlag(FLAGS_keep_logs),
           .programs = {.pageserverd = absl::GetFlag(FLAGS_pageserverd),

@@ -75,6 +75,11 @@ absl::Status ValidateDemoOptions(const DemoOptions& options) {
                      " must be precopy-then-postcopy, postcopy-only or "
                      "precopy-only"));
   }
+  if (status.ok() && options.security != "tls" &&
+      options.security != "insecure") {
+    status = absl::InvalidArgumentError(absl::StrCat(
+        "--security=", options.security, " must be tls or insecure"));
+  }
   if (status.ok() && (options.run_after < absl::ZeroDuration() ||
                       options.run_after > kRunAfterMax)) {
     status = absl::InvalidArgumentError("--run_after must be 0s to 10m");

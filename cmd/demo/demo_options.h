@@ -38,6 +38,8 @@ struct DemoOptions {
   std::string dirty_tracking = {};
   // As demovm's.
   bool minor_faults = false;
+  // "tls": certificates of a fresh authority; "insecure": plaintext.
+  std::string security = "tls";
   // How long the guest runs on at the destination before it is checked.
   absl::Duration run_after = absl::Seconds(2);
   // Do not remove the directory with the children's output.

@@ -44,6 +44,7 @@ TEST(ValidateTest, SaysWhatIsWrong) {
   ExpectInvalid({.bandwidth = ByteCount(1)}, "--bandwidth=1");
   ExpectInvalid({.write_rate = "fast"}, "--write_rate=fast");
   ExpectInvalid({.write_rate = "1KiB"}, "whole MiB");
+  ExpectInvalid({.security = "x"}, "--security=x");
   ExpectInvalid({.run_after = absl::Hours(1)}, "--run_after");
   ExpectInvalid({.run_after = absl::Seconds(-1)}, "--run_after");
 }

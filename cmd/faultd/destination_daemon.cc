@@ -4,10 +4,13 @@
 
 namespace postcopy {
 
-DestinationDaemon::DestinationDaemon(const Options& options)
-    : sides_({.bulk_share = options.bulk_share,
+DestinationDaemon::DestinationDaemon(const Options& options,
+                                     std::unique_ptr<DaemonSecurity> security)
+    : security_(std::move(security)),
+      sides_({.bulk_share = options.bulk_share,
               .reconnect_nanos =
-                  absl::ToInt64Nanoseconds(options.reconnect_timeout)}),
+                  absl::ToInt64Nanoseconds(options.reconnect_timeout)},
+             security_->dialling()),
       table_(
           [this](const v1::CreateMigrationRequest& request) {
             return sides_.Create(request);
@@ -17,7 +20,11 @@ DestinationDaemon::DestinationDaemon(const Options& options)
 
 absl::StatusOr<std::unique_ptr<DestinationDaemon>> DestinationDaemon::Create(
     const Options& options) {
-  std::unique_ptr<DestinationDaemon> daemon(new DestinationDaemon(options));
+  auto security =
+      DaemonSecurity::ForDestination(options.security, options.control_address);
+  if (!security.ok()) return security.status();
+  std::unique_ptr<DestinationDaemon> daemon(
+      new DestinationDaemon(options, *std::move(security)));
   DestinationDaemon* const self = daemon.get();
   auto vmms = VmmListener::Create(
       {.socket_path = options.vmm_socket,
@@ -36,8 +43,10 @@ absl::StatusOr<std::unique_ptr<DestinationDaemon>> DestinationDaemon::Create(
            }});
   if (!vmms.ok()) return vmms.status();
   daemon->vmms_ = *std::move(vmms);
-  auto control = GrpcListener::Create({.address = options.control_address},
-                                      {&daemon->control_service_});
+  auto control =
+      GrpcListener::Create({.address = options.control_address,
+                            .security = daemon->security_->control()},
+                           {&daemon->control_service_});
   if (!control.ok()) return control.status();
   daemon->control_ = *std::move(control);
   return daemon;

@@ -14,6 +14,7 @@
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/faultd/destination_side.h"
+#include "cmd/security/daemon_security.h"
 #include "cmd/vmm_channel/vmm_listener.h"
 #include "uffd/bulk_share.h"
 
@@ -25,6 +26,7 @@ class DestinationDaemon {
  public:
   struct Options {
     std::string control_address;
+    SecurityOptions security;
     std::string vmm_socket;
     std::vector<unsigned> vmm_uids;
     absl::Duration reconnect_timeout = absl::Seconds(10);
@@ -43,14 +45,17 @@ class DestinationDaemon {
   ~DestinationDaemon() { Shutdown(); }
 
   const std::string& control_address() const { return control_->address(); }
+  DaemonSecurity& security() { return *security_; }
 
   // Ends. Guests with missing pages wait from then on at each of them, as long
   // as their VMMs keep the userfaultfd. Idempotent.
   void Shutdown();
 
  private:
-  explicit DestinationDaemon(const Options& options);
+  DestinationDaemon(const Options& options,
+                    std::unique_ptr<DaemonSecurity> security);
 
+  const std::unique_ptr<DaemonSecurity> security_;
   DestinationSides sides_;
   MigrationTable table_;
   MigrationService control_service_;

@@ -248,8 +248,12 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> DestinationSides::Create(
   options.pull_order = KindOf(ChosenOrder(request));
   auto migration = std::make_unique<DestinationMigration>(
       std::move(waiting->second.vm),
-      NewGrpcSourceDialer(request.source_address(), request.migration_id(),
-                          request.vm_name(), attachment.layout),
+      NewGrpcSourceDialer(
+          request.source_address(),
+          [dialling = dialling_, address = request.source_address()] {
+            return dialling.CredentialsFor(address);
+          },
+          request.migration_id(), request.vm_name(), attachment.layout),
       GuestOf(WeakVmm(waiting->second.vmm)), options, Clock::Monotonic());
   if (absl::Status s = migration->Start(); !s.ok()) return s;
   return std::make_shared<DestinationSide>(std::move(migration),

@@ -7,10 +7,12 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cmd/control/migration_side.h"
+#include "cmd/security/client_security.h"
 #include "cmd/vmm_channel/vmm_connection.h"
 #include "postcopy/v1/migration.pb.h"
 #include "uffd/destination_migration.h"
@@ -22,8 +24,10 @@ namespace postcopy {
 // Thread-safe.
 class DestinationSides {
  public:
-  // `options` are those that no request overrides.
-  explicit DestinationSides(DestinationOptions options) : options_(options) {}
+  // `options` are those that no request overrides; sources are dialled by
+  // `dialling`.
+  DestinationSides(DestinationOptions options, ClientSecurity dialling)
+      : options_(options), dialling_(std::move(dialling)) {}
 
   // A VM attached: registers its memory, so that every touch of it waits until
   // it is served. The error is for the VMM: what it must change.
@@ -43,6 +47,7 @@ class DestinationSides {
   };
 
   const DestinationOptions options_;
+  const ClientSecurity dialling_;
   std::mutex mutex_;
   std::map<std::string, Waiting> waiting_;  // guarded by mutex_
 };

@@ -3,15 +3,19 @@
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <utility>
 
 #include "absl/flags/flag.h"
 #include "cmd/daemon/daemon.h"
 #include "cmd/daemon/vm_limits.h"
+#include "cmd/security/security_flags.h"
 #include "uffd/bulk_share.h"
 #include "uffd/snapshot_file.h"
 
-ABSL_FLAG(std::string, control_address, "127.0.0.1:7410",
-          "host:port of the control plane; port 0 lets the kernel choose");
+ABSL_FLAG(
+    std::string, control_address, "127.0.0.1:7410",
+    "host:port of the control plane, where port 0 lets the kernel choose; "
+    "or unix:/path");
 ABSL_FLAG(std::string, vmm_socket, "/run/postcopy/faultd.sock",
           "Unix socket where VMMs attach; not used where systemd passes one");
 ABSL_FLAG(std::string, vmm_uids, "",
@@ -100,16 +104,19 @@ SnapshotService::Options SnapshotOptions(const std::vector<unsigned>& uids,
 }  // namespace
 
 std::vector<FlagCheck> FaultdChecks() {
-  return {
-      {"vmm_uids",
-       [] { return ParseUids(absl::GetFlag(FLAGS_vmm_uids)).status(); }},
-      {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
-      {"bulk_requests",
-       [] { return CheckBulkRequests(absl::GetFlag(FLAGS_bulk_requests)); }},
-      {"reconnect_timeout",
-       [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
-      {"drain_timeout",
-       [] { return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout)); }}};
+  std::vector<FlagCheck> checks = SecurityChecks();
+  checks.insert(
+      checks.end(),
+      {{"vmm_uids",
+        [] { return ParseUids(absl::GetFlag(FLAGS_vmm_uids)).status(); }},
+       {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
+       {"bulk_requests",
+        [] { return CheckBulkRequests(absl::GetFlag(FLAGS_bulk_requests)); }},
+       {"reconnect_timeout",
+        [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
+       {"drain_timeout",
+        [] { return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout)); }}});
+  return checks;
 }
 
 absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags() {
@@ -117,8 +124,11 @@ absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags() {
   if (!uids.ok()) return uids.status();
   const auto vms_max = VmsMax();
   if (!vms_max.ok()) return vms_max.status();
+  auto security = SecurityOptionsFromFlags("faultd");
+  if (!security.ok()) return security.status();
   FaultdOptions options = {
       .destination = {.control_address = absl::GetFlag(FLAGS_control_address),
+                      .security = *std::move(security),
                       .vmm_socket = absl::GetFlag(FLAGS_vmm_socket),
                       .vmm_uids = *uids,
                       .reconnect_timeout =

@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
   std::unique_ptr<SnapshotService> snapshots;
   if (options->snapshot.has_value()) {
     options->snapshot->bulk_share = &share;
+    options->snapshot->dialling = (*daemon)->security().dialling();
     auto created = SnapshotService::Create(*std::move(options->snapshot));
     if (!created.ok()) return FailWith(created.status(), 1);
     snapshots = *std::move(created);

@@ -119,9 +119,18 @@ absl::Status SnapshotService::LookAtFile() {
   return absl::OkStatus();
 }
 
+std::unique_ptr<SnapshotDialer> SnapshotService::NewDialer() const {
+  const std::string& address = options_.source_address;
+  return NewGrpcSnapshotDialer(
+      address,
+      [dialling = options_.dialling, address] {
+        return dialling.CredentialsFor(address);
+      },
+      options_.source_name);
+}
+
 absl::Status SnapshotService::LookAtSource() {
-  const std::unique_ptr<SnapshotDialer> dialer =
-      NewGrpcSnapshotDialer(options_.source_address, options_.source_name);
+  const std::unique_ptr<SnapshotDialer> dialer = NewDialer();
   snapshot_name_ = dialer->name();
   const absl::StatusOr<OpenedSnapshot> opened = dialer->Open();
   if (opened.ok()) {
@@ -141,9 +150,8 @@ OpenSnapshotPages SnapshotService::OpenerOfSnapshot() const {
     return OpenSnapshotAt(options_.snapshot_path, options_.access);
   }
   return [this](std::vector<SnapshotExtent> extents, SnapshotSink sink) {
-    return RemoteSnapshot::Create(
-        NewGrpcSnapshotDialer(options_.source_address, options_.source_name),
-        std::move(extents), std::move(sink), RemoteSnapshot::Options());
+    return RemoteSnapshot::Create(NewDialer(), std::move(extents),
+                                  std::move(sink), RemoteSnapshot::Options());
   };
 }
 

@@ -21,7 +21,9 @@
 #include "absl/status/statusor.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/firecracker/firecracker_listener.h"
+#include "cmd/security/client_security.h"
 #include "uffd/bulk_share.h"
+#include "uffd/remote_snapshot.h"
 #include "uffd/snapshot_file.h"
 #include "uffd/snapshot_pages.h"
 #include "uffd/snapshot_vm.h"
@@ -49,6 +51,8 @@ class SnapshotService {
     // Instead of it: host:port of a pageserverd and what that calls the file.
     std::string source_address;
     std::string source_name;
+    // How it is dialled.
+    ClientSecurity dialling = {};
     // See SnapshotVm::Options.
     bool prefetch = false;
     uint64_t prefetch_bytes_per_second = 0;
@@ -103,6 +107,7 @@ class SnapshotService {
   // What working_set_path leads to; NOT_FOUND is no error here.
   absl::Status LoadWorkingSet();
   OpenSnapshotPages OpenerOfSnapshot() const;
+  std::unique_ptr<SnapshotDialer> NewDialer() const;
   // True if the VM that attaches now is the one whose pages are recorded.
   bool ClaimRecording();
   // The VM of `name` has gone, or did not come: what it left, if anything.

@@ -10,9 +10,12 @@
 #include "cmd/daemon/daemon.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/pageserverd/named_file.h"
+#include "cmd/security/security_flags.h"
 
-ABSL_FLAG(std::string, control_address, "127.0.0.1:7400",
-          "host:port of the control plane; port 0 lets the kernel choose");
+ABSL_FLAG(
+    std::string, control_address, "127.0.0.1:7400",
+    "host:port of the control plane, where port 0 lets the kernel choose; "
+    "or unix:/path");
 ABSL_FLAG(std::string, data_address, "127.0.0.1:7401",
           "host:port of the data plane, where destinations fetch pages");
 ABSL_FLAG(std::string, vmm_socket, "/run/postcopy/pageserverd.sock",
@@ -37,18 +40,21 @@ ABSL_FLAG(int, ready_fd, -1,
 namespace postcopy {
 
 std::vector<FlagCheck> PageserverdChecks() {
-  return {
-      {"vmm_uids",
-       [] { return ParseUids(absl::GetFlag(FLAGS_vmm_uids)).status(); }},
-      {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
-      {"serve_snapshot",
-       [] {
-         return ParseNamedFiles(absl::GetFlag(FLAGS_serve_snapshot)).status();
-       }},
-      {"reconnect_timeout",
-       [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
-      {"drain_timeout",
-       [] { return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout)); }}};
+  std::vector<FlagCheck> checks = SecurityChecks();
+  checks.insert(
+      checks.end(),
+      {{"vmm_uids",
+        [] { return ParseUids(absl::GetFlag(FLAGS_vmm_uids)).status(); }},
+       {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
+       {"serve_snapshot",
+        [] {
+          return ParseNamedFiles(absl::GetFlag(FLAGS_serve_snapshot)).status();
+        }},
+       {"reconnect_timeout",
+        [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
+       {"drain_timeout",
+        [] { return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout)); }}});
+  return checks;
 }
 
 absl::StatusOr<SourceDaemon::Options> PageserverdOptions() {
@@ -62,9 +68,12 @@ absl::StatusOr<SourceDaemon::Options> PageserverdOptions() {
   if (!limit->note.empty()) {
     std::fprintf(stderr, "pageserverd: %s\n", limit->note.c_str());
   }
+  auto security = SecurityOptionsFromFlags("pageserverd");
+  if (!security.ok()) return security.status();
   return SourceDaemon::Options{
       .control_address = absl::GetFlag(FLAGS_control_address),
       .data_address = absl::GetFlag(FLAGS_data_address),
+      .security = *std::move(security),
       .vmm_socket = absl::GetFlag(FLAGS_vmm_socket),
       .vmm_uids = *uids,
       .reconnect_timeout = absl::GetFlag(FLAGS_reconnect_timeout),

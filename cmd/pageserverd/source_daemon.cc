@@ -6,8 +6,10 @@
 
 namespace postcopy {
 
-SourceDaemon::SourceDaemon(const Options& options)
-    : snapshots_(Clock::Monotonic()),
+SourceDaemon::SourceDaemon(const Options& options,
+                           std::unique_ptr<DaemonSecurity> security)
+    : security_(std::move(security)),
+      snapshots_(Clock::Monotonic()),
       sides_([this](const std::string& name) { return vmms_->Find(name); },
              &directory_,
              {.reconnect_nanos =
@@ -22,7 +24,11 @@ SourceDaemon::SourceDaemon(const Options& options)
 
 absl::StatusOr<std::unique_ptr<SourceDaemon>> SourceDaemon::Create(
     const Options& options) {
-  std::unique_ptr<SourceDaemon> daemon(new SourceDaemon(options));
+  auto security = DaemonSecurity::ForSource(
+      options.security, options.control_address, options.data_address);
+  if (!security.ok()) return security.status();
+  std::unique_ptr<SourceDaemon> daemon(
+      new SourceDaemon(options, *std::move(security)));
   SourceDaemon* const self = daemon.get();
   for (const NamedFile& file : options.snapshots) {
     auto snapshot = ServedSnapshot::Open(file.name, file.path);
@@ -44,12 +50,15 @@ absl::StatusOr<std::unique_ptr<SourceDaemon>> SourceDaemon::Create(
 
   auto data =
       GrpcListener::Create({.address = options.data_address,
+                            .security = daemon->security_->data(),
                             .request_bytes_max = kDataPlaneRequestBytesMax},
                            {&daemon->data_service_});
   if (!data.ok()) return data.status();
   daemon->data_ = *std::move(data);
-  auto control = GrpcListener::Create({.address = options.control_address},
-                                      {&daemon->control_service_});
+  auto control =
+      GrpcListener::Create({.address = options.control_address,
+                            .security = daemon->security_->control()},
+                           {&daemon->control_service_});
   if (!control.ok()) return control.status();
   daemon->control_ = *std::move(control);
   return daemon;

@@ -15,6 +15,7 @@
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/pageserverd/named_file.h"
 #include "cmd/pageserverd/source_side.h"
+#include "cmd/security/daemon_security.h"
 #include "cmd/vmm_channel/vmm_listener.h"
 #include "pageserver/data_plane_service.h"
 #include "pageserver/served_snapshot.h"
@@ -30,6 +31,7 @@ class SourceDaemon {
   struct Options {
     std::string control_address;
     std::string data_address;
+    SecurityOptions security;
     std::string vmm_socket;
     std::vector<unsigned> vmm_uids;
     absl::Duration reconnect_timeout = absl::Seconds(10);
@@ -48,6 +50,7 @@ class SourceDaemon {
 
   const std::string& control_address() const { return control_->address(); }
   const std::string& data_address() const { return data_->address(); }
+  DaemonSecurity& security() { return *security_; }
 
   // VMs that are being restored from the snapshots.
   size_t snapshot_sessions() const { return snapshots_.sessions(); }
@@ -57,8 +60,10 @@ class SourceDaemon {
   void Shutdown();
 
  private:
-  explicit SourceDaemon(const Options& options);
+  SourceDaemon(const Options& options,
+               std::unique_ptr<DaemonSecurity> security);
 
+  const std::unique_ptr<DaemonSecurity> security_;
   SessionDirectory directory_;
   SnapshotSessions snapshots_;
   SourceSides sides_;

@@ -11,7 +11,7 @@ absl::Status ValidateCancel(const Options& options) {
 }
 
 absl::Status RunCancel(const CommandContext& context) {
-  absl::StatusOr<Clients> clients = ConnectAll(context.options);
+  absl::StatusOr<Clients> clients = ConnectAll(context);
   if (!clients.ok()) return clients.status();
   absl::Status result;
   for (const auto& client : *clients) {

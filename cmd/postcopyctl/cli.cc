@@ -1,10 +1,13 @@
 #include "cmd/postcopyctl/cli.h"
 
+#include <utility>
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "cmd/postcopyctl/flag_parser.h"
 #include "cmd/postcopyctl/flags.h"
+#include "cmd/security/client_security.h"
 
 namespace postcopy {
 namespace {
@@ -31,6 +34,18 @@ absl::StatusOr<const Command*> Choose(const CommandLine& line) {
       absl::StrCat("there is no command ", line.arguments[0]));
 }
 
+// Only where a daemon is dialled: other commands need no certificates.
+absl::Status SetSecurity(CommandContext& context) {
+  const Options& options = context.options;
+  if (options.source.empty() && options.destination.empty()) {
+    return absl::OkStatus();
+  }
+  absl::StatusOr<ClientSecurity> security =
+      ClientSecurity::FromFlags(options.tls_dir, options.insecure);
+  if (security.ok()) context.security = *std::move(security);
+  return security.status();
+}
+
 }  // namespace
 
 ExitCode RunCommandLine(const std::vector<std::string>& arguments,
@@ -45,7 +60,8 @@ ExitCode RunCommandLine(const std::vector<std::string>& arguments,
   // Whoever asks for help gets it, whatever else stands on the line.
   if (!valid.ok() && !line->help) return UsageError(context, valid.message());
 
-  absl::Status status = (*command)->run(context);
+  absl::Status status = SetSecurity(context);
+  if (status.ok()) status = (*command)->run(context);
   if (!status.ok()) {
     *context.err << "postcopyctl: " << status.message() << std::endl;
   }

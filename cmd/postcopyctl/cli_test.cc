@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "cmd/postcopyctl/fake_daemon.h"
+#include "cmd/security/test_directory.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/struct.pb.h"
 #include "google/protobuf/util/json_util.h"
@@ -26,7 +27,13 @@ using ::testing::Not;
 
 class CliTest : public ::testing::Test {
  protected:
-  ExitCode Run(const std::vector<std::string>& arguments) {
+  // The fake daemons speak plaintext.
+  ExitCode Run(std::vector<std::string> arguments) {
+    arguments.emplace_back("--insecure");
+    return RunAsGiven(arguments);
+  }
+
+  ExitCode RunAsGiven(const std::vector<std::string>& arguments) {
     absl::FlagSaver saver;
     std::ostringstream out, err;
     CommandContext context = {.options = {}, .out = &out, .err = &err};
@@ -118,6 +125,49 @@ TEST_F(CliTest, WrongUsageOfMigrateIsExplained) {
   expect({destination, vm, "--source_data=b"}, "must be host:port");
   ExpectUsageError({"migrate", "--source=unix:/run/x", destination, vm},
                    "needs --source_data");
+}
+
+TEST_F(CliTest, DialsInPlaintextOnlyIfAskedTo) {
+  EXPECT_EQ(RunAsGiven({"list", "--source=h:1"}), ExitCode::kUsage);
+  EXPECT_THAT(err_, AllOf(HasSubstr("h:1 would be dialled in plaintext"),
+                          HasSubstr("--tls_dir"), HasSubstr("--insecure")));
+  EXPECT_EQ(RunAsGiven({"list", "--source=h:1", "--insecure", "--tls_dir=/d"}),
+            ExitCode::kUsage);
+  EXPECT_THAT(err_, HasSubstr("contradict each other"));
+  // The kernel knows who is at a Unix socket.
+  EXPECT_EQ(RunAsGiven({"list", "--source=unix:/none"}),
+            ExitCode::kUnreachable);
+}
+
+TEST_F(CliTest, CertificatesThatAreMissingAreNamed) {
+  EXPECT_EQ(RunAsGiven({"list", "--source=h:1", "--tls_dir=/none"}),
+            ExitCode::kPrecondition);
+  EXPECT_THAT(err_, HasSubstr("/none/ca-cert.pem is missing"));
+}
+
+TEST_F(CliTest, DevCertsMakesWhatDialsTls) {
+  ExpectUsageError({"dev-certs", "--hosts=a"}, "where shall the files go?");
+  ExpectUsageError({"dev-certs", "--dir=/d"}, "dev-certs needs --hosts");
+  const TestDirectory directory;
+  const std::string dir = "--dir=" + directory.path();
+  EXPECT_EQ(RunAsGiven({"dev-certs", dir, "--hosts=127.0.0.1,a.example"}),
+            ExitCode::kOk);
+  EXPECT_THAT(err_, HasSubstr("for trials only"));
+  EXPECT_EQ(RunAsGiven({"dev-certs", dir, "--hosts=a"}),
+            ExitCode::kPrecondition);
+  EXPECT_THAT(err_, HasSubstr("--force"));
+  EXPECT_EQ(RunAsGiven({"dev-certs", dir, "--hosts=a b", "--force"}),
+            ExitCode::kFailed);
+  EXPECT_THAT(err_, HasSubstr("\"a b\" is no host name"));
+  EXPECT_EQ(RunAsGiven({"dev-certs", dir, "--hosts=a", "--force"}),
+            ExitCode::kOk);
+
+  // This one speaks plaintext, and so is not believed.
+  FakeDaemon plaintext(v1::ROLE_SOURCE);
+  EXPECT_EQ(RunAsGiven({"list", "--source=" + plaintext.address(),
+                        "--tls_dir=" + directory.path()}),
+            ExitCode::kUnreachable);
+  EXPECT_THAT(err_, HasSubstr("cannot reach the source daemon"));
 }
 
 TEST_F(CliTest, NobodyThereIsExitCode3) {

@@ -20,6 +20,8 @@ constexpr Command kCommands[] = {
      RunSwitchOver},
     {"cancel", "give up; the guest goes on at the source", ValidateCancel,
      RunCancel},
+    {"dev-certs", "make certificates for a trial (--dir, --hosts)",
+     ValidateDevCerts, RunDevCerts},
     {"help", "print this text", ValidateHelp, RunHelp},
 };
 
@@ -34,14 +36,15 @@ const Command* FindCommand(absl::string_view name) {
   return nullptr;
 }
 
-absl::StatusOr<Clients> ConnectAll(const Options& options) {
+absl::StatusOr<Clients> ConnectAll(const CommandContext& context) {
   Clients clients;
-  auto add = [&clients](v1::Role role, const std::string& address) {
+  auto add = [&](v1::Role role, const std::string& address) {
     if (address.empty()) return;
-    clients.push_back(std::make_unique<DaemonClient>(role, address));
+    clients.push_back(
+        std::make_unique<DaemonClient>(role, address, context.security));
   };
-  add(v1::ROLE_SOURCE, options.source);
-  add(v1::ROLE_DESTINATION, options.destination);
+  add(v1::ROLE_SOURCE, context.options.source);
+  add(v1::ROLE_DESTINATION, context.options.destination);
   for (const auto& client : clients) {
     absl::Status status = client->Connect();
     if (!status.ok()) return status;

@@ -16,6 +16,7 @@
 #include "absl/types/span.h"
 #include "cmd/postcopyctl/daemon_client.h"
 #include "cmd/postcopyctl/options.h"
+#include "cmd/security/client_security.h"
 
 namespace postcopy {
 
@@ -28,6 +29,9 @@ struct CommandContext {
   size_t terminal_width = 0;
   // Whether the user wants to stop.
   std::function<bool()> interrupted = [] { return false; };
+
+  // How to dial; filled in like `options`.
+  ClientSecurity security = {};
 
   // Valid after CheckCommon().
   bool json() const { return options.output == "json"; }
@@ -51,7 +55,7 @@ const Command* FindCommand(absl::string_view name);
 // Connected clients for the addresses given, the source first. UNAVAILABLE if
 // one cannot be reached.
 using Clients = std::vector<std::unique_ptr<DaemonClient>>;
-absl::StatusOr<Clients> ConnectAll(const Options& options);
+absl::StatusOr<Clients> ConnectAll(const CommandContext& context);
 
 // One side in the format asked for.
 void PrintMigration(const CommandContext& context,
@@ -71,6 +75,8 @@ absl::Status ValidateSwitchOver(const Options& options);
 absl::Status RunSwitchOver(const CommandContext& context);
 absl::Status ValidateCancel(const Options& options);
 absl::Status RunCancel(const CommandContext& context);
+absl::Status ValidateDevCerts(const Options& options);
+absl::Status RunDevCerts(const CommandContext& context);
 absl::Status ValidateHelp(const Options& options);
 absl::Status RunHelp(const CommandContext& context);
 

@@ -15,7 +15,9 @@
 namespace postcopy {
 namespace {
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> MakeChannel(
+    const std::string& address,
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
   grpc::ChannelArguments arguments;
   // A daemon that is back should be seen at once, not after gRPC's default of
   // up to two minutes.
@@ -24,8 +26,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   // An http_proxy meant for the web must not see the control plane.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
-                                   arguments);
+  return grpc::CreateCustomChannel(address, credentials, arguments);
 }
 
 std::chrono::system_clock::time_point After(absl::Duration timeout) {
@@ -35,11 +36,14 @@ std::chrono::system_clock::time_point After(absl::Duration timeout) {
 }  // namespace
 
 DaemonClient::DaemonClient(v1::Role role, std::string address,
+                           const ClientSecurity& security,
                            absl::Duration call_timeout)
     : role_(role),
       address_(std::move(address)),
       call_timeout_(call_timeout),
-      channel_(MakeChannel(address_)),
+      credentials_(security.CredentialsFor(address_)),
+      // Without credentials gRPC gives a channel that fails every call.
+      channel_(MakeChannel(address_, credentials_.value_or(nullptr))),
       stub_(v1::MigrationService::NewStub(channel_)) {}
 
 std::string DaemonClient::Description() const {
@@ -49,14 +53,25 @@ std::string DaemonClient::Description() const {
                       address_);
 }
 
+absl::Status DaemonClient::WhyUnreachable() {
+  grpc::ClientContext context;
+  context.set_deadline(After(call_timeout_));
+  v1::ListMigrationsResponse response;
+  absl::Status status = Explain(
+      stub_->ListMigrations(&context, v1::ListMigrationsRequest(), &response));
+  if (absl::IsUnavailable(status)) return status;
+  // It came back in between, or answers too late.
+  return absl::UnavailableError(absl::StrCat("cannot reach ", Description()));
+}
+
 absl::Status DaemonClient::Connect() {
+  if (!credentials_.ok()) return credentials_.status();
   auto deadline = After(call_timeout_);
   grpc_connectivity_state state = channel_->GetState(true);
   while (state != GRPC_CHANNEL_READY) {
     if (state == GRPC_CHANNEL_TRANSIENT_FAILURE ||
         !channel_->WaitForStateChange(state, deadline)) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot reach ", Description()));
+      return WhyUnreachable();
     }
     state = channel_->GetState(true);
   }

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cmd/security/client_security.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
 #include "postcopy/v1/common.pb.h"
@@ -24,8 +25,10 @@ inline constexpr absl::Duration kCallTimeout = absl::Seconds(10);
 // daemon's code: UNAVAILABLE if it cannot be reached. Thread-safe.
 class DaemonClient {
  public:
-  // Connects lazily. `role` is for messages only.
+  // Connects lazily. `role` is for messages only. If `security` has no way to
+  // dial `address`, Connect says so, and all other calls fail.
   DaemonClient(v1::Role role, std::string address,
+               const ClientSecurity& security,
                absl::Duration call_timeout = kCallTimeout);
 
   v1::Role role() const { return role_; }
@@ -59,10 +62,13 @@ class DaemonClient {
 
  private:
   absl::Status Explain(const grpc::Status& status) const;
+  // Why it cannot be reached, as gRPC says in answer to a call.
+  absl::Status WhyUnreachable();
 
   const v1::Role role_;
   const std::string address_;
   const absl::Duration call_timeout_;
+  const absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> credentials_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::MigrationService::Stub> stub_;
 };

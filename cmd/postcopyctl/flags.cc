@@ -22,6 +22,11 @@ ABSL_FLAG(uint32_t, rounds_max, 0, "Most rounds; 0 = the daemon's default.");
 ABSL_FLAG(absl::Duration, timeout, absl::InfiniteDuration(),
           "For the whole command.");
 ABSL_FLAG(std::string, output, "table", "table or json.");
+ABSL_FLAG(std::string, tls_dir, "", "Certificates to dial with.");
+ABSL_FLAG(bool, insecure, false, "Dial in plaintext.");
+ABSL_FLAG(std::string, dir, "", "Where dev-certs writes.");
+ABSL_FLAG(std::string, hosts, "", "For whom dev-certs makes certificates.");
+ABSL_FLAG(bool, force, false, "dev-certs overwrites.");
 
 namespace postcopy {
 
@@ -37,7 +42,12 @@ Options OptionsFromFlags() {
           .pull_order = absl::GetFlag(FLAGS_pull_order),
           .rounds_max = absl::GetFlag(FLAGS_rounds_max),
           .timeout = absl::GetFlag(FLAGS_timeout),
-          .output = absl::GetFlag(FLAGS_output)};
+          .output = absl::GetFlag(FLAGS_output),
+          .tls_dir = absl::GetFlag(FLAGS_tls_dir),
+          .insecure = absl::GetFlag(FLAGS_insecure),
+          .dir = absl::GetFlag(FLAGS_dir),
+          .hosts = absl::GetFlag(FLAGS_hosts),
+          .force = absl::GetFlag(FLAGS_force)};
 }
 
 }  // namespace postcopy

@@ -11,7 +11,7 @@ absl::Status ValidateGet(const Options& options) {
 }
 
 absl::Status RunGet(const CommandContext& context) {
-  absl::StatusOr<Clients> clients = ConnectAll(context.options);
+  absl::StatusOr<Clients> clients = ConnectAll(context);
   if (!clients.ok()) return clients.status();
   absl::Status result;
   for (const auto& client : *clients) {

@@ -10,29 +10,28 @@ constexpr char kFlags[] = R"(
 Flags:
   --source=HOST:PORT        control plane of the source (pageserverd)
   --destination=HOST:PORT   control plane of the destination (faultd)
-  --source_data=HOST:PORT   data plane of the source, as the destination dials
-                            it (default: port 7401 of --source)
+  --source_data=HOST:PORT   its data plane (default: port 7401 of --source)
   --vm=NAME                 the VM, as attached to both daemons
   --migration_id=ID         default for migrate: the VM's name and a random part
   --policy=POLICY           precopy-then-postcopy (default), postcopy-only or
                             precopy-only
-  --bandwidth=SIZE          bulk bytes per second, such as 256MiB; 0 (default)
-                            is no limit; faulted pages are exempt
-  --compress                compress pages that come over the bulk lane (zstd):
-                            for a network slower than a CPU compresses
-  --pull_order=ORDER        which pages come first after the switch-over:
-                            adaptive (default), linear, after-fault,
-                            around-faults or recently-dirtied
+  --bandwidth=SIZE          bulk bytes per second, such as 256MiB; faulted pages
+                            are exempt (default: no limit)
+  --compress                zstd on the bulk lane, for slow networks
+  --pull_order=ORDER        what comes first after the switch-over: adaptive
+                            (default), linear, after-fault, around-faults or
+                            recently-dirtied
   --rounds_max=N            rounds before the switch-over (default: 30)
-  --timeout=TIME            for all of it, such as 90s or 2h (default: none);
-                            a migration not yet switched over is cancelled
+  --timeout=TIME            for all of it, such as 90s or 2h (default: none)
+  --tls_dir=DIR             certificates to dial daemons with
+  --insecure                dial them in plaintext
+  --dir=DIR --hosts=A,B     dev-certs: where to write, for which hosts
+  --force                   dev-certs: overwrite
   --output=table|json       how to print results (default: table)
 
-Data goes to stdout, messages and progress to stderr. Exit codes:
-  0 done   1 failed, cancelled or interrupted   2 wrong usage
-  3 a daemon cannot be reached
-  4 a precondition does not hold (no such VM or migration, id taken, too late),
-    or the time is over
+Exit codes: 0 done; 1 failed, cancelled or interrupted; 2 wrong usage; 3 a
+daemon cannot be reached; 4 a precondition does not hold (no such VM or
+migration, id taken, too late), or the time is over.
 )";
 
 }  // namespace

@@ -13,7 +13,7 @@ absl::Status ValidateList(const Options& options) {
 }
 
 absl::Status RunList(const CommandContext& context) {
-  absl::StatusOr<Clients> clients = ConnectAll(context.options);
+  absl::StatusOr<Clients> clients = ConnectAll(context);
   if (!clients.ok()) return clients.status();
   std::vector<v1::Migration> all;
   for (const auto& client : *clients) {

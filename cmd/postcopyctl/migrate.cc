@@ -65,9 +65,10 @@ class Migrator {
       : options_(options),
         interrupted_(interrupted),
         observer_(observer),
-        source_(v1::ROLE_SOURCE, options.source_address, options.call_timeout),
+        source_(v1::ROLE_SOURCE, options.source_address, options.security,
+                options.call_timeout),
         destination_(v1::ROLE_DESTINATION, options.destination_address,
-                     options.call_timeout) {}
+                     options.security, options.call_timeout) {}
 
   MigrateResult Run() {
     absl::Status status = Prepare();

@@ -12,6 +12,7 @@
 #include "cmd/postcopyctl/daemon_client.h"
 #include "cmd/postcopyctl/migration_board.h"
 #include "cmd/postcopyctl/side_watcher.h"
+#include "cmd/security/client_security.h"
 #include "dirtytrack/types.h"
 #include "postcopy/v1/migration.pb.h"
 
@@ -24,6 +25,8 @@ struct MigrateOptions {
   std::string destination_address;
   // host:port of the source's data plane, as seen from the destination host.
   std::string source_data_address;
+  // How the control planes are dialled.
+  ClientSecurity security;
   std::string vm_name;
   std::string migration_id;
   v1::MigrationPolicy policy = v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY;

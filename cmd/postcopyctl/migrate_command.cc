@@ -15,6 +15,7 @@ absl::Status ValidateMigrate(const Options& options) {
 absl::Status RunMigrate(const CommandContext& context) {
   absl::StatusOr<MigrateOptions> options = ToMigrateOptions(context.options);
   if (!options.ok()) return options.status();
+  options->security = context.security;
   ProgressPrinter printer(context.err, context.terminal_width, "postcopyctl: ");
   printer.OnMessage("migration " + options->migration_id);
   MigrateResult result = Migrate(*options, context.interrupted, &printer);

@@ -46,6 +46,7 @@ void Recommend(FakeDaemon* source) {
 class MigrateTest : public ::testing::Test {
  protected:
   MigrateTest() {
+    options_.security = ClientSecurity::Plaintext();
     options_.source_address = source_.address();
     options_.destination_address = destination_.address();
     options_.source_data_address = "10.0.0.1:7101";

@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cmd/postcopyctl/names.h"
+#include "cmd/security/client_security.h"
 
 namespace postcopy {
 namespace {
@@ -55,6 +56,21 @@ absl::Status CheckAddresses(const Options& options) {
   return CheckAddress("--source_data", options.source_data);
 }
 
+absl::Status CheckSecurity(const Options& options) {
+  if (options.insecure && !options.tls_dir.empty()) {
+    return UsageError("--tls_dir and --insecure contradict each other");
+  }
+  if (options.insecure || !options.tls_dir.empty()) return absl::OkStatus();
+  for (const std::string& address : {options.source, options.destination}) {
+    if (!address.empty() && !IsUnixAddress(address)) {
+      return UsageError(address,
+                        " would be dialled in plaintext: give --tls_dir with "
+                        "certificates, or --insecure if that is what you want");
+    }
+  }
+  return absl::OkStatus();
+}
+
 // Where pageserverd serves the data plane unless it is told otherwise.
 std::string DefaultDataAddress(const std::string& source) {
   return absl::StrCat(source.substr(0, source.rfind(':')), ":7401");
@@ -102,7 +118,7 @@ absl::Status CheckCommon(const Options& options) {
   if (status.ok() && options.timeout <= absl::ZeroDuration()) {
     status = UsageError("--timeout must be more than nothing");
   }
-  return status;
+  return status.ok() ? CheckSecurity(options) : status;
 }
 
 absl::Status CheckAnyAddress(const Options& options) {

@@ -35,6 +35,14 @@ struct Options {
   uint32_t rounds_max = 0;
   absl::Duration timeout = absl::InfiniteDuration();
   std::string output = "table";
+  // How daemons at TCP are dialled: by certificates of a directory, or in
+  // plaintext.
+  std::string tls_dir;
+  bool insecure = false;
+  // dev-certs only.
+  std::string dir;
+  std::string hosts;
+  bool force = false;
 };
 
 // Each fails with INVALID_ARGUMENT and a sentence.
@@ -44,7 +52,8 @@ absl::StatusOr<OutputFormat> ParseOutputFormat(absl::string_view text);
 // message.
 absl::Status CheckAddress(absl::string_view flag, absl::string_view address);
 absl::Status CheckBandwidth(ByteCount bandwidth);
-// What holds for every command.
+// What holds for every command. A daemon at TCP is dialled by --tls_dir or
+// --insecure.
 absl::Status CheckCommon(const Options& options);
 // --source or --destination or both.
 absl::Status CheckAnyAddress(const Options& options);

@@ -19,7 +19,8 @@ absl::Status ValidateSwitchOver(const Options& options) {
 }
 
 absl::Status RunSwitchOver(const CommandContext& context) {
-  DaemonClient source(v1::ROLE_SOURCE, context.options.source);
+  DaemonClient source(v1::ROLE_SOURCE, context.options.source,
+                      context.security);
   absl::Status status = source.Connect();
   if (!status.ok()) return status;
   grpc::ClientContext call;

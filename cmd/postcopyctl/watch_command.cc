@@ -76,7 +76,7 @@ absl::Status ValidateWatch(const Options& options) {
 }
 
 absl::Status RunWatch(const CommandContext& context) {
-  absl::StatusOr<Clients> clients = ConnectAll(context.options);
+  absl::StatusOr<Clients> clients = ConnectAll(context);
   if (!clients.ok()) return clients.status();
   MigrationBoard board;
   std::vector<std::unique_ptr<SideWatcher>> watchers;

@@ -135,17 +135,18 @@ void ListeningSocket::Close() {
   lock_.Reset();
 }
 
-absl::StatusOr<ucred> CheckPeer(int fd, absl::Span<const uid_t> allowed_uids) {
+absl::StatusOr<ucred> CheckPeer(int fd, absl::Span<const uid_t> allowed_uids,
+                                absl::string_view deed) {
   ucred peer = {};
   socklen_t length = sizeof(peer);
   if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) {
     return absl::PermissionDeniedError(
-        "the daemon cannot tell which user this VMM runs as");
+        "the daemon cannot tell which user the peer runs as");
   }
   if (IsAllowed(peer.uid, allowed_uids)) return peer;
-  return absl::PermissionDeniedError(absl::StrCat(
-      "user ", peer.uid, " may not attach VMs; add it to the daemon's allowed ",
-      "user ids"));
+  return absl::PermissionDeniedError(
+      absl::StrCat("user ", peer.uid, " may not ", deed,
+                   "; add it to the daemon's allowed user ids"));
 }
 
 }  // namespace postcopy

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "dirtytrack/unique_fd.h"
 
@@ -55,8 +56,10 @@ class ListeningSocket {
 // Who was at the other end of the connected Unix socket `fd` when it
 // connected: user, group, and process (0 if it is in a PID namespace that this
 // process does not see). PERMISSION_DENIED unless its user is one of
-// `allowed_uids`; empty means root and the user this process runs as.
-absl::StatusOr<ucred> CheckPeer(int fd, absl::Span<const uid_t> allowed_uids);
+// `allowed_uids`; empty means root and the user this process runs as. `deed` is
+// what the message says that it may not do.
+absl::StatusOr<ucred> CheckPeer(int fd, absl::Span<const uid_t> allowed_uids,
+                                absl::string_view deed = "attach VMs");
 
 }  // namespace postcopy
 

@@ -139,3 +139,10 @@ def system_repositories():
         libraries = {":zstd": "libzstd"},
         min_version = "1.5.4",
     )
+    system_library(
+        name = "openssl",
+        checked_modules = ["libcrypto"],
+        debian_package = "libssl-dev",
+        libraries = {":crypto": "libcrypto"},
+        min_version = "3.0.0",
+    )
