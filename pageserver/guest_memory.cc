@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -95,6 +96,23 @@ absl::Status GuestMemory::Read(PageRun run, absl::Span<uint8_t> bytes) const {
     run = {part.end(), run.count - part.count};
   }
   return absl::OkStatus();
+}
+
+ByteCount GuestMemory::Allocated() const {
+  constexpr uint64_t kBlockBytes = 512;  // of stat(2)
+  std::map<std::pair<dev_t, ino_t>, uint64_t> files;
+  for (const Backing& backing : backings_) {
+    struct stat info;
+    if (::fstat(backing.fd.get(), &info) != 0) continue;
+    files[{info.st_dev, info.st_ino}] =
+        static_cast<uint64_t>(info.st_blocks) * kBlockBytes;
+  }
+  const uint64_t most = BytesIn(layout_.pages()).value();
+  uint64_t allocated = 0;
+  for (const auto& [file, bytes] : files) {
+    allocated += std::min(bytes, most - allocated);
+  }
+  return ByteCount(allocated);
 }
 
 absl::StatusOr<PageIndex> GuestMemory::NextData(PageIndex from,

@@ -49,6 +49,10 @@ class GuestMemory {
   // REQUIRES: from <= end <= layout().pages().
   absl::StatusOr<PageIndex> NextData(PageIndex from, PageIndex end) const;
 
+  // Bytes of the files that are no holes, as far as they may be of the VM: at
+  // most the layout's. 0 for a file that cannot be asked.
+  ByteCount Allocated() const;
+
  private:
   struct Backing {
     UniqueFd fd;

@@ -83,6 +83,15 @@ TEST(GuestMemoryTest, ReadsAcrossFiles) {
   EXPECT_EQ(*memory->NextData(PageIndex(3), PageIndex(5)), PageIndex(4));
 }
 
+// Two regions of one file are counted once.
+TEST(GuestMemoryTest, CountsWhatIsAllocated) {
+  TestGuest guest({3, 5});
+  EXPECT_EQ(guest.OpenMemory()->Allocated(), ByteCount(0));
+  guest.Write(1, 7);
+  guest.Write(4, 7);
+  EXPECT_EQ(guest.OpenMemory()->Allocated(), BytesIn(PageCount(2)));
+}
+
 TEST(GuestMemoryTest, NextDataSkipsHoles) {
   TestGuest guest({4, 4, 4});
   guest.Write(2, 1);

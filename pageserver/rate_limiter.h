@@ -18,6 +18,9 @@ class RateLimiter {
   // holds over every stretch longer than burst / limit.
   static constexpr ByteCount kBurst{1 << 20};
 
+  // How late a change of the limit may be noticed by who waits for it.
+  static constexpr int64_t kLongestSleepNanos = 10 * kNanosPerMilli;
+
   // `clock` outlives this. A limit of 0 bytes per second means none.
   RateLimiter(Clock* clock, ByteCount per_second);
 
@@ -29,10 +32,14 @@ class RateLimiter {
   }
 
   // Accounts for `bytes` that have been sent, then waits until the next may
-  // be. So one call never waits longer than bytes / limit.
+  // be. So one call never waits longer than bytes / limit. A limit that changes
+  // while it waits holds for the rest of the wait.
   void Pace(ByteCount bytes);
 
  private:
+  // The limit now, which what has not left yet is put to.
+  uint64_t ChangeRate(uint64_t old_per_second, int64_t now);
+
   Clock* const clock_;
   std::atomic<uint64_t> per_second_;
   // When the bytes sent so far would have left a link of exactly the limit.

@@ -1,5 +1,6 @@
 #include "pageserver/rate_limiter.h"
 
+#include <algorithm>
 #include <cstdint>
 
 #include "dirtytrack/clock.h"
@@ -81,6 +82,53 @@ TEST_F(RateLimiterTest, LimitMayChangeAtAnyTime) {
   limiter.SetLimit(kMiB);
   EXPECT_EQ(Slept(limiter, kMiB), kNanosPerSecond);
 }
+
+// Time moves by sleeping, and the limit changes at a moment.
+class ChangingClock final : public Clock {
+ public:
+  int64_t NowNanos() override { return now_; }
+  void SleepFor(int64_t nanos) override {
+    longest_ = std::max(longest_, nanos);
+    now_ += nanos;
+    if (now_ >= change_ns) limiter->SetLimit(limit);
+  }
+  int64_t longest() const { return longest_; }
+
+  RateLimiter* limiter = nullptr;
+  int64_t change_ns = 0;
+  ByteCount limit;
+
+ private:
+  int64_t now_ = 0;
+  int64_t longest_ = 0;
+};
+
+struct Change {
+  uint64_t from_mib;
+  uint64_t to_mib;
+  // From the change, after half a second of one that sends 2 MiB/s.
+  int64_t millis_left;
+};
+
+class RateLimiterChangeTest : public testing::TestWithParam<Change> {};
+
+// What had not left when the limit changed leaves at the new one, and the
+// change is seen within kLongestSleepNanos.
+TEST_P(RateLimiterChangeTest, ReachesWhoIsWaiting) {
+  const Change& change = GetParam();
+  ChangingClock clock;
+  RateLimiter limiter(&clock, ByteCount(change.from_mib << 20));
+  clock.limiter = &limiter;
+  clock.change_ns = 500 * kNanosPerMilli;
+  clock.limit = ByteCount(change.to_mib << 20);
+  limiter.Pace(ByteCount(2 << 20));
+  EXPECT_EQ(clock.NowNanos(), (500 + change.millis_left) * kNanosPerMilli);
+  EXPECT_EQ(clock.longest(), RateLimiter::kLongestSleepNanos);
+}
+
+INSTANTIATE_TEST_SUITE_P(Changes, RateLimiterChangeTest,
+                         testing::Values(Change{2, 1, 1000}, Change{2, 4, 250},
+                                         Change{2, 0, 0}, Change{2, 2, 500}));
 
 }  // namespace
 }  // namespace postcopy

@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "dirtytrack/start_thread.h"
 
 namespace postcopy {
 namespace {
@@ -35,9 +36,10 @@ absl::StatusOr<T> Expect(BulkLane* lane, absl::string_view what) {
 
 }  // namespace
 
-bool HasEnded(SourcePhase phase) {
-  return phase == SourcePhase::kCompleted || phase == SourcePhase::kCancelled ||
-         phase == SourcePhase::kFailed;
+int64_t DeadlineNanos(PageCount ram, int64_t nanos_per_gib) {
+  constexpr uint64_t kGib = uint64_t{1} << 30;
+  return static_cast<int64_t>((BytesIn(ram).value() + kGib - 1) / kGib) *
+         nanos_per_gib;
 }
 
 absl::StatusOr<std::unique_ptr<SourceMigration>> SourceMigration::Create(
@@ -72,16 +74,30 @@ SourceMigration::SourceMigration(std::unique_ptr<GuestMemory> memory,
       session_id_(RandomSessionId()),
       limiter_(clock, options.bulk_limit_per_second),
       dirty_source_(std::move(dirty_source)),
-      advisor_(options.policy, options.rounds_max),
+      advisor_({.policy = options.policy,
+                .rounds_max = options.rounds_max,
+                .total = layout_.pages(),
+                .deadline_nanos = DeadlineNanos(
+                    layout_.pages(), options.deadline_nanos_per_gib)}),
       memory_(std::move(memory)) {
   snapshot_.phase_since_ns = clock->NowNanos();
   snapshot_.total = layout_.pages();
   snapshot_.remaining = layout_.pages();
   snapshot_.advice = advisor_.advice();
+  snapshot_.estimate =
+      advisor_.EstimateFor(layout_.pages(), options.bulk_limit_per_second);
   snapshot_.message = "waiting for the destination to open a session";
+  history_.Add(snapshot_.phase, snapshot_.phase_since_ns, snapshot_.message);
 }
 
-SourceMigration::~SourceMigration() = default;
+SourceMigration::~SourceMigration() {
+  {
+    std::lock_guard lock(mutex_);
+    destroying_ = true;
+    changed_.notify_all();
+  }
+  if (switcher_.joinable()) switcher_.join();
+}
 
 // --- Sessions.
 
@@ -188,7 +204,7 @@ absl::Status SourceMigration::Complete(SessionKey key) {
       return absl::FailedPreconditionError(
           "the guest has not been handed over yet: nothing is complete");
     }
-    SetPhaseLocked(SourcePhase::kCompleted, "every page is at the destination");
+    EnterLocked(MigrationEvent::kCompleted, "every page is at the destination");
     memory = std::move(memory_);
   }
   guest_.ended(/*completed=*/true);
@@ -291,6 +307,7 @@ absl::Status SourceMigration::StartTracking() {
   }
   if (absl::Status s = rounds_->Start(); !s.ok()) return s;
   tracking_ = true;
+  collected_ns_ = clock_->NowNanos();
   return absl::OkStatus();
 }
 
@@ -298,8 +315,9 @@ absl::Status SourceMigration::RunRounds(BulkLane* lane) {
   if (absl::Status s = StartTracking(); !s.ok()) return s;
   {
     std::lock_guard lock(mutex_);
-    SetPhaseLocked(SourcePhase::kPrecopy, "");
+    EnterLocked(MigrationEvent::kSession, "");
   }
+  if (precopy_began_ns_ < 0) precopy_began_ns_ = clock_->NowNanos();
   while (!StopRequested()) {
     const int64_t started = clock_->NowNanos();
     // Without rounds, an empty one tells whether the destination is there.
@@ -307,6 +325,8 @@ absl::Status SourceMigration::RunRounds(BulkLane* lane) {
         options_.policy == MigrationPolicy::kPostcopyOnly ? AwaitRoundAck(lane)
                                                           : RunRound(lane);
     if (!status.ok()) return status;
+    PublishCounts();
+    SwitchIfDue();
     WaitBeforeNextRound(started);
   }
   std::lock_guard lock(mutex_);
@@ -338,7 +358,15 @@ absl::Status SourceMigration::SendPages(BulkLane* lane, PageBatch& batch) {
 }
 
 void SourceMigration::PublishCounts() {
+  advisor_.AddTime(clock_->NowNanos() - precopy_began_ns_);
   std::lock_guard lock(mutex_);
+  snapshot_.estimate =
+      advisor_.EstimateFor(rounds_->remaining(), limiter_.limit());
+  if (advisor_.advice().recommended && !snapshot_.advice.recommended) {
+    snapshot_.advice = advisor_.advice();
+    ++version_;
+    changed_.notify_all();
+  }
   snapshot_.zero = rounds_->zero_pages();
   snapshot_.precopied = rounds_->sent_pages();
   snapshot_.remaining = rounds_->remaining();
@@ -346,8 +374,11 @@ void SourceMigration::PublishCounts() {
 }
 
 absl::Status SourceMigration::AwaitRoundAck(BulkLane* lane) {
+  const int64_t asked = clock_->NowNanos();
   if (absl::Status s = FromLane(lane->SendRoundEnd(round_)); !s.ok()) return s;
-  return TakeRoundAck(lane);
+  absl::Status status = TakeRoundAck(lane);
+  if (status.ok()) advisor_.AddAck(clock_->NowNanos() - asked);
+  return status;
 }
 
 absl::Status SourceMigration::TakeRoundAck(BulkLane* lane) {
@@ -371,21 +402,27 @@ absl::Status SourceMigration::RunRound(BulkLane* lane) {
   const int64_t started = clock_->NowNanos();
   const PageCount data_before = rounds_->data_pages();
   ++round_;
-  absl::Status status = SendUnsent(lane, [this] { return StopRequested(); });
+  absl::Status status = SendUnsent(lane, [&] {
+    advisor_.AddPart(BytesIn(rounds_->data_pages() - data_before),
+                     clock_->NowNanos() - started);
+    SwitchIfDue();
+    return StopRequested();
+  });
   if (!status.ok()) return status;
   if (status = AwaitRoundAck(lane); !status.ok()) return status;
   const int64_t nanos = clock_->NowNanos() - started;
   const bool whole = !StopRequested();
   if (status = rounds_->Collect(); !status.ok()) return status;
+  const int64_t looked = std::exchange(collected_ns_, clock_->NowNanos());
 
   precopy_nanos_ += nanos;
   if (whole) {
     advisor_.AddRound({.round = round_,
                        .sent = BytesIn(rounds_->data_pages() - data_before),
                        .nanos = nanos,
-                       .dirty_after = rounds_->remaining()});
+                       .dirty_after = rounds_->remaining(),
+                       .dirty_nanos = collected_ns_ - looked});
   }
-  PublishCounts();
   std::lock_guard lock(mutex_);
   // Who watches hears of every round, and so of the advice at once.
   ++version_;
@@ -405,6 +442,22 @@ void SourceMigration::WaitBeforeNextRound(int64_t round_started_ns) {
   changed_.wait_for(lock, std::chrono::nanoseconds(left), [this] {
     return switch_requested_ || cancel_requested_ || vmm_gone_;
   });
+}
+
+void SourceMigration::SwitchIfDue() {
+  if (!options_.switch_by_itself || !advisor_.advice().recommended ||
+      switcher_.joinable()) {
+    return;
+  }
+  // It sees to a destination that gets on no more, as whoever asks for a
+  // switch-over does. Without it, the guest runs on until there is a thread.
+  absl::StatusOr<std::thread> switcher =
+      StartThread([this] { RequestSwitchOver().IgnoreError(); });
+  if (!switcher.ok()) return;
+  switcher_ = *std::move(switcher);
+  std::lock_guard lock(mutex_);
+  snapshot_.advice = advisor_.advice();
+  switch_requested_ = true;
 }
 
 // --- The switch-over.
@@ -475,8 +528,7 @@ absl::Status SourceMigration::Commit(BulkLane* lane) {
   snapshot_.remaining = snapshot_.stale;
   committed_.store(true, std::memory_order_release);
   if (guest_.handed_over != nullptr) guest_.handed_over();
-  SetPhaseLocked(SourcePhase::kPostcopy,
-                 "the guest belongs to the destination");
+  EnterLocked(MigrationEvent::kCommit, "the guest belongs to the destination");
   return absl::OkStatus();
 }
 
@@ -504,7 +556,10 @@ absl::Status SourceMigration::SwitchOver(BulkLane* lane) {
   if (absl::Status s = DiscardEarly(lane); !s.ok()) return s;
   {
     std::lock_guard lock(mutex_);
-    SetPhaseLocked(SourcePhase::kSwitching, "");
+    EnterLocked(MigrationEvent::kSwitch,
+                switcher_.joinable()
+                    ? absl::StrCat("by itself: ", snapshot_.advice.reason)
+                    : "");
   }
   if (absl::Status s = PauseGuest(); !s.ok()) return s;
   if (absl::Status s = SendStaleAndState(lane); !s.ok()) return s;
@@ -528,9 +583,8 @@ void SourceMigration::AwaitReturn(uint64_t epoch, const absl::Status& lost) {
            HasEnded(snapshot_.phase);
   };
   if (!decided()) {
-    SetPhaseLocked(snapshot_.phase,
-                   absl::StrCat("the destination is lost, waiting for it: ",
-                                lost.message()));
+    SetMessageLocked(absl::StrCat("the destination is lost, waiting for it: ",
+                                  lost.message()));
   }
   changed_.wait_for(lock, std::chrono::nanoseconds(options_.reconnect_nanos),
                     decided);
@@ -544,7 +598,7 @@ void SourceMigration::AwaitReturn(uint64_t epoch, const absl::Status& lost) {
     GiveUpBecause(lost);
     return DetachLane();
   }
-  GiveUp(SourcePhase::kCancelled,
+  GiveUp(MigrationEvent::kGivenUp,
          absl::StrCat("the destination was lost during precopy and did not "
                       "come back; the guest goes on at the source: ",
                       lost.message()));
@@ -560,21 +614,21 @@ void SourceMigration::GiveUpBecause(const absl::Status& error) {
     vmm_gone = vmm_gone_;
   }
   if (vmm_gone) {
-    GiveUp(SourcePhase::kFailed, "the VMM closed its connection");
+    GiveUp(MigrationEvent::kVmmGone, "the VMM closed its connection");
   } else if (cancelled) {
-    GiveUp(SourcePhase::kCancelled,
+    GiveUp(MigrationEvent::kCancel,
            "cancelled by request; the guest goes on at the source");
   } else {
-    GiveUp(SourcePhase::kCancelled,
+    GiveUp(MigrationEvent::kGivenUp,
            absl::StrCat("given up; the guest goes on at the source: ",
                         error.message()));
   }
 }
 
-void SourceMigration::GiveUp(SourcePhase phase, std::string message) {
+void SourceMigration::GiveUp(MigrationEvent event, std::string message) {
   if (guest_paused_) {
     if (absl::Status s = guest_.resume(); !s.ok()) {
-      phase = SourcePhase::kFailed;
+      event = MigrationEvent::kBroken;
       absl::StrAppend(&message,
                       "; the guest could not be resumed: ", s.message());
     }
@@ -593,7 +647,7 @@ void SourceMigration::GiveUp(SourcePhase phase, std::string message) {
   std::shared_ptr<const GuestMemory> memory;
   std::lock_guard lock(mutex_);
   memory = std::move(memory_);
-  SetPhaseLocked(phase, std::move(message));
+  EnterLocked(event, std::move(message));
 }
 
 // --- After the commit.
@@ -653,7 +707,7 @@ void SourceMigration::NoteResumed(const GuestResumed& resumed) {
   snapshot_.downtime_nanos = downtime;
   snapshot_.added_downtime_nanos =
       std::max<int64_t>(downtime - vmm_nanos_ - resumed.vmm_nanos, 0);
-  SetPhaseLocked(SourcePhase::kPostcopy, "the guest runs at the destination");
+  SetMessageLocked("the guest runs at the destination");
 }
 
 // --- The control plane.
@@ -672,18 +726,15 @@ int64_t SourceMigration::PatienceLocked() const {
 absl::Status SourceMigration::RequestSwitchOver() {
   std::unique_lock lock(mutex_);
   if (committed()) return absl::OkStatus();
-  if (snapshot_.phase == SourcePhase::kPreparing) {
-    return absl::FailedPreconditionError(
-        "no destination has opened a session yet: create the migration there "
-        "first");
-  }
+  absl::Status permitted = PermitLocked(MigrationEvent::kSwitchOver);
+  if (!permitted.ok()) return permitted;
   switch_requested_ = true;
   changed_.notify_all();
   uint64_t progress = progress_.load(std::memory_order_relaxed);
   uint64_t epoch = attached_epoch_;
   SourcePhase phase = snapshot_.phase;
   int64_t progress_ns = clock_->NowNanos();
-  while (!committed() && !HasEnded(snapshot_.phase)) {
+  while (!committed() && !HasEnded(snapshot_.phase) && !destroying_) {
     changed_.wait_for(lock, kWatchInterval);
     // Once it is decided, the stream is no business of this loop.
     if (committed() || HasEnded(snapshot_.phase)) break;
@@ -706,15 +757,8 @@ absl::Status SourceMigration::RequestSwitchOver() {
 
 absl::Status SourceMigration::Cancel() {
   std::unique_lock lock(mutex_);
-  if (committed()) {
-    return absl::FailedPreconditionError(
-        "the guest has been handed over to the destination: it cannot be taken "
-        "back; let the migration complete");
-  }
-  if (snapshot_.phase == SourcePhase::kFailed) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the migration has failed: ", snapshot_.message));
-  }
+  absl::Status permitted = PermitLocked(MigrationEvent::kCancel);
+  if (!permitted.ok()) return permitted;
   cancel_requested_ = true;
   if (lane_ != nullptr) lane_->Abort();
   changed_.notify_all();
@@ -727,9 +771,20 @@ absl::Status SourceMigration::Cancel() {
   changed_.wait(lock,
                 [this] { return committed() || HasEnded(snapshot_.phase); });
   return snapshot_.phase == SourcePhase::kFailed
-             ? absl::FailedPreconditionError(absl::StrCat(
-                   "the migration has failed: ", snapshot_.message))
+             ? PermitLocked(MigrationEvent::kCancel)
              : absl::OkStatus();
+}
+
+absl::Status SourceMigration::Refuse(MigrationEvent command) const {
+  std::lock_guard lock(mutex_);
+  return PermitLocked(command);
+}
+
+absl::Status SourceMigration::SetBulkLimit(ByteCount per_second) {
+  std::lock_guard lock(mutex_);
+  absl::Status permitted = PermitLocked(MigrationEvent::kSetLimits);
+  if (permitted.ok()) limiter_.SetLimit(per_second);
+  return permitted;
 }
 
 void SourceMigration::VmmGone() {
@@ -748,9 +803,26 @@ void SourceMigration::VmmGone() {
 
 // --- What others may know.
 
-void SourceMigration::SetPhaseLocked(SourcePhase phase, std::string message) {
-  if (phase != snapshot_.phase) snapshot_.phase_since_ns = clock_->NowNanos();
-  snapshot_.phase = phase;
+absl::Status SourceMigration::PermitLocked(MigrationEvent command) const {
+  return Permit(MigrationRole::kSource, snapshot_.phase, command,
+                snapshot_.message);
+}
+
+void SourceMigration::EnterLocked(MigrationEvent event, std::string message) {
+  const Reaction reaction =
+      ReactionOf(MigrationRole::kSource, snapshot_.phase, event);
+  if (reaction.kind == Reaction::Kind::kImpossible) return;
+  const SourcePhase to =
+      reaction.kind == Reaction::Kind::kGoes ? reaction.to : snapshot_.phase;
+  if (to != snapshot_.phase) {
+    snapshot_.phase = to;
+    snapshot_.phase_since_ns = clock_->NowNanos();
+    history_.Add(to, snapshot_.phase_since_ns, message);
+  }
+  SetMessageLocked(std::move(message));
+}
+
+void SourceMigration::SetMessageLocked(std::string message) {
   snapshot_.message = std::move(message);
   ++version_;
   changed_.notify_all();
@@ -759,12 +831,23 @@ void SourceMigration::SetPhaseLocked(SourcePhase phase, std::string message) {
 void SourceMigration::SetMessage(std::string message) {
   std::lock_guard lock(mutex_);
   if (HasEnded(snapshot_.phase)) return;
-  SetPhaseLocked(snapshot_.phase, std::move(message));
+  SetMessageLocked(std::move(message));
+}
+
+SourcePhase SourceMigration::phase() const {
+  std::lock_guard lock(mutex_);
+  return snapshot_.phase;
+}
+
+std::vector<PhaseChange> SourceMigration::Changes() const {
+  std::lock_guard lock(mutex_);
+  return history_.changes();
 }
 
 SourceSnapshot SourceMigration::Snapshot() const {
   std::lock_guard lock(mutex_);
   SourceSnapshot snapshot = snapshot_;
+  snapshot.bulk_limit = limiter_.limit();
   snapshot.faulted = PageCount(faulted_.load(std::memory_order_relaxed));
   return snapshot;
 }

@@ -10,6 +10,8 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -17,6 +19,7 @@
 #include "absl/types/span.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/dirty_source.h"
+#include "dirtytrack/migration_phase.h"
 #include "dirtytrack/ram_layout.h"
 #include "dirtytrack/run_compression.h"
 #include "dirtytrack/types.h"
@@ -31,23 +34,13 @@
 
 namespace postcopy {
 
-// Where a migration stands at the source. docs/protocol.md draws it.
+// Where a migration stands at the source; dirtytrack/migration_phase.h has the
+// table.
 //
 //   kPreparing --> kPrecopy --> kSwitching --> kPostcopy --> kCompleted
 //       |             |             |     ^ committed
 //       +-------------+-------------+--> kCancelled, or kFailed
-enum class SourcePhase {
-  kPreparing,
-  kPrecopy,
-  kSwitching,
-  kPostcopy,
-  kCompleted,
-  kCancelled,
-  kFailed,
-};
-
-// True if no phase follows.
-bool HasEnded(SourcePhase phase);
+using SourcePhase = MigrationPhase;
 
 // What the source asks of the VMM. Each may block for as long as the VMM's
 // command time-out and is called without a lock held.
@@ -83,6 +76,11 @@ struct SourceOptions {
   ByteCount bulk_limit_per_second;
   // Compress pages on the bulk lane for a destination that takes it.
   bool compress = false;
+  // Switch over as soon as it is recommended.
+  bool switch_by_itself = false;
+  // Recommend it after so much precopy for each GiB of RAM, begun ones
+  // included; 0: never.
+  int64_t deadline_nanos_per_gib = 0;
   // How long a lost destination may take to come back during precopy.
   int64_t reconnect_nanos = 10 * kNanosPerSecond;
   // How long a switch-over may make no progress with the guest stopped; while
@@ -104,12 +102,17 @@ struct SessionWishes {
   bool compressed_runs = false;
 };
 
+// After how long a switch-over of `ram` is recommended in any case; 0: never.
+int64_t DeadlineNanos(PageCount ram, int64_t nanos_per_gib);
+
 // What others may know of a migration at one moment.
 struct SourceSnapshot {
   SourcePhase phase = SourcePhase::kPreparing;
   std::string message;
   // When the phase began, by the monotonic clock.
   int64_t phase_since_ns = 0;
+  // Per second; 0: none.
+  ByteCount bulk_limit;
   uint32_t rounds = 0;
   PageCount total;
   PageCount zero;
@@ -126,6 +129,7 @@ struct SourceSnapshot {
   ByteCount bulk_sent_bytes;
   uint64_t precopy_bytes_per_second = 0;
   Advice advice;
+  Estimate estimate;
   int64_t downtime_nanos = 0;
   int64_t added_downtime_nanos = 0;
   uint32_t recoveries = 0;
@@ -140,6 +144,8 @@ struct SourceSnapshot {
 //    destination is sent. From then on the guest never runs here again, and its
 //    memory is served unchanged for as long as it takes.
 //  - Only the stream of the newest epoch is listened to.
+//
+// A thread of its own watches over a switch-over that nobody asked for.
 //
 // Thread-safe. ServeBulk runs on the thread of the stream; RequestSwitchOver
 // and Cancel on those of the control plane.
@@ -200,11 +206,20 @@ class SourceMigration {
   absl::Status RequestSwitchOver();
   // FAILED_PRECONDITION after the commit. OK if already cancelled.
   absl::Status Cancel();
+  // Of the bulk lane, from now on; 0: none. FAILED_PRECONDITION if the
+  // migration has ended.
+  absl::Status SetBulkLimit(ByteCount per_second);
+  // OK, or why a command that a source never carries out, or kDelete, is
+  // refused.
+  absl::Status Refuse(MigrationEvent command) const;
   // The VMM's connection ended.
   void VmmGone();
 
   bool committed() const { return committed_.load(std::memory_order_acquire); }
+  SourcePhase phase() const;
   SourceSnapshot Snapshot() const;
+  // The last changes of phase, oldest first.
+  std::vector<PhaseChange> Changes() const;
   // Counts changes of phase and message.
   uint64_t version() const;
   // Returns when version() differs from `seen`, or after `nanos`.
@@ -217,9 +232,13 @@ class SourceMigration {
 
   absl::Status CheckEpoch(SessionKey key) const;
   absl::Status CheckPeerLocked(absl::string_view peer) const;
+  // OK, or why the command is refused now.
+  absl::Status PermitLocked(MigrationEvent command) const;
   // How long a switch-over that was asked for may make no progress.
   int64_t PatienceLocked() const;
-  void SetPhaseLocked(SourcePhase phase, std::string message);
+  // Does what the table says of `event`; nothing if it cannot happen now.
+  void EnterLocked(MigrationEvent event, std::string message);
+  void SetMessageLocked(std::string message);
   void SetMessage(std::string message);
   bool StopRequested() const;
   // Notes whether `status`, which a lane returned, means that the lane is lost.
@@ -241,6 +260,8 @@ class SourceMigration {
   absl::Status AwaitRoundAck(BulkLane* lane);
   absl::Status TakeRoundAck(BulkLane* lane);
   void WaitBeforeNextRound(int64_t round_started_ns);
+  // Asks for the switch-over if it is recommended and this is to decide.
+  void SwitchIfDue();
   void PublishCounts();
   absl::Status SwitchOver(BulkLane* lane);
   // Has the destination discard what is dirty already, while the guest runs.
@@ -252,7 +273,7 @@ class SourceMigration {
   // Waits for the destination to come back, and gives up if it does not.
   void AwaitReturn(uint64_t epoch, const absl::Status& lost);
   // Ends the migration before the commit and undoes it.
-  void GiveUp(SourcePhase phase, std::string message);
+  void GiveUp(MigrationEvent event, std::string message);
   // Ends it as what happened demands: cancelled, VMM gone, or `error`.
   void GiveUpBecause(const absl::Status& error);
 
@@ -286,6 +307,9 @@ class SourceMigration {
   bool lane_lost_ = false;
   uint32_t round_ = 0;
   int64_t precopy_nanos_ = 0;
+  int64_t precopy_began_ns_ = -1;  // -1: not yet
+  int64_t collected_ns_ = 0;       // when it was last looked what is dirty
+  std::thread switcher_;
   int64_t pause_asked_ns_ = 0;
   int64_t vmm_nanos_ = 0;
 
@@ -301,6 +325,7 @@ class SourceMigration {
   // Guarded by mutex_.
   std::shared_ptr<const GuestMemory> memory_;
   SourceSnapshot snapshot_;
+  PhaseHistory history_;
   uint64_t version_ = 0;
   BulkLane* lane_ = nullptr;
   bool driver_active_ = false;
@@ -315,6 +340,7 @@ class SourceMigration {
   bool switch_requested_ = false;
   bool cancel_requested_ = false;
   bool vmm_gone_ = false;
+  bool destroying_ = false;
 };
 
 }  // namespace postcopy

@@ -22,6 +22,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/clock.h"
+#include "dirtytrack/migration_phase.h"
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/page_checksum.h"
 #include "dirtytrack/run_compression.h"
@@ -147,6 +148,8 @@ struct Config {
   bool request_switch_over = true;
   SessionWishes wishes;
   bool compress = false;
+  bool by_itself = false;
+  int64_t deadline_nanos_per_gib = 0;
   // Asked before each call, with its number from 0.
   std::function<Fault(Call call, int number)> fault;
 };
@@ -232,6 +235,8 @@ class Harness {
     SourceOptions options;
     options.policy = config_.policy;
     options.compress = config_.compress;
+    options.switch_by_itself = config_.by_itself;
+    options.deadline_nanos_per_gib = config_.deadline_nanos_per_gib;
     options.reconnect_nanos = config_.reconnect_nanos;
     // The clock stands still, so a round follows only when the destination
     // moves it (or a switch-over is requested): calls come in a fixed order.
@@ -1727,6 +1732,159 @@ TEST(SourceMigrationWatchTest, VersionGrowsWithEveryChangeOfPhase) {
   EXPECT_GT(h.migration().version(), before);
   // Changed already: returns at once, however long it may wait.
   h.migration().WaitForChange(before, kHour);
+}
+
+// --- Switching over by itself, and what is to be expected.
+
+// Everybody who watches is told why, though nobody asked.
+TEST(SourceMigrationByItselfTest, WhenThereIsNothingToWaitFor) {
+  for (MigrationPolicy policy : AllPolicies()) {
+    Harness h({.policy = policy,
+               .rounds = 1,
+               .request_switch_over = false,
+               .by_itself = true});
+    h.Run();
+    h.ExpectCompleted();
+    EXPECT_TRUE(h.snapshot().advice.recommended);
+    EXPECT_EQ(h.migration().Changes()[2].phase, SourcePhase::kSwitching);
+    EXPECT_EQ(h.migration().Changes()[2].message,
+              absl::StrCat("by itself: ", h.snapshot().advice.reason));
+  }
+}
+
+// The round takes two hours by the test's clock, and the deadline is one
+// second.
+TEST(SourceMigrationByItselfTest, WhenTheDeadlineHasPassed) {
+  Harness h({.rounds = 3,
+             .request_switch_over = false,
+             .by_itself = true,
+             .deadline_nanos_per_gib = kNanosPerSecond});
+  h.Run();
+  h.ExpectCompleted();
+  EXPECT_EQ(h.snapshot().rounds, 1u);
+  EXPECT_EQ(h.snapshot().advice.verdict, Verdict::kDeadline);
+}
+
+// It only recommends where it is not to decide.
+TEST(SourceMigrationByItselfTest, NotUnlessItMay) {
+  Harness h({.rounds = 3, .deadline_nanos_per_gib = kNanosPerSecond});
+  h.Run();
+  h.ExpectCompleted();
+  EXPECT_EQ(h.snapshot().rounds, 3u);
+  EXPECT_EQ(h.snapshot().advice.verdict, Verdict::kDeadline);
+  EXPECT_EQ(h.migration().Changes()[2].message, "");
+}
+
+TEST(SourceMigrationByItselfTest, MayBeCancelledBefore) {
+  Harness h({.request_switch_over = false,
+             .by_itself = true,
+             .fault = FaultAt(1, Fault::kSilent)});
+  h.RunToSilence();
+  EXPECT_TRUE(h.migration().Cancel().ok());
+  h.Join();
+  h.ExpectUndone(SourcePhase::kCancelled);
+}
+
+// A destination that falls silent with the guest stopped is left, as it is
+// when somebody waits for the switch-over.
+TEST(SourceMigrationByItselfTest, IsWatchedOver) {
+  Harness h({.rounds = 1,
+             .request_switch_over = false,
+             .by_itself = true,
+             .fault = SilentAt(Call::kSwitchOver)});
+  h.Run();
+  h.ExpectUndone(SourcePhase::kCancelled);
+}
+
+TEST(SourceMigrationDeadlineTest, CountsBegunGibibytes) {
+  EXPECT_EQ(DeadlineNanos(PageCount(1), 5), 5);
+  EXPECT_EQ(DeadlineNanos(PageCount(262144), 5), 5);
+  EXPECT_EQ(DeadlineNanos(PageCount(262145), 5), 10);
+  EXPECT_EQ(DeadlineNanos(PageCount(262145), 0), 0);
+}
+
+// The clock stands still but for two hours in each round.
+TEST(SourceMigrationEstimateTest, IsTold) {
+  Harness h({.rounds = 3});
+  EXPECT_EQ(h.snapshot().estimate.unsent, BytesIn(PageCount(Harness::kPages)));
+  EXPECT_EQ(h.snapshot().estimate.bandwidth_bytes_per_second, -1);
+  h.Run();
+  h.ExpectCompleted();
+  const Estimate estimate = h.snapshot().estimate;
+  EXPECT_GT(estimate.bandwidth_bytes_per_second, 0);
+  EXPECT_GE(estimate.dirty_bytes_per_second, 0);
+  EXPECT_GE(estimate.downtime_nanos, 0);
+  EXPECT_GE(estimate.stall_nanos, 0);
+}
+
+// --- The table of phases.
+
+// In `phase` every command that the table refuses is refused, with its code;
+// and a limit is taken where it says so. Ended phases refuse what would move
+// others on.
+void ExpectTableHolds(Harness& h, SourcePhase phase) {
+  SCOPED_TRACE(NameOf(phase));
+  ASSERT_EQ(h.phase(), phase) << h.snapshot().message;
+  const auto refusal = [phase](MigrationEvent command) {
+    return Permit(MigrationRole::kSource, phase, command, "").code();
+  };
+  SourceMigration& migration = h.migration();
+  for (const MigrationEvent command :
+       {MigrationEvent::kPause, MigrationEvent::kRecover,
+        MigrationEvent::kAbandon, MigrationEvent::kDelete}) {
+    EXPECT_EQ(migration.Refuse(command).code(), refusal(command));
+  }
+  EXPECT_EQ(migration.SetBulkLimit(ByteCount(7 << 20)).code(),
+            refusal(MigrationEvent::kSetLimits));
+  if (refusal(MigrationEvent::kCancel) != StatusCode::kOk) {
+    EXPECT_EQ(migration.Cancel().code(), refusal(MigrationEvent::kCancel));
+  }
+  if (refusal(MigrationEvent::kSwitchOver) != StatusCode::kOk) {
+    EXPECT_EQ(migration.RequestSwitchOver().code(),
+              refusal(MigrationEvent::kSwitchOver));
+  }
+  EXPECT_EQ(h.phase(), phase);
+}
+
+TEST(SourceMigrationTableTest, HoldsUntilCompleted) {
+  Harness h({});
+  ExpectTableHolds(h, SourcePhase::kPreparing);
+  h.RunToPostcopy();
+  ExpectTableHolds(h, SourcePhase::kPostcopy);
+  EXPECT_EQ(h.snapshot().bulk_limit, ByteCount(7 << 20));
+  h.set_fault(nullptr);
+  h.Run();
+  ExpectTableHolds(h, SourcePhase::kCompleted);
+  EXPECT_EQ(h.snapshot().bulk_limit, ByteCount(7 << 20))
+      << "kept over sessions";
+  std::vector<SourcePhase> phases;
+  for (const PhaseChange& change : h.migration().Changes()) {
+    phases.push_back(change.phase);
+    EXPECT_EQ(change.number, phases.size());
+  }
+  EXPECT_EQ(phases, (std::vector<SourcePhase>{
+                        SourcePhase::kPreparing, SourcePhase::kPrecopy,
+                        SourcePhase::kSwitching, SourcePhase::kPostcopy,
+                        SourcePhase::kCompleted}));
+}
+
+TEST(SourceMigrationTableTest, HoldsInPrecopyAndWhenCancelled) {
+  Harness h(SilentInPrecopy());
+  h.RunToSilence();
+  ExpectTableHolds(h, SourcePhase::kPrecopy);
+  EXPECT_TRUE(h.migration().Cancel().ok());
+  h.Join();
+  ExpectTableHolds(h, SourcePhase::kCancelled);
+  EXPECT_TRUE(h.migration().Cancel().ok());
+}
+
+TEST(SourceMigrationTableTest, HoldsInSwitchingAndWhenFailed) {
+  Harness h(SilentInSwitching());
+  h.RunToSilence();
+  ExpectTableHolds(h, SourcePhase::kSwitching);
+  h.migration().VmmGone();
+  h.Join();
+  ExpectTableHolds(h, SourcePhase::kFailed);
 }
 
 }  // namespace

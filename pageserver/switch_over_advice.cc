@@ -1,6 +1,7 @@
 #include "pageserver/switch_over_advice.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -22,21 +23,36 @@ uint64_t PerSecond(ByteCount bytes, int64_t nanos) {
                                kNanosPerSecond / std::max<int64_t>(nanos, 1));
 }
 
+AdviceOptions WithDefaults(AdviceOptions options) {
+  if (options.rounds_max == 0) options.rounds_max = kRoundsDefault;
+  return options;
+}
+
+std::string Seconds(int64_t nanos) {
+  return absl::StrFormat("%.1f s",
+                         static_cast<double>(nanos) / kNanosPerSecond);
+}
+
+// `bytes` at `per_second`, in nanoseconds; at most 292 years.
+int64_t NanosFor(double bytes, double per_second) {
+  constexpr double kLongest = 9e18;
+  return static_cast<int64_t>(
+      std::min(bytes / per_second * kNanosPerSecond, kLongest));
+}
+
 }  // namespace
 
-SwitchOverAdvisor::SwitchOverAdvisor(MigrationPolicy policy,
-                                     uint32_t rounds_max)
-    : policy_(policy),
-      rounds_max_(rounds_max == 0 ? kRoundsDefault : rounds_max) {
-  if (policy == MigrationPolicy::kPostcopyOnly) {
-    Recommend("switch now: the policy is postcopy-only");
+SwitchOverAdvisor::SwitchOverAdvisor(AdviceOptions options)
+    : options_(WithDefaults(options)) {
+  if (options_.policy == MigrationPolicy::kPostcopyOnly) {
+    Recommend(Verdict::kPolicy, "switch now: the policy is postcopy-only");
   } else {
     advice_.reason = "the first round is not finished";
   }
 }
 
-void SwitchOverAdvisor::Recommend(std::string reason) {
-  advice_ = {true, std::move(reason)};
+void SwitchOverAdvisor::Recommend(Verdict verdict, std::string reason) {
+  advice_ = {true, std::move(reason), verdict};
 }
 
 bool SwitchOverAdvisor::Shrank(PageCount dirty) const {
@@ -45,7 +61,6 @@ bool SwitchOverAdvisor::Shrank(PageCount dirty) const {
 }
 
 const Advice& SwitchOverAdvisor::AddRound(const RoundFigures& figures) {
-  if (advice_.recommended) return advice_;
   // Not figures.round == 1: the lane may have broken in that round.
   const bool first = bytes_per_second_ == 0;
   if (first || figures.sent >= kBandwidthSampleMin) {
@@ -53,30 +68,107 @@ const Advice& SwitchOverAdvisor::AddRound(const RoundFigures& figures) {
         std::max<uint64_t>(PerSecond(figures.sent, figures.nanos), 1);
   }
   const ByteCount dirty = BytesIn(figures.dirty_after);
-  const double seconds_left =
-      static_cast<double>(dirty.value()) / bytes_per_second_;
+  const uint64_t dirty_per_second = PerSecond(
+      dirty, figures.dirty_nanos > 0 ? figures.dirty_nanos : figures.nanos);
+  SetDirtyRate(dirty_per_second);
   rounds_without_progress_ =
       first || Shrank(figures.dirty_after) ? 0 : rounds_without_progress_ + 1;
   dirty_before_ = figures.dirty_after;
+  if (advice_.recommended) return advice_;
 
+  const double seconds_left =
+      static_cast<double>(dirty.value()) / bytes_per_second_;
   const std::string what = absl::StrCat(
       ToString(figures.dirty_after), " are dirty after round ", figures.round,
       ", ", absl::StrFormat("%.0f ms", seconds_left * 1e3), " at ",
       MebibytesPerSecond(bytes_per_second_));
   if (seconds_left * kNanosPerSecond <= kDowntimeTargetNanos) {
-    Recommend(absl::StrCat("switch now: converged: ", what));
+    Recommend(Verdict::kConverged,
+              absl::StrCat("switch now: converged: ", what));
   } else if (rounds_without_progress_ >= 2 &&
-             policy_ == MigrationPolicy::kPrecopyThenPostcopy) {
-    Recommend(absl::StrCat("switch now: not converging: dirty rate ",
-                           MebibytesPerSecond(PerSecond(dirty, figures.nanos)),
-                           ": ", what));
-  } else if (figures.round >= rounds_max_) {
-    Recommend(absl::StrCat("switch now: the limit of ", rounds_max_,
+             options_.policy == MigrationPolicy::kPrecopyThenPostcopy) {
+    const std::string rate = MebibytesPerSecond(dirty_per_second);
+    Recommend(Verdict::kNotConverging,
+              dirty_per_second > bytes_per_second_
+                  ? absl::StrCat("switch now: dirty rate ", rate, " exceeds ",
+                                 MebibytesPerSecond(bytes_per_second_),
+                                 " bandwidth: ", what)
+                  : absl::StrCat("switch now: not converging: dirty rate ",
+                                 rate, ": ", what));
+  } else if (figures.round >= options_.rounds_max) {
+    Recommend(Verdict::kRoundsUsedUp,
+              absl::StrCat("switch now: the limit of ", options_.rounds_max,
                            " rounds is reached: ", what));
   } else {
     advice_.reason = absl::StrCat("one more round: ", what);
   }
   return advice_;
+}
+
+void SwitchOverAdvisor::AddTime(int64_t nanos) {
+  if (advice_.recommended || options_.deadline_nanos == 0 ||
+      nanos < options_.deadline_nanos) {
+    return;
+  }
+  Recommend(Verdict::kDeadline,
+            absl::StrCat("switch now: ", Seconds(nanos),
+                         " of precopy are over, and the deadline is ",
+                         Seconds(options_.deadline_nanos)));
+}
+
+void SwitchOverAdvisor::AddPart(ByteCount sent, int64_t nanos) {
+  if (sent < kBandwidthSampleMin) return;
+  part_bytes_per_second_ = std::max<uint64_t>(PerSecond(sent, nanos), 1);
+}
+
+void SwitchOverAdvisor::AddAck(int64_t nanos) {
+  if (ack_nanos_ < 0 || nanos < ack_nanos_) ack_nanos_ = nanos;
+}
+
+int64_t SwitchOverAdvisor::Bandwidth(ByteCount limit) const {
+  uint64_t measured =
+      bytes_per_second_ != 0 ? bytes_per_second_ : part_bytes_per_second_;
+  if (measured == 0) measured = limit.value();
+  if (measured == 0) return -1;
+  if (!limit.empty()) measured = std::min(measured, limit.value());
+  return static_cast<int64_t>(
+      std::min<uint64_t>(measured, std::numeric_limits<int64_t>::max()));
+}
+
+int64_t SwitchOverAdvisor::RemainingPrecopy(double bytes,
+                                            double bandwidth) const {
+  if (options_.policy == MigrationPolicy::kPostcopyOnly) return 0;
+  const double target = bandwidth * kDowntimeTargetNanos / kNanosPerSecond;
+  if (dirty_per_second_ < 0) return NanosFor(bytes, bandwidth);
+  if (bytes > target && dirty_per_second_ >= bandwidth) return -1;
+  // Each round sends what was written while the one before was sent.
+  double sent = 0;
+  for (uint32_t round = 0; bytes > target && round < options_.rounds_max;
+       ++round) {
+    sent += bytes;
+    bytes *= dirty_per_second_ / bandwidth;
+  }
+  return NanosFor(sent, bandwidth);
+}
+
+Estimate SwitchOverAdvisor::EstimateFor(PageCount unsent,
+                                        ByteCount limit) const {
+  Estimate estimate{.dirty_bytes_per_second = dirty_per_second_,
+                    .bandwidth_bytes_per_second = Bandwidth(limit),
+                    .unsent = BytesIn(unsent)};
+  const bool rest_is_stale = options_.policy != MigrationPolicy::kPrecopyOnly;
+  if (!rest_is_stale) estimate.stall_nanos = 0;
+  if (estimate.bandwidth_bytes_per_second <= 0) return estimate;
+  const auto bandwidth =
+      static_cast<double>(estimate.bandwidth_bytes_per_second);
+  const auto bytes = static_cast<double>(estimate.unsent.value());
+  estimate.remaining_precopy_nanos = RemainingPrecopy(bytes, bandwidth);
+  if (rest_is_stale) estimate.stall_nanos = NanosFor(bytes, bandwidth);
+  if (ack_nanos_ < 0) return estimate;
+  const double stopped =
+      rest_is_stale ? static_cast<double>(options_.total.value()) / 8 : bytes;
+  estimate.downtime_nanos = 2 * ack_nanos_ + NanosFor(stopped, bandwidth);
+  return estimate;
 }
 
 }  // namespace postcopy

@@ -99,6 +99,10 @@ class TwoHosts {
   const std::string& control_address() const {
     return source_->control_address();
   }
+  const std::string& destination_control_address() const {
+    return destination_->control_address();
+  }
+  // Of the source, around the network.
   const std::string& data_address() const { return source_->data_address(); }
   // Of this object alone, for sockets; removed with it.
   const std::string& directory() const { return directory_; }

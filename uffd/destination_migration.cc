@@ -39,23 +39,19 @@ absl::Status ProtocolError(absl::string_view what) {
 
 }  // namespace
 
-bool HasEnded(DestinationPhase phase) {
-  return phase == DestinationPhase::kCompleted ||
-         phase == DestinationPhase::kCancelled ||
-         phase == DestinationPhase::kFailed;
-}
-
 DestinationMigration::DestinationMigration(std::unique_ptr<DestinationVm> vm,
                                            std::unique_ptr<SourceDialer> dialer,
                                            DestinationGuest guest,
                                            DestinationOptions options,
                                            Clock* clock)
-    : dialer_(std::move(dialer)),
-      guest_(std::move(guest)),
+    : guest_(std::move(guest)),
       options_(options),
       clock_(clock),
-      vm_(std::move(vm)) {
+      dialer_(std::move(dialer)),
+      vm_(std::move(vm)),
+      bulk_limit_(options.bulk_limit_per_second) {
   snapshot_.phase_since_ns = clock->NowNanos();
+  history_.Add(snapshot_.phase, snapshot_.phase_since_ns, "");
 }
 
 DestinationMigration::~DestinationMigration() { Stop(); }
@@ -77,6 +73,7 @@ void DestinationMigration::Stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
+    stop_poisoning_.store(true);
     if (connection_ != nullptr) connection_->Abort();
     changed_.notify_all();
   }
@@ -112,7 +109,7 @@ void DestinationMigration::Drive() {
       Conclude(connection.get());
       return;
     }
-    WaitFor(retry_nanos);
+    WaitToDial(retry_nanos);
     retry_nanos = std::min(retry_nanos * 2, options_.retry_nanos_last);
   }
 }
@@ -121,9 +118,10 @@ absl::StatusOr<std::unique_ptr<SourceConnection>> DestinationMigration::Dial() {
   {
     std::lock_guard lock(mutex_);
     if (StopWantedLocked()) return absl::CancelledError("stopped");
-    if (snapshot_.phase == DestinationPhase::kPaused) {
-      SetPhaseLocked(DestinationPhase::kRecovering, snapshot_.message);
-    }
+    if (held_) return absl::CancelledError("paused");
+    dial_now_ = false;
+    if (next_dialer_ != nullptr) dialer_ = std::move(next_dialer_);
+    EnterLocked(MigrationEvent::kDial, snapshot_.message);
   }
   return dialer_->Open(++epoch_);
 }
@@ -134,6 +132,7 @@ absl::Status DestinationMigration::Serve(
   {
     std::lock_guard lock(mutex_);
     if (StopWantedLocked()) return absl::CancelledError("stopped");
+    if (held_) return absl::CancelledError("paused");
     connection_ = shared;
   }
   absl::Status urgent_end;
@@ -165,7 +164,9 @@ absl::Status DestinationMigration::Begin(SourceConnection* connection) {
     std::lock_guard lock(mutex_);
     committed = committed_;
     ready = ready_;
-    if (!ready) SetPhaseLocked(DestinationPhase::kPrecopy, "");
+    if (!ready && !connection->committed()) {
+      EnterLocked(MigrationEvent::kSession, "");
+    }
   }
   if (!committed && !connection->committed()) {
     // If ready, the source may still hand over what has been received.
@@ -179,7 +180,8 @@ absl::Status DestinationMigration::Begin(SourceConnection* connection) {
   if (!committed) {
     if (!ready) {
       // Nobody has the guest: whatever the source is, it is not ours.
-      Fail("the source committed a switch-over that never arrived here");
+      Fail(MigrationEvent::kSessionCommitted,
+           "the source committed a switch-over that never arrived here");
       return ProtocolError("it committed before it was told to");
     }
     return TakeOver(connection);
@@ -193,8 +195,9 @@ absl::Status DestinationMigration::Begin(SourceConnection* connection) {
   if (absl::Status s = vm_->OnSourceBack(connection); !s.ok()) return s;
   {
     std::lock_guard lock(mutex_);
+    if (held_) return absl::CancelledError("paused");
     ++snapshot_.recoveries;
-    SetPhaseLocked(DestinationPhase::kPostcopy, "the source is back");
+    EnterLocked(MigrationEvent::kSessionCommitted, "the source is back");
   }
   TellResumed();
   return absl::OkStatus();
@@ -239,11 +242,13 @@ bool DestinationMigration::AfterLoss(const absl::Status& lost) {
   std::lock_guard lock(mutex_);
   if (StopWantedLocked()) return false;
   if (committed_) {
+    // Pause has said why.
+    if (held_) return true;
     // Whatever the reason: the guest runs here and needs its pages.
-    SetPhaseLocked(DestinationPhase::kPaused,
-                   absl::StrCat("the source cannot be reached, threads that "
-                                "touch a missing page wait: ",
-                                lost.message()));
+    EnterLocked(MigrationEvent::kSessionLost,
+                absl::StrCat("the source cannot be reached, threads that "
+                             "touch a missing page wait: ",
+                             lost.message()));
     return true;
   }
   const bool waited =
@@ -251,47 +256,76 @@ bool DestinationMigration::AfterLoss(const absl::Status& lost) {
   // Having said "ready", only the source knows whose the guest is: no error
   // found here can decide it.
   if (ready_ ? !SourceHasGivenUp(lost) : WorthAnotherTry(lost) && !waited) {
-    SetPhaseLocked(snapshot_.phase,
-                   absl::StrCat("looking for the source: ", lost.message()));
+    EnterLocked(MigrationEvent::kSessionLost,
+                absl::StrCat("looking for the source: ", lost.message()));
     return true;
   }
-  SetPhaseLocked(DestinationPhase::kCancelled,
-                 absl::StrCat("given up; the guest goes on at the source: ",
-                              lost.message()));
+  EnterLocked(MigrationEvent::kGivenUp,
+              absl::StrCat("given up; the guest goes on at the source: ",
+                           lost.message()));
   return false;
 }
 
-void DestinationMigration::WaitFor(int64_t nanos) {
+void DestinationMigration::WaitToDial(int64_t nanos) {
   std::unique_lock lock(mutex_);
-  changed_.wait_for(lock, std::chrono::nanoseconds(nanos),
-                    [this] { return StopWantedLocked(); });
+  const auto woken = [this] {
+    return StopWantedLocked() || abandon_requested_ || dial_now_;
+  };
+  if (!held_) {
+    changed_.wait_for(lock, std::chrono::nanoseconds(nanos),
+                      [&] { return held_ || woken(); });
+  }
+  while (held_ && !StopWantedLocked()) {
+    changed_.wait(lock, [&] { return !held_ || woken(); });
+    if (!abandon_requested_) continue;
+    lock.unlock();
+    AbandonNow();
+    lock.lock();
+  }
+}
+
+void DestinationMigration::AbandonNow() {
+  absl::Status poisoned = vm_->PoisonMissing(stop_poisoning_);
+  std::lock_guard lock(mutex_);
+  if (poisoned.ok() && !StopWantedLocked()) {
+    abandoned_ = true;
+    EnterLocked(MigrationEvent::kAbandoned,
+                absl::StrCat("abandoned by request with ",
+                             ToString(vm_->counters().missing),
+                             " missing: who touches one gets SIGBUS"));
+  }
+  if (poisoned.ok() && !abandoned_) {
+    poisoned =
+        absl::FailedPreconditionError("the migration is ending by itself");
+  }
+  abandon_status_ = std::move(poisoned);
+  abandon_requested_ = false;
+  changed_.notify_all();
 }
 
 void DestinationMigration::Conclude(SourceConnection* connection) {
   bool complete = false;
-  bool committed = false;
   bool release = false;
-  bool stopping = false;
+  bool tell = false;
   {
     std::lock_guard lock(mutex_);
     if (!stopping_ && vmm_gone_ && !CompleteLocked()) {
-      SetPhaseLocked(DestinationPhase::kFailed,
-                     "the VMM closed its connection");
+      EnterLocked(MigrationEvent::kVmmGone, "the VMM closed its connection");
     } else if (!stopping_ && cancel_requested_ && !ready_) {
-      SetPhaseLocked(DestinationPhase::kCancelled,
-                     "cancelled by request; the guest goes on at the source");
+      EnterLocked(MigrationEvent::kCancel,
+                  "cancelled by request; the guest goes on at the source");
     }
     complete = CompleteLocked() && !HasEnded(snapshot_.phase) && !stopping_;
-    release = snapshot_.phase == DestinationPhase::kCancelled;
-    committed = committed_;
-    stopping = stopping_;
+    // What is poisoned stays so.
+    release = snapshot_.phase == DestinationPhase::kCancelled || abandoned_;
+    // A guest that was handed over and is lost all the same goes on nowhere.
+    tell = !stopping_ && (!committed_ || abandoned_);
   }
   if (complete) {
     Complete(connection);
   } else {
     vm_->Abort(release);
-    // A guest that was handed over and is lost all the same goes on nowhere.
-    if (!committed && !stopping) guest_.ended(/*completed=*/false);
+    if (tell) guest_.ended(/*completed=*/false);
   }
   ReleaseVm();
 }
@@ -311,7 +345,8 @@ void DestinationMigration::ReleaseVm() {
 
 void DestinationMigration::Complete(SourceConnection* connection) {
   if (absl::Status s = vm_->Finish(); !s.ok()) {
-    Fail(absl::StrCat("every page is here, but serving could not be ended: ",
+    Fail(MigrationEvent::kBroken,
+         absl::StrCat("every page is here, but serving could not be ended: ",
                       s.message()));
     return;
   }
@@ -322,9 +357,9 @@ void DestinationMigration::Complete(SourceConnection* connection) {
   int tries_after_vmm = 0;
   // ABORTED, NOT_FOUND: the source has nothing left to forget.
   while (!told.ok() && !SourceHasGivenUp(told)) {
-    SetPhase(DestinationPhase::kPostcopy,
-             absl::StrCat("every page is here; the source cannot be told: ",
-                          told.message()));
+    Enter(MigrationEvent::kUntold,
+          absl::StrCat("every page is here; the source cannot be told: ",
+                       told.message()));
     {
       std::unique_lock lock(mutex_);
       changed_.wait_for(lock, std::chrono::nanoseconds(retry_nanos),
@@ -340,7 +375,7 @@ void DestinationMigration::Complete(SourceConnection* connection) {
     told = again.ok() ? (*again)->Complete() : again.status();
   }
   guest_.ended(/*completed=*/true);
-  SetPhase(DestinationPhase::kCompleted, "every page is at the destination");
+  Enter(MigrationEvent::kCompleted, "every page is at the destination");
 }
 
 // --- What arrives.
@@ -442,7 +477,7 @@ absl::Status DestinationMigration::TakeStale(const StalePiece& piece) {
 }
 
 absl::Status DestinationMigration::TakeDeviceState(absl::string_view data) {
-  SetPhase(DestinationPhase::kSwitching, "");
+  Enter(MigrationEvent::kSwitch, "");
   if (data.size() > kReceivedDeviceStateBytesMax - device_state_.size()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the device state is larger than ",
@@ -454,7 +489,7 @@ absl::Status DestinationMigration::TakeDeviceState(absl::string_view data) {
 
 absl::Status DestinationMigration::GetReady(
     SourceConnection* connection, const SwitchOverComplete& complete) {
-  SetPhase(DestinationPhase::kSwitching, "");
+  Enter(MigrationEvent::kSwitch, "");
   if (device_state_.size() != complete.device_state_bytes ||
       Crc32c(AsBytes(device_state_)) != complete.device_state_crc32c) {
     return absl::DataLossError("the device state did not arrive as it was");
@@ -472,27 +507,34 @@ absl::Status DestinationMigration::GetReady(
     // Set before it is sent: from then on the source may commit.
     ready_ = true;
     snapshot_.stale = complete.stale;
-    SetPhaseLocked(DestinationPhase::kSwitching,
-                   "ready; the source has the last word");
+    SetMessageLocked("ready; the source has the last word");
   }
   return connection->SendReady(*discarded);
 }
 
 absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
+  ByteCount limit;
   {
     std::lock_guard lock(mutex_);
     committed_ = true;
-    SetPhaseLocked(DestinationPhase::kPostcopy, "the VMM loads device state");
+    limit = bulk_limit_;
+    EnterLocked(MigrationEvent::kCommit, "the VMM loads device state");
   }
   absl::Status status = vm_->StartServing(
-      connection, options_.bulk_limit_per_second.value(),
+      connection, limit.value(),
       [this](const absl::Status& end) { OnServingEnded(end); },
       options_.bulk_share);
   if (!status.ok()) {
-    Fail(absl::StrCat("faults cannot be served: ", status.message()));
+    Fail(MigrationEvent::kBroken,
+         absl::StrCat("faults cannot be served: ", status.message()));
     return status;
   }
   stale_ = PageBitmap();
+  {
+    // One that was set meanwhile has not been heard.
+    std::lock_guard lock(mutex_);
+    if (bulk_limit_ != limit) vm_->SetBulkLimit(bulk_limit_.value());
+  }
   // On a thread of its own: loading touches RAM, and if the source is lost
   // meanwhile this one has to bring it back.
   {
@@ -516,7 +558,8 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
     std::lock_guard lock(mutex_);
     guest_thread_active_ = false;
   }
-  Fail(absl::StrCat("the guest was handed over but cannot be run: ",
+  Fail(MigrationEvent::kBroken,
+       absl::StrCat("the guest was handed over but cannot be run: ",
                     guest.status().message()));
   return guest.status();
 }
@@ -526,7 +569,8 @@ void DestinationMigration::RunGuest() {
   absl::Status status = guest_.load_device_state(device_state_);
   if (status.ok()) status = guest_.resume();
   if (!status.ok()) {
-    Fail(absl::StrCat("the guest was handed over but does not run: ",
+    Fail(MigrationEvent::kBroken,
+         absl::StrCat("the guest was handed over but does not run: ",
                       status.message()));
     return;
   }
@@ -534,13 +578,14 @@ void DestinationMigration::RunGuest() {
     std::lock_guard lock(mutex_);
     resume_nanos_ = clock_->NowNanos() - started;
     if (snapshot_.phase == DestinationPhase::kPostcopy) {
-      SetPhaseLocked(snapshot_.phase, "the guest runs here");
+      SetMessageLocked("the guest runs here");
     }
   }
   TellResumed();
   device_state_ = std::string();
   if (status = vm_->StartBackground(); !status.ok()) {
-    Fail(absl::StrCat("the rest cannot be fetched: ", status.message()));
+    Fail(MigrationEvent::kBroken,
+         absl::StrCat("the rest cannot be fetched: ", status.message()));
     return;
   }
   {
@@ -582,7 +627,8 @@ void DestinationMigration::OnServingEnded(const absl::Status& status) {
       std::lock_guard lock(mutex_);
       if (all_resident_) return;
     }
-    Fail(absl::StrCat("faults are no longer served: ", status.message()));
+    Fail(MigrationEvent::kBroken,
+         absl::StrCat("faults are no longer served: ", status.message()));
     return;
   }
   {
@@ -594,16 +640,18 @@ void DestinationMigration::OnServingEnded(const absl::Status& status) {
 
 // --- Ends.
 
+absl::Status DestinationMigration::PermitLocked(MigrationEvent command) const {
+  return Permit(MigrationRole::kDestination, snapshot_.phase, command,
+                snapshot_.message);
+}
+
 absl::Status DestinationMigration::Cancel() {
   std::unique_lock lock(mutex_);
-  if (HasEnded(snapshot_.phase)) return CancelledLocked();
-  if (committed_ || ready_) {
-    return absl::FailedPreconditionError(
-        committed_ ? "the guest has been handed over and runs here: let the "
-                     "migration complete"
-                   : "the source is about to hand the guest over and alone can "
-                     "still cancel: cancel there");
-  }
+  absl::Status permitted =
+      PermitLocked(ready_ && snapshot_.phase == DestinationPhase::kSwitching
+                       ? MigrationEvent::kCancelAfterReady
+                       : MigrationEvent::kCancel);
+  if (!permitted.ok() || HasEnded(snapshot_.phase)) return permitted;
   cancel_requested_ = true;
   if (connection_ != nullptr) connection_->Abort();
   changed_.notify_all();
@@ -613,56 +661,141 @@ absl::Status DestinationMigration::Cancel() {
 }
 
 absl::Status DestinationMigration::CancelledLocked() const {
-  switch (snapshot_.phase) {
-    case DestinationPhase::kCancelled:
-      return absl::OkStatus();
-    case DestinationPhase::kCompleted:
-      return absl::FailedPreconditionError("the migration has completed");
-    case DestinationPhase::kFailed:
-      return absl::FailedPreconditionError(
-          absl::StrCat("the migration has failed: ", snapshot_.message));
-    default:
-      return absl::UnavailableError("the daemon is ending");
+  if (HasEnded(snapshot_.phase)) return PermitLocked(MigrationEvent::kCancel);
+  return absl::UnavailableError("the daemon is ending");
+}
+
+absl::Status DestinationMigration::Pause() {
+  std::unique_lock lock(mutex_);
+  absl::Status permitted = PermitLocked(MigrationEvent::kPause);
+  if (!permitted.ok()) return permitted;
+  if (CompleteLocked()) {
+    return absl::FailedPreconditionError(
+        "every page is here: there is nothing to pause");
   }
+  held_ = true;
+  dial_now_ = false;
+  snapshot_.pause_requested = true;
+  EnterLocked(MigrationEvent::kPause,
+              "paused by request until RecoverMigration; threads that touch a "
+              "missing page wait");
+  if (connection_ != nullptr) connection_->Abort();
+  changed_.wait(lock, [this] {
+    return connection_ == nullptr || !held_ || StopWantedLocked();
+  });
+  return absl::OkStatus();
+}
+
+absl::Status DestinationMigration::Recover(
+    std::unique_ptr<SourceDialer> dialer) {
+  std::lock_guard lock(mutex_);
+  absl::Status permitted = PermitLocked(MigrationEvent::kRecover);
+  if (!permitted.ok()) return permitted;
+  if (abandon_requested_) {
+    return absl::FailedPreconditionError("the migration is being abandoned");
+  }
+  if (dialer != nullptr) next_dialer_ = std::move(dialer);
+  held_ = false;
+  dial_now_ = true;
+  snapshot_.pause_requested = false;
+  EnterLocked(MigrationEvent::kRecover, "connecting to the source by request");
+  return absl::OkStatus();
+}
+
+absl::Status DestinationMigration::Abandon() {
+  std::unique_lock lock(mutex_);
+  absl::Status permitted = PermitLocked(MigrationEvent::kAbandon);
+  if (!permitted.ok()) return permitted;
+  held_ = true;
+  dial_now_ = false;
+  snapshot_.pause_requested = true;
+  abandon_requested_ = true;
+  SetMessageLocked("abandoned by request: poisoning the missing pages");
+  changed_.wait(lock, [this] {
+    return !abandon_requested_ || HasEnded(snapshot_.phase) || stopping_;
+  });
+  if (abandoned_) return absl::OkStatus();
+  if (HasEnded(snapshot_.phase)) return PermitLocked(MigrationEvent::kAbandon);
+  if (stopping_) return absl::UnavailableError("the daemon is ending");
+  return abandon_status_;
+}
+
+absl::Status DestinationMigration::Refuse(MigrationEvent command) const {
+  std::lock_guard lock(mutex_);
+  return PermitLocked(command);
+}
+
+absl::Status DestinationMigration::SetBulkLimit(ByteCount per_second) {
+  std::lock_guard lock(mutex_);
+  absl::Status permitted = PermitLocked(MigrationEvent::kSetLimits);
+  if (!permitted.ok()) return permitted;
+  bulk_limit_ = per_second;
+  if (vm_ != nullptr) vm_->SetBulkLimit(per_second.value());
+  return absl::OkStatus();
 }
 
 void DestinationMigration::VmmGone() {
   std::lock_guard lock(mutex_);
   vmm_gone_ = true;
+  stop_poisoning_.store(true);
   if (connection_ != nullptr) connection_->Abort();
   changed_.notify_all();
 }
 
-void DestinationMigration::Fail(std::string message) {
+void DestinationMigration::Fail(MigrationEvent event, std::string message) {
   std::lock_guard lock(mutex_);
   // What breaks because the daemon ends is no failure.
   if (HasEnded(snapshot_.phase) || stopping_) return;
-  SetPhaseLocked(DestinationPhase::kFailed, std::move(message));
+  EnterLocked(event, std::move(message));
   if (connection_ != nullptr) connection_->Abort();
 }
 
 // --- What others may know.
 
-void DestinationMigration::SetPhaseLocked(DestinationPhase phase,
-                                          std::string message) {
-  if (HasEnded(snapshot_.phase)) return;
-  if (phase == snapshot_.phase && message == snapshot_.message) return;
-  if (phase != snapshot_.phase) snapshot_.phase_since_ns = clock_->NowNanos();
-  snapshot_.phase = phase;
+void DestinationMigration::EnterLocked(MigrationEvent event,
+                                       std::string message) {
+  const Reaction reaction =
+      ReactionOf(MigrationRole::kDestination, snapshot_.phase, event);
+  if (HasEnded(snapshot_.phase) ||
+      reaction.kind == Reaction::Kind::kImpossible) {
+    return;
+  }
+  const DestinationPhase to =
+      reaction.kind == Reaction::Kind::kGoes ? reaction.to : snapshot_.phase;
+  if (to == snapshot_.phase && message == snapshot_.message) return;
+  if (to != snapshot_.phase) {
+    snapshot_.phase = to;
+    snapshot_.phase_since_ns = clock_->NowNanos();
+    history_.Add(to, snapshot_.phase_since_ns, message);
+  }
+  SetMessageLocked(std::move(message));
+}
+
+void DestinationMigration::Enter(MigrationEvent event, std::string message) {
+  std::lock_guard lock(mutex_);
+  EnterLocked(event, std::move(message));
+}
+
+void DestinationMigration::SetMessageLocked(std::string message) {
   snapshot_.message = std::move(message);
   ++version_;
   changed_.notify_all();
 }
 
-void DestinationMigration::SetPhase(DestinationPhase phase,
-                                    std::string message) {
+DestinationPhase DestinationMigration::phase() const {
   std::lock_guard lock(mutex_);
-  SetPhaseLocked(phase, std::move(message));
+  return snapshot_.phase;
+}
+
+std::vector<PhaseChange> DestinationMigration::Changes() const {
+  std::lock_guard lock(mutex_);
+  return history_.changes();
 }
 
 DestinationSnapshot DestinationMigration::Snapshot() const {
   std::lock_guard lock(mutex_);
   DestinationSnapshot snapshot = snapshot_;
+  snapshot.bulk_limit = bulk_limit_;
   if (vm_ != nullptr) {
     snapshot.pages = vm_->counters();
     snapshot.fault_latency = vm_->FaultLatency();

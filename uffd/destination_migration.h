@@ -3,6 +3,7 @@
 #ifndef UFFD_DESTINATION_MIGRATION_H_
 #define UFFD_DESTINATION_MIGRATION_H_
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -10,11 +11,13 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "dirtytrack/clock.h"
+#include "dirtytrack/migration_phase.h"
 #include "dirtytrack/page_bitmap.h"
 #include "dirtytrack/types.h"
 #include "uffd/bulk_share.h"
@@ -25,7 +28,8 @@
 
 namespace postcopy {
 
-// Where a migration stands at the destination. docs/protocol.md draws it.
+// Where a migration stands at the destination; dirtytrack/migration_phase.h has
+// the table.
 //
 //   kPreparing --> kPrecopy --> kSwitching --> kPostcopy --> kCompleted
 //                                    commit ^   |     ^
@@ -33,20 +37,7 @@ namespace postcopy {
 //                                          kPaused --> kRecovering
 //
 // From the first three also to kCancelled; from all to kFailed.
-enum class DestinationPhase {
-  kPreparing,
-  kPrecopy,
-  kSwitching,
-  kPostcopy,
-  kPaused,
-  kRecovering,
-  kCompleted,
-  kCancelled,
-  kFailed,
-};
-
-// True if no phase follows.
-bool HasEnded(DestinationPhase phase);
+using DestinationPhase = MigrationPhase;
 
 // Most bytes of device state taken from a source.
 inline constexpr uint64_t kReceivedDeviceStateBytesMax = 64 << 20;
@@ -82,6 +73,10 @@ struct DestinationSnapshot {
   std::string message;
   // When the phase began, by the monotonic clock.
   int64_t phase_since_ns = 0;
+  // Paused because somebody asked for it.
+  bool pause_requested = false;
+  // Per second; 0: none.
+  ByteCount bulk_limit;
   uint32_t rounds = 0;
   PageCount stale;
   uint64_t damaged_runs = 0;
@@ -95,8 +90,9 @@ struct DestinationSnapshot {
 //
 //  - Between telling the source that it is ready and hearing the source's
 //    verdict it decides nothing by itself: the guest may be its own already.
-//  - After the commit it never gives up: a lost source is looked for as long
-//    as it takes, while the threads of the guest that need a page wait.
+//  - After the commit it never gives up by itself: a lost source is looked for
+//    as long as it takes, while the threads of the guest that need a page wait.
+//    Only Abandon ends that, and leaves poison, not zeros.
 //  - Damaged pages are not stored; they are asked for again.
 //
 // A thread of its own drives it from Start to the end. Thread-safe.
@@ -119,6 +115,27 @@ class DestinationMigration {
   // over. OK if already cancelled.
   absl::Status Cancel();
 
+  // Drops the connection, and dials no more until Recover. Returns when nothing
+  // is connected. FAILED_PRECONDITION in a phase without a source to lose.
+  absl::Status Pause();
+
+  // Dials now, by `dialer` from now on unless it is null. FAILED_PRECONDITION
+  // unless the source is lost or paused.
+  absl::Status Recover(std::unique_ptr<SourceDialer> dialer);
+
+  // Poisons what is missing and ends with kFailed; returns when that is done.
+  // FAILED_PRECONDITION unless kPaused. UNIMPLEMENTED if the kernel cannot
+  // poison: nothing has changed then, but that it is as after Pause.
+  absl::Status Abandon();
+
+  // Of the bulk lane, from now on, over all sessions; 0: none.
+  // FAILED_PRECONDITION if the migration has ended.
+  absl::Status SetBulkLimit(ByteCount per_second);
+
+  // OK, or why a command is refused that a destination never carries out, or
+  // kDelete.
+  absl::Status Refuse(MigrationEvent command) const;
+
   // The VMM's connection ended.
   void VmmGone();
 
@@ -126,7 +143,10 @@ class DestinationMigration {
   // threads waiting. For the daemon's own end.
   void Stop();
 
+  DestinationPhase phase() const;
   DestinationSnapshot Snapshot() const;
+  // The last changes of phase, oldest first.
+  std::vector<PhaseChange> Changes() const;
   // Counts changes of phase and message.
   uint64_t version() const;
   // Returns when version() differs from `seen`, or after `nanos`.
@@ -143,6 +163,10 @@ class DestinationMigration {
   absl::Status ReceiveUrgent(SourceConnection* connection);
   // True if another session is worth a try; else the migration has ended.
   bool AfterLoss(const absl::Status& lost);
+  // Waits until the source is to be dialled again: `nanos`, or for Recover.
+  // Does what Abandon asks for meanwhile.
+  void WaitToDial(int64_t nanos);
+  void AbandonNow();
   // What the end demands. `connection` is the last one, or null.
   void Conclude(SourceConnection* connection);
   void Complete(SourceConnection* connection);
@@ -167,8 +191,12 @@ class DestinationMigration {
   void SeeLanesEnd();
   void OnServingEnded(const absl::Status& status);
 
-  void SetPhaseLocked(DestinationPhase phase, std::string message);
-  void SetPhase(DestinationPhase phase, std::string message);
+  // OK, or why the command is refused now.
+  absl::Status PermitLocked(MigrationEvent command) const;
+  // Does what the table says of `event`; nothing if it cannot happen now.
+  void EnterLocked(MigrationEvent event, std::string message);
+  void Enter(MigrationEvent event, std::string message);
+  void SetMessageLocked(std::string message);
   // What Cancel says once the migration has ended.
   absl::Status CancelledLocked() const;
   bool CompleteLocked() const;
@@ -176,16 +204,15 @@ class DestinationMigration {
   void EndIfComplete();
   void TellResumed();
   // Ends with an error after which nothing can be done here.
-  void Fail(std::string message);
-  void WaitFor(int64_t nanos);
+  void Fail(MigrationEvent event, std::string message);
 
   // Constant after construction.
-  const std::unique_ptr<SourceDialer> dialer_;
   const DestinationGuest guest_;
   const DestinationOptions options_;
   Clock* const clock_;
 
   // Used by the driver thread only.
+  std::unique_ptr<SourceDialer> dialer_;
   uint64_t epoch_ = 0;
   PageBitmap stale_;
   std::string device_state_;  // by the guest thread after the commit
@@ -195,6 +222,9 @@ class DestinationMigration {
   std::thread driver_;
   std::thread guest_thread_;
 
+  // Poisoning is to end: the VMM or the daemon does.
+  std::atomic<bool> stop_poisoning_{false};
+
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   // Reset, with the mutex held, by the driver when it is done; before that used
@@ -202,7 +232,15 @@ class DestinationMigration {
   std::unique_ptr<DestinationVm> vm_;
   // Guarded by mutex_.
   DestinationSnapshot snapshot_;  // what vm_ counted, once it is gone
+  PhaseHistory history_;
   uint64_t version_ = 0;
+  std::unique_ptr<SourceDialer> next_dialer_;  // null: none
+  ByteCount bulk_limit_;
+  bool held_ = false;      // by Pause: not dialling
+  bool dial_now_ = false;  // Recover was called
+  bool abandon_requested_ = false;
+  bool abandoned_ = false;
+  absl::Status abandon_status_;
   std::shared_ptr<SourceConnection> connection_;
   bool ready_ = false;      // the source may commit
   bool committed_ = false;  // it has

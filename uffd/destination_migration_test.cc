@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "dirtytrack/memfd.h"
+#include "dirtytrack/migration_phase.h"
 #include "dirtytrack/page_checksum.h"
 #include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/unique_fd.h"
@@ -1257,6 +1259,290 @@ TEST_F(DestinationMigrationTest, RecoversWhileDeviceStateIsLoaded) {
   world_.ExpectCompleted();
   EXPECT_EQ(session->resumed(), 0);
   EXPECT_EQ(again->resumed(), 1);
+}
+
+// --- Paused, recovered and abandoned by request.
+
+class PausedTest : public DestinationMigrationTest {
+ protected:
+  // The guest runs, with its stale pages missing and a thread that waits
+  // for 64.
+  void RunGuest(const std::set<uint64_t>& stale = Stale()) {
+    world_.StartWithSession();
+    world_.Precopy();
+    world_.SwitchOver(stale);
+    world_.session->AwaitReady();
+    world_.session->SayCommit();
+    world_.session->AwaitResumed();
+    EXPECT_EQ(world_.TouchPage(kThread, 64), Touch::kWaiting);
+    world_.session->AwaitUrgent({64});
+  }
+  void Pause() {
+    const absl::Status status = world_.migration->Pause();
+    ASSERT_TRUE(status.ok()) << status;
+    world_.session->AwaitEnd();
+    EXPECT_EQ(world_.migration->phase(), Phase::kPaused);
+  }
+  // What Touch says of a page once the end of the migration has been seen to.
+  Touch TouchAfterEnd(uint64_t page) {
+    world_.vmm.AwaitTold("not completed");
+    world_.migration->Stop();
+    return world_.TouchPage(kThread + 1, page);
+  }
+
+  static constexpr int kThread = 1;
+};
+
+// Proves that nobody is dialled until Recover, and that the thread that waits
+// goes on waiting, and then gets its page.
+TEST_F(PausedTest, DialsNoMoreUntilRecover) {
+  RunGuest();
+  const auto again = world_.network.Accept(/*committed=*/true);
+  Pause();
+  const DestinationSnapshot paused = world_.migration->Snapshot();
+  EXPECT_TRUE(paused.pause_requested);
+  EXPECT_THAT(paused.message, HasSubstr("paused by request"));
+  EXPECT_TRUE(world_.migration->Pause().ok()) << "twice is once";
+  // Long enough to go wrong in, if it can.
+  for (int i = 0; i < 2000; ++i) std::this_thread::yield();
+  EXPECT_THAT(world_.network.epochs(), ElementsAre(1));
+  EXPECT_TRUE(world_.uffd().IsWaiting(kThread));
+
+  EXPECT_TRUE(world_.migration->Recover(nullptr).ok());
+  EXPECT_FALSE(world_.migration->Snapshot().pause_requested);
+  again->AwaitUrgent({64});
+  again->Serve();
+  world_.ExpectCompleted();
+  EXPECT_EQ(world_.migration->Snapshot().recoveries, 1u);
+  std::vector<Phase> phases;
+  for (const PhaseChange& change : world_.migration->Changes()) {
+    phases.push_back(change.phase);
+    EXPECT_EQ(change.number, phases.size());
+  }
+  EXPECT_THAT(phases,
+              ElementsAre(Phase::kPreparing, Phase::kPrecopy, Phase::kSwitching,
+                          Phase::kPostcopy, Phase::kPaused, Phase::kRecovering,
+                          Phase::kPostcopy, Phase::kCompleted));
+}
+
+// Proves that a source that has moved is found, and goes on to be.
+TEST_F(PausedTest, RecoversFromAnotherAddress) {
+  RunGuest();
+  Pause();
+  Network elsewhere;
+  const auto first = elsewhere.Accept(/*committed=*/true);
+  EXPECT_TRUE(
+      world_.migration->Recover(std::make_unique<FakeDialer>(&elsewhere)).ok());
+  first->AwaitUrgent({64});
+  const auto second = elsewhere.Accept(/*committed=*/true);
+  first->Break(absl::UnavailableError("reset"));
+  second->Serve();
+  world_.ExpectCompleted();
+  EXPECT_THAT(elsewhere.epochs(), ElementsAre(2, 3));
+  EXPECT_THAT(world_.network.epochs(), ElementsAre(1));
+  EXPECT_THAT(elsewhere.completed(), ElementsAre(3));
+}
+
+// Proves that Recover does not wait for the pause between two tries.
+TEST_F(PausedTest, RecoverDialsALostSourceAtOnce) {
+  world_.options.retry_nanos_first = kHour;
+  world_.options.retry_nanos_last = kHour;
+  RunGuest();
+  world_.session->Break(absl::UnavailableError("reset"));
+  world_.AwaitPhase(Phase::kPaused);
+  EXPECT_FALSE(world_.migration->Snapshot().pause_requested);
+  const auto again = world_.network.Accept(/*committed=*/true);
+  EXPECT_TRUE(world_.migration->Recover(nullptr).ok());
+  again->Serve();
+  world_.ExpectCompleted();
+}
+
+// Proves that a connection that is just being opened is not used.
+TEST_F(PausedTest, PauseCatchesADialOnItsWay) {
+  std::promise<void> answer;
+  std::atomic<int> dials{0};
+  world_.network.on_dial = [&] {
+    if (++dials == 2) answer.get_future().wait();
+  };
+  RunGuest();
+  const auto unused = world_.network.Accept(/*committed=*/true);
+  world_.session->Break(absl::UnavailableError("reset"));
+  world_.AwaitPhase(Phase::kRecovering);
+  while (dials < 2) std::this_thread::yield();
+  EXPECT_TRUE(world_.migration->Pause().ok());
+  EXPECT_EQ(world_.migration->phase(), Phase::kPaused);
+  answer.set_value();
+  world_.network.AwaitDials(0);
+  EXPECT_TRUE(world_.migration->Recover(nullptr).ok());
+  const auto again = world_.network.Accept(/*committed=*/true);
+  again->Serve();
+  world_.ExpectCompleted();
+  EXPECT_THAT(unused->urgent(), IsEmpty());
+}
+
+TEST_F(PausedTest, MayBeStopped) {
+  RunGuest();
+  Pause();
+  world_.migration->Stop();
+  EXPECT_EQ(world_.migration->phase(), Phase::kPaused);
+  EXPECT_TRUE(world_.uffd().IsWaiting(kThread));
+}
+
+TEST_F(PausedTest, TheVmmMayGo) {
+  RunGuest();
+  Pause();
+  world_.KillVmm();
+  world_.AwaitPhase(Phase::kFailed);
+  EXPECT_EQ(world_.migration->Recover(nullptr).code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+// Proves that what is missing is poison from then on, also when nobody serves,
+// and that pages that are here are as they were.
+TEST_F(PausedTest, AbandonPoisonsWhatIsMissing) {
+  RunGuest();
+  Pause();
+  const absl::Status status = world_.migration->Abandon();
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(world_.migration->phase(), Phase::kFailed);
+  EXPECT_THAT(world_.migration->Snapshot().message,
+              HasSubstr("abandoned by request with 8 pages missing"));
+  EXPECT_EQ(TouchAfterEnd(3), Touch::kPoisoned);
+  EXPECT_EQ(world_.TouchPage(kThread + 2, 64), Touch::kPoisoned);
+  EXPECT_TRUE(world_.HasContent(5));
+  EXPECT_FALSE(world_.uffd().IsWaiting(kThread));
+  EXPECT_EQ(world_.uffd().calls(SimulatedUffd::Call::kUnregister), 1);
+  EXPECT_EQ(world_.migration->Abandon().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+// Proves that a kernel that cannot poison leaves everything as it was.
+TEST_F(PausedTest, AbandonThatFailsLeavesItPaused) {
+  RunGuest();
+  Pause();
+  world_.uffd().FailNext(SimulatedUffd::Call::kPoison, EINVAL);
+  EXPECT_FALSE(world_.migration->Abandon().ok());
+  EXPECT_EQ(world_.migration->phase(), Phase::kPaused);
+  EXPECT_TRUE(world_.uffd().IsWaiting(kThread));
+  const auto again = world_.network.Accept(/*committed=*/true);
+  EXPECT_TRUE(world_.migration->Recover(nullptr).ok());
+  again->Serve();
+  world_.ExpectCompleted();
+}
+
+// Proves that a source that is merely lost may be abandoned as well.
+TEST_F(PausedTest, AbandonsALostSource) {
+  world_.options.retry_nanos_first = kHour;
+  world_.options.retry_nanos_last = kHour;
+  RunGuest();
+  world_.session->Break(absl::UnavailableError("reset"));
+  world_.AwaitPhase(Phase::kPaused);
+  EXPECT_TRUE(world_.migration->Abandon().ok());
+  EXPECT_EQ(TouchAfterEnd(3), Touch::kPoisoned);
+}
+
+// Proves that in every phase what the table refuses is refused, with its code,
+// and that nothing else is.
+TEST_F(PausedTest, TheTableHoldsInEveryPhase) {
+  const auto expect = [this](Phase phase) {
+    SCOPED_TRACE(NameOf(phase));
+    world_.AwaitPhase(phase);
+    const auto refusal = [phase](MigrationEvent command) {
+      return Permit(MigrationRole::kDestination, phase, command, "").code();
+    };
+    DestinationMigration& migration = *world_.migration;
+    for (const MigrationEvent command :
+         {MigrationEvent::kSwitchOver, MigrationEvent::kDelete}) {
+      EXPECT_EQ(migration.Refuse(command).code(), refusal(command));
+    }
+    EXPECT_EQ(migration.SetBulkLimit(ByteCount(7 << 20)).code(),
+              refusal(MigrationEvent::kSetLimits));
+    // These would move it on where they are not refused.
+    if (refusal(MigrationEvent::kPause) != absl::StatusCode::kOk) {
+      EXPECT_EQ(migration.Pause().code(), refusal(MigrationEvent::kPause));
+    }
+    if (refusal(MigrationEvent::kRecover) != absl::StatusCode::kOk) {
+      EXPECT_EQ(migration.Recover(nullptr).code(),
+                refusal(MigrationEvent::kRecover));
+    }
+    if (refusal(MigrationEvent::kAbandon) != absl::StatusCode::kOk) {
+      EXPECT_EQ(migration.Abandon().code(), refusal(MigrationEvent::kAbandon));
+    }
+    if (refusal(MigrationEvent::kCancel) != absl::StatusCode::kOk) {
+      EXPECT_EQ(migration.Cancel().code(), refusal(MigrationEvent::kCancel));
+    }
+    EXPECT_EQ(migration.phase(), phase);
+  };
+  world_.Start();
+  expect(Phase::kPreparing);
+  world_.session = world_.network.Accept();
+  world_.Precopy();
+  expect(Phase::kPrecopy);
+  world_.SwitchOver();
+  world_.session->AwaitReady();
+  expect(Phase::kSwitching);
+  EXPECT_EQ(world_.migration->Cancel().code(),
+            absl::StatusCode::kFailedPrecondition);
+  world_.session->SayCommit();
+  world_.session->AwaitResumed();
+  expect(Phase::kPostcopy);
+  Pause();
+  expect(Phase::kPaused);
+  const auto again = world_.network.Accept(/*committed=*/true);
+  EXPECT_TRUE(world_.migration->Recover(nullptr).ok());
+  again->Serve();
+  expect(Phase::kCompleted);
+  EXPECT_EQ(world_.migration->Snapshot().bulk_limit, ByteCount(7 << 20));
+}
+
+TEST_F(PausedTest, TheTableHoldsWhileRecovering) {
+  std::promise<void> answer;
+  std::atomic<int> dials{0};
+  world_.network.on_dial = [&] {
+    if (++dials == 2) answer.get_future().wait();
+  };
+  RunGuest();
+  world_.session->Break(absl::UnavailableError("reset"));
+  world_.AwaitPhase(Phase::kRecovering);
+  EXPECT_EQ(world_.migration->Abandon().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(world_.migration->Cancel().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(world_.migration->SetBulkLimit(ByteCount(0)).ok());
+  EXPECT_TRUE(world_.migration->Recover(nullptr).ok());
+  EXPECT_EQ(world_.migration->phase(), Phase::kRecovering);
+  answer.set_value();
+  world_.network.Accept(/*committed=*/true)->Serve();
+  world_.ExpectCompleted();
+}
+
+// Proves that a limit set before the commit, and one set after it, hold from
+// then on and in the next session: 520 KiB with a burst of 256 take a quarter
+// of a second at 1 MiB/s.
+TEST_F(PausedTest, ALimitIsKept) {
+  for (const bool before_commit : {true, false}) {
+    World world;
+    std::set<uint64_t> all;
+    for (uint64_t page = 0; page < kPages.value(); ++page) all.insert(page);
+    world.StartWithSession();
+    world.Precopy();
+    if (before_commit) {
+      EXPECT_TRUE(world.migration->SetBulkLimit(ByteCount(1 << 20)).ok());
+    }
+    world.SwitchOver(all);
+    world.session->AwaitReady();
+    world.session->SayCommit();
+    world.session->AwaitResumed();
+    if (!before_commit) {
+      EXPECT_TRUE(world.migration->SetBulkLimit(ByteCount(1 << 20)).ok());
+    }
+    EXPECT_TRUE(world.migration->Pause().ok());
+    const int64_t began = world.clock.NowNanos();
+    world.network.Accept(/*committed=*/true)->Serve();
+    EXPECT_TRUE(world.migration->Recover(nullptr).ok());
+    world.ExpectCompleted();
+    EXPECT_GE(world.clock.NowNanos() - began, 200 * kNanosPerMilli);
+  }
 }
 
 // --- The end.

@@ -157,6 +157,11 @@ TEST_P(MemoryKindsTest, WhatCannotComeIsPoisoned) {
   guest.join();
   EXPECT_FALSE(KernelCanRead(guest_->at(Unit(0).first)));
   EXPECT_TRUE(HasContent(Unit(1)));
+  // Poison needs no userfaultfd to stay.
+  vm_->Abort(/*release=*/true);
+  EXPECT_FALSE(KernelCanRead(guest_->at(Unit(0).first)));
+  EXPECT_FALSE(KernelCanRead(guest_->at(Unit(3).first)));
+  EXPECT_TRUE(HasContent(Unit(1)));
 }
 
 // A balloon takes pages that never came, and such that had.

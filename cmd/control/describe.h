@@ -3,13 +3,24 @@
 #define CMD_CONTROL_DESCRIBE_H_
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
+#include "dirtytrack/migration_phase.h"
 #include "postcopy/v1/migration.pb.h"
 
 namespace postcopy {
 
-// Sets `migration.state_time` from a moment on Clock::Monotonic().
-void SetStateTime(int64_t phase_since_ns, v1::Migration& migration);
+v1::MigrationState StateOf(MigrationPhase phase);
+
+// Sets state, status_message and state_time, which is from a moment on
+// Clock::Monotonic().
+void DescribeState(MigrationPhase phase, const std::string& message,
+                   int64_t phase_since_ns, v1::Migration& migration);
+
+// Sets state_changes.
+void DescribeChanges(const std::vector<PhaseChange>& changes,
+                     v1::Migration& migration);
 
 }  // namespace postcopy
 

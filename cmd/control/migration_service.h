@@ -7,9 +7,13 @@
 #include <atomic>
 
 #include "cmd/control/migration_table.h"
+#include "cmd/control/request_log.h"
 #include "postcopy/v1/migration.grpc.pb.h"
 
 namespace postcopy {
+
+// Watches at a time. Each has a thread, also while its client reads nothing.
+inline constexpr int kWatchesMax = 256;
 
 // Answers for the migrations of a table.
 class MigrationService final : public v1::MigrationService::Service {
@@ -38,9 +42,35 @@ class MigrationService final : public v1::MigrationService::Service {
   grpc::Status CancelMigration(grpc::ServerContext* context,
                                const v1::CancelMigrationRequest* request,
                                v1::CancelMigrationResponse* response) override;
+  grpc::Status PauseMigration(grpc::ServerContext* context,
+                              const v1::PauseMigrationRequest* request,
+                              v1::PauseMigrationResponse* response) override;
+  grpc::Status RecoverMigration(
+      grpc::ServerContext* context, const v1::RecoverMigrationRequest* request,
+      v1::RecoverMigrationResponse* response) override;
+  grpc::Status SetLimits(grpc::ServerContext* context,
+                         const v1::SetLimitsRequest* request,
+                         v1::SetLimitsResponse* response) override;
+  grpc::Status AbandonMigration(
+      grpc::ServerContext* context, const v1::AbandonMigrationRequest* request,
+      v1::AbandonMigrationResponse* response) override;
+  grpc::Status DeleteMigration(grpc::ServerContext* context,
+                               const v1::DeleteMigrationRequest* request,
+                               v1::DeleteMigrationResponse* response) override;
 
  private:
+  // Runs `act`, a function of the migration's side that returns a status,
+  // unless the request has been carried out before; and describes what came of
+  // it.
+  template <typename Request, typename Response, typename Act>
+  grpc::Status Do(const Request& request, Response* response, Act act);
+  grpc::Status Watch(grpc::ServerContext* context,
+                     const v1::WatchMigrationRequest& request,
+                     grpc::ServerWriter<v1::WatchMigrationResponse>* writer);
+
   MigrationTable* const table_;
+  RequestLog requests_;
+  std::atomic<int> watches_{0};
   std::atomic<bool> stopping_{false};
 };
 

@@ -3,6 +3,7 @@
 #define CMD_CONTROL_MIGRATION_SIDE_H_
 
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "postcopy/v1/migration.pb.h"
@@ -15,15 +16,22 @@ class MigrationSide {
   virtual ~MigrationSide() = default;
 
   // Fills in all of `migration` but what the creator of the migration chose
-  // (ids, policy, limits) and create_time.
+  // (ids, policy) and create_time.
   virtual void Describe(v1::Migration& migration) const = 0;
 
   // True if its state will not change any more.
   virtual bool ended() const = 0;
 
-  // As MigrationService.SwitchOver and CancelMigration.
+  // As the calls of MigrationService. Recover's address may be empty; limits
+  // and addresses have been checked.
   virtual absl::Status SwitchOver() = 0;
   virtual absl::Status Cancel() = 0;
+  virtual absl::Status Pause() = 0;
+  virtual absl::Status Recover(const std::string& source_address) = 0;
+  virtual absl::Status SetBulkLimit(uint64_t bytes_per_second) = 0;
+  virtual absl::Status Abandon() = 0;
+  // OK if it may be forgotten: it has ended.
+  virtual absl::Status MayDelete() const = 0;
 
   // The VMM's connection ended. Does not block.
   virtual void VmmGone() = 0;

@@ -33,11 +33,17 @@ absl::Status CheckRequest(const v1::CreateMigrationRequest& request) {
     return absl::InvalidArgumentError(
         absl::StrCat("pull_order ", request.pull_order(), " is unknown"));
   }
-  const uint64_t limit = request.bulk_limit_bytes_per_second();
-  if (limit != 0 && limit < kBulkLimitMin) {
+  if (!v1::SwitchOverMode_IsValid(request.switch_over_mode())) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "bulk_limit_bytes_per_second must be 0 (none) or at least ",
-        kBulkLimitMin, ", not ", limit));
+        "switch_over_mode ", request.switch_over_mode(), " is unknown"));
+  }
+  absl::Status limit = CheckBulkLimit(request.bulk_limit_bytes_per_second());
+  if (limit.ok()) limit = CheckSourceAddress(request.source_address());
+  if (!limit.ok()) return limit;
+  if (request.deadline_ms_per_gib() > kDeadlineMsPerGibMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "deadline_ms_per_gib must be at most ", kDeadlineMsPerGibMax, ", not ",
+        request.deadline_ms_per_gib()));
   }
   if (request.rounds_max() > kRoundsLimitMax) {
     return absl::InvalidArgumentError(
@@ -47,6 +53,11 @@ absl::Status CheckRequest(const v1::CreateMigrationRequest& request) {
   return absl::OkStatus();
 }
 
+absl::Status NoSuchMigration(absl::string_view migration_id) {
+  return absl::NotFoundError(
+      absl::StrCat("no migration \"", migration_id, "\" on this daemon"));
+}
+
 v1::Migration ChosenBy(const v1::CreateMigrationRequest& request) {
   v1::Migration chosen;
   chosen.set_migration_id(request.migration_id());
@@ -54,7 +65,6 @@ v1::Migration ChosenBy(const v1::CreateMigrationRequest& request) {
   chosen.set_policy(request.policy() == v1::MIGRATION_POLICY_UNSPECIFIED
                         ? v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY
                         : request.policy());
-  chosen.set_bulk_limit_bytes_per_second(request.bulk_limit_bytes_per_second());
   *chosen.mutable_create_time() =
       google::protobuf::util::TimeUtil::GetCurrentTime();
   return chosen;
@@ -62,9 +72,27 @@ v1::Migration ChosenBy(const v1::CreateMigrationRequest& request) {
 
 }  // namespace
 
-MigrationTable::MigrationTable(CreateSide create_side, Forget forget,
+absl::Status CheckBulkLimit(uint64_t bytes_per_second) {
+  if (bytes_per_second == 0 || bytes_per_second >= kBulkLimitMin) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("bulk_limit_bytes_per_second must be 0 (none) or at least ",
+                   kBulkLimitMin, ", not ", bytes_per_second));
+}
+
+absl::Status CheckSourceAddress(const std::string& address) {
+  if (address.size() <= kAddressBytesMax) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("source_address must have at most ", kAddressBytesMax,
+                   " bytes, not ", address.size()));
+}
+
+MigrationTable::MigrationTable(CreateSide create_side,
+                               ValidateSide validate_side, Forget forget,
                                size_t migrations_max)
     : create_side_(std::move(create_side)),
+      validate_side_(std::move(validate_side)),
       forget_(std::move(forget)),
       migrations_max_(migrations_max) {}
 
@@ -90,6 +118,11 @@ absl::Status MigrationTable::CheckFreeLocked(
                      "\" exists and was created by another request: choose "
                      "another migration_id"));
   }
+  if (looked_at_.count(request.vm_name()) > 0) {
+    return absl::UnavailableError(absl::StrCat("a dry run looks at VM \"",
+                                               request.vm_name(),
+                                               "\" at this moment: try again"));
+  }
   for (const Entry& entry : entries_) {
     if (entry.chosen.vm_name() == request.vm_name() && !entry.side->ended()) {
       return absl::AlreadyExistsError(absl::StrCat(
@@ -100,27 +133,54 @@ absl::Status MigrationTable::CheckFreeLocked(
   return absl::OkStatus();
 }
 
-absl::Status MigrationTable::MakeRoomLocked(
-    std::shared_ptr<MigrationSide>& evicted) {
-  if (entries_.size() < migrations_max_) return absl::OkStatus();
+absl::StatusOr<std::vector<MigrationTable::Entry>::iterator>
+MigrationTable::RoomLocked() {
+  if (entries_.size() < migrations_max_) return entries_.end();
   const auto oldest =
       std::find_if(entries_.begin(), entries_.end(),
                    [](const Entry& entry) { return entry.side->ended(); });
-  if (oldest == entries_.end()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("this daemon has ", migrations_max_,
-                     " migrations under way, which is its limit: wait until "
-                     "one has ended"));
-  }
-  forget_(oldest->chosen.migration_id());
-  evicted = std::move(oldest->side);
-  entries_.erase(oldest);
+  if (oldest != entries_.end()) return oldest;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("this daemon has ", migrations_max_,
+                   " migrations under way, which is its limit: wait until "
+                   "one has ended"));
+}
+
+absl::Status MigrationTable::MakeRoomLocked(
+    std::shared_ptr<MigrationSide>& evicted) {
+  const auto oldest = RoomLocked();
+  if (!oldest.ok()) return oldest.status();
+  if (*oldest == entries_.end()) return absl::OkStatus();
+  forget_((*oldest)->chosen.migration_id());
+  evicted = std::move((*oldest)->side);
+  entries_.erase(*oldest);
   return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Migration> MigrationTable::Validate(
+    const v1::CreateMigrationRequest& request) {
+  {
+    std::lock_guard lock(mutex_);
+    if (absl::Status s = CheckFreeLocked(request); !s.ok()) return s;
+    if (absl::Status s = RoomLocked().status(); !s.ok()) return s;
+    looked_at_.insert(request.vm_name());
+  }
+  absl::StatusOr<v1::Migration> looked = validate_side_(request);
+  {
+    std::lock_guard lock(mutex_);
+    looked_at_.erase(request.vm_name());
+  }
+  if (!looked.ok()) return looked.status();
+  v1::Migration migration = ChosenBy(request);
+  migration.clear_create_time();
+  migration.MergeFrom(*looked);
+  return migration;
 }
 
 absl::StatusOr<v1::Migration> MigrationTable::Create(
     const v1::CreateMigrationRequest& request) {
   if (absl::Status s = CheckRequest(request); !s.ok()) return s;
+  if (request.validate_only()) return Validate(request);
   // Outlives the lock: its end may have to wait for threads.
   std::shared_ptr<MigrationSide> evicted;
   std::lock_guard lock(mutex_);
@@ -146,10 +206,7 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> MigrationTable::Find(
     absl::string_view migration_id) const {
   std::lock_guard lock(mutex_);
   const Entry* entry = FindLocked(migration_id);
-  if (entry == nullptr) {
-    return absl::NotFoundError(
-        absl::StrCat("no migration \"", migration_id, "\" on this daemon"));
-  }
+  if (entry == nullptr) return NoSuchMigration(migration_id);
   return entry->side;
 }
 
@@ -157,10 +214,7 @@ absl::StatusOr<v1::Migration> MigrationTable::Describe(
     absl::string_view migration_id) const {
   std::lock_guard lock(mutex_);
   const Entry* entry = FindLocked(migration_id);
-  if (entry == nullptr) {
-    return absl::NotFoundError(
-        absl::StrCat("no migration \"", migration_id, "\" on this daemon"));
-  }
+  if (entry == nullptr) return NoSuchMigration(migration_id);
   return Describe(*entry);
 }
 
@@ -168,8 +222,25 @@ std::vector<v1::Migration> MigrationTable::List() const {
   std::lock_guard lock(mutex_);
   std::vector<v1::Migration> migrations;
   migrations.reserve(entries_.size());
-  for (const Entry& entry : entries_) migrations.push_back(Describe(entry));
+  for (const Entry& entry : entries_) {
+    migrations.push_back(Describe(entry));
+    migrations.back().clear_state_changes();
+  }
   return migrations;
+}
+
+absl::Status MigrationTable::Delete(absl::string_view migration_id) {
+  // Outlives the lock: its end may have to wait for threads.
+  std::shared_ptr<MigrationSide> forgotten;
+  std::lock_guard lock(mutex_);
+  const Entry* const entry = FindLocked(migration_id);
+  if (entry == nullptr) return NoSuchMigration(migration_id);
+  if (absl::Status s = entry->side->MayDelete(); !s.ok()) return s;
+  const auto at = entries_.begin() + (entry - entries_.data());
+  forget_(at->chosen.migration_id());
+  forgotten = std::move(at->side);
+  entries_.erase(at);
+  return absl::OkStatus();
 }
 
 void MigrationTable::VmmGone(absl::string_view vm_name) {

@@ -3,9 +3,11 @@
 #define CMD_CONTROL_MIGRATION_TABLE_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -24,6 +26,13 @@ inline constexpr size_t kMigrationsMax = 256;
 // Bounds of CreateMigrationRequest.
 inline constexpr uint64_t kBulkLimitMin = 1 << 20;
 inline constexpr uint32_t kRoundsLimitMax = 1000;
+inline constexpr uint32_t kDeadlineMsPerGibMax = 3'600'000;
+inline constexpr size_t kAddressBytesMax = 512;
+
+// INVALID_ARGUMENT for a limit that is none.
+absl::Status CheckBulkLimit(uint64_t bytes_per_second);
+// INVALID_ARGUMENT for one that is too long to be a host and a port.
+absl::Status CheckSourceAddress(const std::string& address);
 
 // Creates, finds and forgets. Thread-safe.
 class MigrationTable {
@@ -33,11 +42,15 @@ class MigrationTable {
   using CreateSide =
       std::function<absl::StatusOr<std::shared_ptr<MigrationSide>>(
           const v1::CreateMigrationRequest&)>;
+  // Looks at the same, and creates nothing; what it returns is added to what
+  // the creator chose. Runs with the VM kept from others, the table not locked.
+  using ValidateSide = std::function<absl::StatusOr<v1::Migration>(
+      const v1::CreateMigrationRequest&)>;
   // Told of each migration that is forgotten.
   using Forget = std::function<void(const std::string& migration_id)>;
 
-  MigrationTable(CreateSide create_side, Forget forget,
-                 size_t migrations_max = kMigrationsMax);
+  MigrationTable(CreateSide create_side, ValidateSide validate_side,
+                 Forget forget, size_t migrations_max = kMigrationsMax);
 
   // As MigrationService.CreateMigration.
   absl::StatusOr<v1::Migration> Create(
@@ -47,7 +60,11 @@ class MigrationTable {
   absl::StatusOr<std::shared_ptr<MigrationSide>> Find(
       absl::string_view migration_id) const;
   absl::StatusOr<v1::Migration> Describe(absl::string_view migration_id) const;
+  // Without state_changes.
   std::vector<v1::Migration> List() const;
+
+  // Forgets a migration. NOT_FOUND, or FAILED_PRECONDITION if it has not ended.
+  absl::Status Delete(absl::string_view migration_id);
 
   // Passes it on to the VM's migration, if one is under way.
   void VmmGone(absl::string_view vm_name);
@@ -61,18 +78,25 @@ class MigrationTable {
     std::shared_ptr<MigrationSide> side;
   };
 
+  absl::StatusOr<v1::Migration> Validate(
+      const v1::CreateMigrationRequest& request);
   const Entry* FindLocked(absl::string_view migration_id) const;
   absl::Status CheckFreeLocked(const v1::CreateMigrationRequest& request) const;
-  // Takes out the oldest that has ended, if one must go.
+  // The oldest that has ended, if one must go for another; else the end.
+  absl::StatusOr<std::vector<Entry>::iterator> RoomLocked();
+  // Takes it out.
   absl::Status MakeRoomLocked(std::shared_ptr<MigrationSide>& evicted);
   static v1::Migration Describe(const Entry& entry);
 
   const CreateSide create_side_;
+  const ValidateSide validate_side_;
   const Forget forget_;
   const size_t migrations_max_;
 
   mutable std::mutex mutex_;
-  std::vector<Entry> entries_;  // guarded by mutex_; oldest first
+  // Guarded by mutex_.
+  std::vector<Entry> entries_;       // oldest first
+  std::set<std::string> looked_at_;  // VMs that Validate is about
 };
 
 }  // namespace postcopy

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -17,10 +18,23 @@ class FakeSide final : public MigrationSide {
   void Describe(v1::Migration& migration) const override {
     migration.set_state(has_ended ? v1::MIGRATION_STATE_COMPLETED
                                   : v1::MIGRATION_STATE_PRECOPY);
+    migration.add_state_changes();
   }
   bool ended() const override { return has_ended; }
   absl::Status SwitchOver() override { return absl::OkStatus(); }
   absl::Status Cancel() override { return absl::OkStatus(); }
+  absl::Status Pause() override { return absl::OkStatus(); }
+  absl::Status Recover(const std::string& /*address*/) override {
+    return absl::OkStatus();
+  }
+  absl::Status SetBulkLimit(uint64_t /*limit*/) override {
+    return absl::OkStatus();
+  }
+  absl::Status Abandon() override { return absl::OkStatus(); }
+  absl::Status MayDelete() const override {
+    return has_ended ? absl::OkStatus()
+                     : absl::FailedPreconditionError("under way");
+  }
   void VmmGone() override { ++gone_count; }
   void Stop() override { ++stop_count; }
   uint64_t version() const override { return 0; }
@@ -51,11 +65,20 @@ class MigrationTableTest : public ::testing::Test {
   std::map<std::string, std::shared_ptr<FakeSide>> sides_;
   std::vector<std::string> forgotten_;
   absl::Status refusal_;
+  std::function<void()> on_validate_;
   MigrationTable table_{
       [this](const v1::CreateMigrationRequest& request)
           -> absl::StatusOr<std::shared_ptr<MigrationSide>> {
         if (!refusal_.ok()) return refusal_;
         return sides_[request.migration_id()] = std::make_shared<FakeSide>();
+      },
+      [this](
+          const v1::CreateMigrationRequest&) -> absl::StatusOr<v1::Migration> {
+        if (on_validate_) on_validate_();
+        if (!refusal_.ok()) return refusal_;
+        v1::Migration migration;
+        migration.set_role(v1::ROLE_SOURCE);
+        return migration;
       },
       [this](const std::string& id) { forgotten_.push_back(id); }, kMax};
 };
@@ -140,6 +163,98 @@ TEST_F(MigrationTableTest, UnknownPullOrder) {
   EXPECT_EQ(table_.Create(request).status().message(),
             "pull_order 6 is unknown");
   request.set_pull_order(v1::PullOrder_MAX);
+  EXPECT_TRUE(table_.Create(request).ok());
+}
+
+// All is checked, nothing is created, and the id may be used.
+TEST_F(MigrationTableTest, DryRun) {
+  v1::CreateMigrationRequest request = Request("a", "vm");
+  request.set_validate_only(true);
+  const auto looked = table_.Create(request);
+  ASSERT_TRUE(looked.ok()) << looked.status();
+  EXPECT_EQ(looked->migration_id(), "a");
+  EXPECT_EQ(looked->role(), v1::ROLE_SOURCE);
+  EXPECT_EQ(looked->state(), v1::MIGRATION_STATE_UNSPECIFIED);
+  EXPECT_FALSE(looked->has_create_time());
+  EXPECT_TRUE(table_.List().empty());
+  EXPECT_TRUE(sides_.empty());
+  refusal_ = absl::NotFoundError("no such VM");
+  EXPECT_EQ(table_.Create(request).status(), refusal_);
+  refusal_ = absl::OkStatus();
+  request.set_rounds_max(kRoundsLimitMax + 1);
+  EXPECT_EQ(table_.Create(request).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  request.set_rounds_max(0);
+  ASSERT_TRUE(table_.Create(Request("a", "vm")).ok());
+  EXPECT_EQ(table_.Create(request).status().code(),
+            absl::StatusCode::kAlreadyExists);
+}
+
+// It starts to track what the guest writes: nobody else may meanwhile.
+TEST_F(MigrationTableTest, ADryRunKeepsItsVmFromOthers) {
+  v1::CreateMigrationRequest request = Request("a", "vm");
+  request.set_validate_only(true);
+  on_validate_ = [this] {
+    EXPECT_EQ(table_.Create(Request("b", "vm")).status().code(),
+              absl::StatusCode::kUnavailable);
+    EXPECT_TRUE(table_.Create(Request("c", "other")).ok());
+  };
+  EXPECT_TRUE(table_.Create(request).ok());
+  EXPECT_TRUE(table_.Create(Request("b", "vm")).ok());
+}
+
+// There must be room, but none is made.
+TEST_F(MigrationTableTest, ADryRunAtTheLimit) {
+  for (size_t i = 0; i < kMax; ++i) {
+    ASSERT_TRUE(Create(absl::StrCat(i)).ok());
+  }
+  v1::CreateMigrationRequest request = Request("a", "vm");
+  request.set_validate_only(true);
+  EXPECT_EQ(table_.Create(request).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  sides_["1"]->has_ended = true;
+  EXPECT_TRUE(table_.Create(request).ok());
+  EXPECT_TRUE(forgotten_.empty());
+}
+
+// Only what has ended is forgotten, and with it its id.
+TEST_F(MigrationTableTest, Deletes) {
+  ASSERT_TRUE(Create("a").ok());
+  ASSERT_TRUE(Create("b").ok());
+  EXPECT_EQ(table_.Delete("x").code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(table_.Delete("a").message(), "under way");
+  EXPECT_TRUE(table_.Find("a").ok());
+  sides_["a"]->has_ended = true;
+  EXPECT_TRUE(table_.Delete("a").ok());
+  EXPECT_EQ(forgotten_, std::vector<std::string>{"a"});
+  EXPECT_EQ(sides_["a"].use_count(), 1) << "still held";
+  EXPECT_EQ(table_.Delete("a").code(), absl::StatusCode::kNotFound);
+  ASSERT_EQ(table_.List().size(), 1u);
+  EXPECT_EQ(table_.List()[0].migration_id(), "b");
+}
+
+// 256 histories would not fit into one answer.
+TEST_F(MigrationTableTest, ListsWithoutHistory) {
+  ASSERT_TRUE(Create("a").ok());
+  EXPECT_EQ(table_.Describe("a")->state_changes_size(), 1);
+  EXPECT_EQ(table_.List()[0].state_changes_size(), 0);
+}
+
+TEST_F(MigrationTableTest, LimitsOfWhatIsNew) {
+  v1::CreateMigrationRequest request = Request("a", "vm");
+  request.set_deadline_ms_per_gib(kDeadlineMsPerGibMax + 1);
+  EXPECT_EQ(table_.Create(request).status().message(),
+            "deadline_ms_per_gib must be at most 3600000, not 3600001");
+  request.set_deadline_ms_per_gib(kDeadlineMsPerGibMax);
+  request.set_source_address(std::string(kAddressBytesMax + 1, 'x'));
+  EXPECT_EQ(table_.Create(request).status().message(),
+            "source_address must have at most 512 bytes, not 513");
+  request.set_source_address(std::string(kAddressBytesMax, 'x'));
+  // What a newer orchestrator may send. NOLINTNEXTLINE(*EnumCastOutOfRange)
+  request.set_switch_over_mode(static_cast<v1::SwitchOverMode>(99));
+  EXPECT_EQ(table_.Create(request).status().message(),
+            "switch_over_mode 99 is unknown");
+  request.set_switch_over_mode(v1::SwitchOverMode_MAX);
   EXPECT_TRUE(table_.Create(request).ok());
 }
 

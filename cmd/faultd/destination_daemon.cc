@@ -15,6 +15,9 @@ DestinationDaemon::DestinationDaemon(const Options& options,
           [this](const v1::CreateMigrationRequest& request) {
             return sides_.Create(request);
           },
+          [this](const v1::CreateMigrationRequest& request) {
+            return sides_.Validate(request);
+          },
           [](const std::string& /*migration_id*/) {}),
       control_service_(&table_) {}
 

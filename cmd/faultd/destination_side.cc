@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 
+#include <functional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -18,30 +20,6 @@
 
 namespace postcopy {
 namespace {
-
-v1::MigrationState StateOf(DestinationPhase phase) {
-  switch (phase) {
-    case DestinationPhase::kPreparing:
-      return v1::MIGRATION_STATE_PREPARING;
-    case DestinationPhase::kPrecopy:
-      return v1::MIGRATION_STATE_PRECOPY;
-    case DestinationPhase::kSwitching:
-      return v1::MIGRATION_STATE_SWITCHING;
-    case DestinationPhase::kPostcopy:
-      return v1::MIGRATION_STATE_POSTCOPY;
-    case DestinationPhase::kPaused:
-      return v1::MIGRATION_STATE_PAUSED;
-    case DestinationPhase::kRecovering:
-      return v1::MIGRATION_STATE_RECOVERING;
-    case DestinationPhase::kCompleted:
-      return v1::MIGRATION_STATE_COMPLETED;
-    case DestinationPhase::kCancelled:
-      return v1::MIGRATION_STATE_CANCELLED;
-    case DestinationPhase::kFailed:
-      return v1::MIGRATION_STATE_FAILED;
-  }
-  return v1::MIGRATION_STATE_UNSPECIFIED;
-}
 
 // What was asked for, with nothing left open.
 v1::PullOrder ChosenOrder(const v1::CreateMigrationRequest& request) {
@@ -136,18 +114,31 @@ void DescribeFaultTimes(const FaultTimesSnapshot& now, v1::FaultTimes& times) {
   }
 }
 
+// Makes what dials the source at an address.
+using NewDialer =
+    std::function<std::unique_ptr<SourceDialer>(const std::string& address)>;
+
 class DestinationSide final : public MigrationSide {
  public:
   DestinationSide(std::unique_ptr<DestinationMigration> migration,
-                  v1::PullOrder pull_order)
-      : migration_(std::move(migration)), pull_order_(pull_order) {}
+                  v1::PullOrder pull_order, NewDialer new_dialer,
+                  std::string source_address)
+      : migration_(std::move(migration)),
+        pull_order_(pull_order),
+        new_dialer_(std::move(new_dialer)),
+        source_address_(std::move(source_address)) {}
 
   void Describe(v1::Migration& migration) const override {
     const DestinationSnapshot now = migration_->Snapshot();
     migration.set_role(v1::ROLE_DESTINATION);
-    migration.set_state(StateOf(now.phase));
-    migration.set_status_message(now.message);
-    SetStateTime(now.phase_since_ns, migration);
+    DescribeState(now.phase, now.message, now.phase_since_ns, migration);
+    DescribeChanges(migration_->Changes(), migration);
+    migration.set_bulk_limit_bytes_per_second(now.bulk_limit.value());
+    migration.set_pause_requested(now.pause_requested);
+    {
+      std::lock_guard lock(mutex_);
+      migration.set_source_address(source_address_);
+    }
     migration.set_rounds(now.rounds);
     DescribePages(now, *migration.mutable_pages());
     DescribeLatency(now.fault_latency, *migration.mutable_fault_latency());
@@ -156,12 +147,27 @@ class DestinationSide final : public MigrationSide {
     migration.set_pull_order(pull_order_);
   }
 
-  bool ended() const override { return HasEnded(migration_->Snapshot().phase); }
+  bool ended() const override { return HasEnded(migration_->phase()); }
   absl::Status SwitchOver() override {
-    return absl::FailedPreconditionError(
-        "this daemon is the destination: ask the source to switch over");
+    return migration_->Refuse(MigrationEvent::kSwitchOver);
   }
   absl::Status Cancel() override { return migration_->Cancel(); }
+  absl::Status Pause() override { return migration_->Pause(); }
+  absl::Status Recover(const std::string& source_address) override {
+    if (source_address.empty()) return migration_->Recover(nullptr);
+    absl::Status status = migration_->Recover(new_dialer_(source_address));
+    if (!status.ok()) return status;
+    std::lock_guard lock(mutex_);
+    source_address_ = source_address;
+    return absl::OkStatus();
+  }
+  absl::Status SetBulkLimit(uint64_t bytes_per_second) override {
+    return migration_->SetBulkLimit(ByteCount(bytes_per_second));
+  }
+  absl::Status Abandon() override { return migration_->Abandon(); }
+  absl::Status MayDelete() const override {
+    return migration_->Refuse(MigrationEvent::kDelete);
+  }
   void VmmGone() override { migration_->VmmGone(); }
   void Stop() override { migration_->Stop(); }
   uint64_t version() const override { return migration_->version(); }
@@ -172,6 +178,10 @@ class DestinationSide final : public MigrationSide {
  private:
   const std::unique_ptr<DestinationMigration> migration_;
   const v1::PullOrder pull_order_;
+  const NewDialer new_dialer_;
+
+  mutable std::mutex mutex_;
+  std::string source_address_;  // guarded by mutex_
 };
 
 DestinationGuest GuestOf(const WeakVmm& vmm) {
@@ -221,14 +231,13 @@ void DestinationSides::Detach(const std::string& vm_name) {
   waiting_.erase(vm_name);
 }
 
-absl::StatusOr<std::shared_ptr<MigrationSide>> DestinationSides::Create(
+absl::StatusOr<DestinationSides::Waiting*> DestinationSides::FindLocked(
     const v1::CreateMigrationRequest& request) {
   if (request.source_address().empty()) {
     return absl::InvalidArgumentError(
         "source_address is missing: this daemon is the destination and must "
         "know where to fetch pages");
   }
-  std::lock_guard lock(mutex_);
   const auto waiting = waiting_.find(request.vm_name());
   if (waiting == waiting_.end()) {
     return absl::NotFoundError(absl::StrCat(
@@ -241,23 +250,50 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> DestinationSides::Create(
                      "\" has been used by a migration before: end its VMM and "
                      "attach a fresh one"));
   }
-  const Attachment& attachment = waiting->second.vmm->attachment();
+  return &waiting->second;
+}
+
+absl::StatusOr<v1::Migration> DestinationSides::Validate(
+    const v1::CreateMigrationRequest& request) {
+  std::lock_guard lock(mutex_);
+  absl::StatusOr<Waiting*> waiting = FindLocked(request);
+  if (!waiting.ok()) return waiting.status();
+  v1::Migration migration;
+  migration.set_role(v1::ROLE_DESTINATION);
+  migration.mutable_pages()->set_total(
+      (*waiting)->vm->layout().pages().value());
+  migration.set_bulk_limit_bytes_per_second(
+      request.bulk_limit_bytes_per_second());
+  migration.set_pull_order(ChosenOrder(request));
+  migration.set_source_address(request.source_address());
+  return migration;
+}
+
+absl::StatusOr<std::shared_ptr<MigrationSide>> DestinationSides::Create(
+    const v1::CreateMigrationRequest& request) {
+  std::lock_guard lock(mutex_);
+  absl::StatusOr<Waiting*> waiting = FindLocked(request);
+  if (!waiting.ok()) return waiting.status();
+  const NewDialer new_dialer =
+      [id = request.migration_id(), vm = request.vm_name(),
+       layout = (*waiting)->vmm->attachment().layout,
+       dialling = dialling_](const std::string& address) {
+        return NewGrpcSourceDialer(
+            address,
+            [dialling, address] { return dialling.CredentialsFor(address); },
+            id, vm, layout);
+      };
   DestinationOptions options = options_;
   options.bulk_limit_per_second =
       ByteCount(request.bulk_limit_bytes_per_second());
   options.pull_order = KindOf(ChosenOrder(request));
   auto migration = std::make_unique<DestinationMigration>(
-      std::move(waiting->second.vm),
-      NewGrpcSourceDialer(
-          request.source_address(),
-          [dialling = dialling_, address = request.source_address()] {
-            return dialling.CredentialsFor(address);
-          },
-          request.migration_id(), request.vm_name(), attachment.layout),
-      GuestOf(WeakVmm(waiting->second.vmm)), options, Clock::Monotonic());
+      std::move((*waiting)->vm), new_dialer(request.source_address()),
+      GuestOf(WeakVmm((*waiting)->vmm)), options, Clock::Monotonic());
   if (absl::Status s = migration->Start(); !s.ok()) return s;
   return std::make_shared<DestinationSide>(std::move(migration),
-                                           ChosenOrder(request));
+                                           ChosenOrder(request), new_dialer,
+                                           request.source_address());
 }
 
 }  // namespace postcopy

@@ -39,12 +39,19 @@ class DestinationSides {
   // FAILED_PRECONDITION if a migration has already used its memory.
   absl::StatusOr<std::shared_ptr<MigrationSide>> Create(
       const v1::CreateMigrationRequest& request);
+  // As MigrationTable::ValidateSide: the same checks.
+  absl::StatusOr<v1::Migration> Validate(
+      const v1::CreateMigrationRequest& request);
 
  private:
   struct Waiting {
     std::shared_ptr<VmmConnection> vmm;
     std::unique_ptr<DestinationVm> vm;  // null once a migration has it
   };
+
+  // The VM, if a migration may be created for it.
+  absl::StatusOr<Waiting*> FindLocked(
+      const v1::CreateMigrationRequest& request);
 
   const DestinationOptions options_;
   const ClientSecurity dialling_;

@@ -18,6 +18,9 @@ SourceDaemon::SourceDaemon(const Options& options,
           [this](const v1::CreateMigrationRequest& request) {
             return sides_.Create(request);
           },
+          [this](const v1::CreateMigrationRequest& request) {
+            return sides_.Validate(request);
+          },
           [this](const std::string& id) { directory_.Remove(id); }),
       control_service_(&table_),
       data_service_(&directory_, &snapshots_) {}

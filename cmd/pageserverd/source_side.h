@@ -9,15 +9,21 @@
 
 #include "absl/status/statusor.h"
 #include "cmd/control/migration_side.h"
+#include "cmd/pageserverd/dirty_tracking.h"
 #include "cmd/vmm_channel/vmm_connection.h"
-#include "dirtytrack/dirty_source.h"
+#include "dirtytrack/clock.h"
+#include "pageserver/guest_memory.h"
 #include "pageserver/session_directory.h"
 #include "pageserver/source_migration.h"
 #include "postcopy/v1/migration.pb.h"
 
 namespace postcopy {
 
-// Creates the source's sides. One thread at a time.
+// What a deadline is if a source that switches over by itself is given none:
+// three passes over all RAM at 1 Gbit/s.
+inline constexpr int64_t kAutoDeadlineNanosPerGib = 30 * kNanosPerSecond;
+
+// Creates the source's sides. Create: one thread at a time; Validate: any.
 class SourceSides {
  public:
   // The attached VM of a name, or null.
@@ -36,13 +42,20 @@ class SourceSides {
   // FAILED_PRECONDITION if it has been handed over before.
   absl::StatusOr<std::shared_ptr<MigrationSide>> Create(
       const v1::CreateMigrationRequest& request);
+  // As MigrationTable::ValidateSide: the same checks, and an estimate.
+  absl::StatusOr<v1::Migration> Validate(
+      const v1::CreateMigrationRequest& request) const;
 
  private:
-  // `source` is where it learns of dirty pages.
-  absl::StatusOr<std::shared_ptr<SourceMigration>> NewMigration(
-      const v1::CreateMigrationRequest& request,
-      const std::shared_ptr<VmmConnection>& vmm,
-      std::unique_ptr<DirtySource> source);
+  // All that a migration is made of.
+  struct Parts {
+    std::shared_ptr<VmmConnection> vmm;
+    std::unique_ptr<GuestMemory> memory;
+    ChosenDirtySource tracking;
+    SourceOptions options;
+  };
+
+  absl::StatusOr<Parts> Gather(const v1::CreateMigrationRequest& request) const;
 
   const FindVm find_vm_;
   SessionDirectory* const directory_;
