@@ -20,11 +20,15 @@ ExitCode UsageError(const CommandContext& context, absl::string_view what) {
 
 // The command named, or why it is none.
 absl::StatusOr<const Command*> Choose(const CommandLine& line) {
-  if (line.help) return FindCommand("help");
+  // Whoever asks for help gets it, whatever else stands on the line.
+  if (line.help &&
+      (line.arguments.empty() || FindCommand(line.arguments[0]) == nullptr)) {
+    return FindCommand("help");
+  }
   if (line.arguments.empty()) {
     return absl::InvalidArgumentError("what to do?");
   }
-  if (line.arguments.size() > 1) {
+  if (line.arguments.size() > 1 && !line.help) {
     return absl::InvalidArgumentError(absl::StrCat(
         "one command at a time, and flags start with --: ", line.arguments[1]));
   }
@@ -54,10 +58,14 @@ ExitCode RunCommandLine(const std::vector<std::string>& arguments,
   if (!line.ok()) return UsageError(context, line.status().message());
   absl::StatusOr<const Command*> command = Choose(*line);
   if (!command.ok()) return UsageError(context, command.status().message());
+  if (line->help && (*command)->name != "help") {
+    PrintCommandHelp(context, **command);
+    return ExitCode::kOk;
+  }
   context.options = OptionsFromFlags();
+  context.options.given = line->flags;
   absl::Status valid = CheckCommon(context.options);
   if (valid.ok()) valid = (*command)->validate(context.options);
-  // Whoever asks for help gets it, whatever else stands on the line.
   if (!valid.ok() && !line->help) return UsageError(context, valid.message());
 
   absl::Status status = SetSecurity(context);

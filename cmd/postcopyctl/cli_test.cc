@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/flags/reflection.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "cmd/postcopyctl/fake_daemon.h"
@@ -21,6 +22,7 @@ namespace postcopy {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
@@ -51,6 +53,13 @@ class CliTest : public ::testing::Test {
     EXPECT_THAT(out_, IsEmpty());
   }
 
+  void ExpectOneScreen() {
+    const std::vector<std::string> lines = absl::StrSplit(out_, '\n');
+    EXPECT_LE(lines.size(), 40u) << out_;
+    for (const std::string& line : lines) EXPECT_LE(line.size(), 80u) << line;
+    EXPECT_THAT(err_, IsEmpty());
+  }
+
   std::string out_;
   std::string err_;
 };
@@ -69,16 +78,33 @@ std::string StateIn(absl::string_view line) {
 TEST_F(CliTest, HelpFitsOneScreen) {
   for (const std::vector<std::string>& arguments :
        std::vector<std::vector<std::string>>{
-           {"--help"}, {"help"}, {"migrate", "--help"}, {"watch", "-h"}}) {
+           {"--help"}, {"help"}, {"frobnicate", "--help"}}) {
     EXPECT_EQ(Run(arguments), ExitCode::kOk);
-    std::vector<std::string> lines = absl::StrSplit(out_, '\n');
-    EXPECT_LE(lines.size(), 40u);
-    for (const std::string& line : lines) EXPECT_LE(line.size(), 80u) << line;
+    ExpectOneScreen();
     for (const Command& command : AllCommands()) {
       EXPECT_THAT(out_, HasSubstr(std::string(command.name)));
     }
-    EXPECT_THAT(err_, IsEmpty());
   }
+}
+
+// With each flag it names explained, and no other.
+TEST_F(CliTest, HelpOfACommandFitsOneScreen) {
+  for (const Command& command : AllCommands()) {
+    const std::string name(command.name);
+    SCOPED_TRACE(name);
+    EXPECT_EQ(Run({name, "--help"}), ExitCode::kOk);
+    ExpectOneScreen();
+    EXPECT_THAT(
+        out_, HasSubstr("postcopyctl " + (name == "help" ? "COMMAND" : name)));
+    for (const absl::string_view flag :
+         absl::StrSplit(command.flags, ' ', absl::SkipEmpty())) {
+      EXPECT_NE(absl::FindCommandLineFlag(flag), nullptr) << flag;
+      EXPECT_THAT(out_, HasSubstr(absl::StrCat("  --", flag))) << flag;
+    }
+  }
+  EXPECT_EQ(Run({"watch", "-h", "--nonsense"}), ExitCode::kUsage);
+  EXPECT_EQ(Run({"pause", "-h"}), ExitCode::kOk);
+  EXPECT_THAT(out_, Not(HasSubstr("--bandwidth")));
 }
 
 TEST_F(CliTest, WrongUsageIsExplained) {
@@ -101,6 +127,30 @@ TEST_F(CliTest, WrongUsageIsExplained) {
   ExpectUsageError({"cancel", "--migration_id=a"}, "which daemon?");
   ExpectUsageError({"switch-over", "--destination=h:1", "--migration_id=a"},
                    "needs --source");
+  for (const char* command : {"pause", "recover", "abandon"}) {
+    ExpectUsageError(
+        {command, "--source=h:1", "--migration_id=a", "--lose_missing_pages"},
+        "needs --destination");
+    ExpectUsageError({command, "--destination=h:1", "--lose_missing_pages"},
+                     "which migration?");
+  }
+  ExpectUsageError({"recover", "--destination=h:1", "--migration_id=a",
+                    "--source_data=nowhere"},
+                   "must be host:port");
+  ExpectUsageError({"abandon", "--destination=h:1", "--migration_id=a"},
+                   "needs --lose_missing_pages");
+  ExpectUsageError({"limits", "--source=h:1", "--migration_id=a"},
+                   "which limit?");
+  ExpectUsageError(
+      {"limits", "--source=h:1", "--migration_id=a", "--bandwidth=1KiB"},
+      "less than 1MiB");
+  ExpectUsageError({"delete", "--source=h:1"}, "which migration?");
+  ExpectUsageError({"health"}, "which daemon?");
+  ExpectUsageError({"create", "--source=h:1", "--vm=vm"}, "which migration?");
+  ExpectUsageError({"create", "--source=h:1", "--migration_id=a"}, "which VM?");
+  ExpectUsageError(
+      {"create", "--destination=h:1", "--migration_id=a", "--vm=vm"},
+      "needs --source_data");
 }
 
 TEST_F(CliTest, WrongUsageOfMigrateIsExplained) {
@@ -123,6 +173,10 @@ TEST_F(CliTest, WrongUsageOfMigrateIsExplained) {
   expect({destination, vm, "--policy=postcopy-only", "--rounds_max=3"},
          "contradicts");
   expect({destination, vm, "--source_data=b"}, "must be host:port");
+  expect({destination, vm, "--deadline_per_gib=61m"}, "must be 0 to 1h");
+  expect({destination, vm, "--resume_command=true"}, "needs --pause_command");
+  expect({destination, vm, "--pause_command=true", "--policy=auto"},
+         "contradict --policy=auto");
   ExpectUsageError({"migrate", "--source=unix:/run/x", destination, vm},
                    "needs --source_data");
 }
@@ -176,7 +230,8 @@ TEST_F(CliTest, NobodyThereIsExitCode3) {
   const std::string source = "--source=" + gone.address();
   EXPECT_EQ(Run({"list", source}), ExitCode::kUnreachable);
   EXPECT_THAT(err_, HasSubstr(gone.address()));
-  for (const char* command : {"get", "watch", "switch-over", "cancel"}) {
+  for (const char* command :
+       {"get", "watch", "switch-over", "cancel", "delete"}) {
     EXPECT_EQ(Run({command, source, "--migration_id=a"}),
               ExitCode::kUnreachable);
   }
@@ -350,6 +405,79 @@ TEST_F(CliWithDaemonsTest, ACancelThatIsTooLateChangesNothing) {
       ExitCode::kPrecondition);
   EXPECT_THAT(err_, HasSubstr("too late"));
   EXPECT_EQ(destination_.cancel_calls(), 0);
+}
+
+TEST_F(CliWithDaemonsTest, CommandsForTheDestinationLeaveTheSourceAlone) {
+  CreateBoth(v1::MIGRATION_STATE_POSTCOPY);
+  const auto run = [this](const std::string& command, const std::string& flag) {
+    EXPECT_EQ(Run({command, source_flag_, destination_flag_, "--migration_id=m",
+                   flag, "--output=json"}),
+              ExitCode::kOk)
+        << command << err_;
+    EXPECT_EQ(StateIn(out_), "POSTCOPY");
+  };
+  run("pause", "--timeout=1m");
+  run("recover", "--source_data=10.0.0.1:7");
+  run("abandon", "--lose_missing_pages");
+  EXPECT_THAT(destination_.calls(),
+              ElementsAre("pause", "recover 10.0.0.1:7", "abandon 1"));
+  EXPECT_THAT(source_.calls(), IsEmpty());
+}
+
+TEST_F(CliWithDaemonsTest, LimitsAndDeleteReachTheSidesGiven) {
+  CreateBoth(v1::MIGRATION_STATE_COMPLETED);
+  EXPECT_EQ(Run({"limits", source_flag_, destination_flag_, "--migration_id=m",
+                 "--bandwidth=2MiB"}),
+            ExitCode::kOk);
+  EXPECT_EQ(Run({"limits", source_flag_, "--migration_id=m", "--bandwidth=0"}),
+            ExitCode::kOk);
+  EXPECT_EQ(
+      Run({"delete", source_flag_, destination_flag_, "--migration_id=m"}),
+      ExitCode::kOk);
+  EXPECT_THAT(out_, IsEmpty());
+  EXPECT_THAT(source_.calls(),
+              ElementsAre("limit 2097152", "limit 0", "delete"));
+  EXPECT_THAT(destination_.calls(), ElementsAre("limit 2097152", "delete"));
+  EXPECT_EQ(Run({"delete", source_flag_, "--migration_id=other"}),
+            ExitCode::kPrecondition);
+}
+
+TEST_F(CliWithDaemonsTest, CreateLeavesItToOthers) {
+  EXPECT_EQ(Run({"create", source_flag_, destination_flag_, "--vm=vm",
+                 "--migration_id=m", "--policy=auto", "--deadline_per_gib=5s",
+                 "--bandwidth=2MiB"}),
+            ExitCode::kOk)
+      << err_;
+  const v1::CreateMigrationRequest source = source_.create_request();
+  EXPECT_EQ(source.switch_over_mode(), v1::SWITCH_OVER_MODE_AUTO);
+  EXPECT_EQ(source.policy(), v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY);
+  EXPECT_EQ(source.deadline_ms_per_gib(), 5000u);
+  EXPECT_EQ(source.bulk_limit_bytes_per_second(), 2u << 20);
+  EXPECT_EQ(source.source_address(), "");
+  EXPECT_FALSE(source.validate_only());
+  EXPECT_EQ(destination_.create_request().source_address(), "127.0.0.1:7401");
+}
+
+TEST_F(CliWithDaemonsTest, ADryRunCreatesNothing) {
+  for (const char* command : {"create", "migrate"}) {
+    EXPECT_EQ(Run({command, source_flag_, destination_flag_, "--vm=vm",
+                   "--migration_id=m", "--dry-run"}),
+              ExitCode::kOk)
+        << err_;
+    EXPECT_TRUE(source_.create_request().validate_only());
+    EXPECT_TRUE(destination_.create_request().validate_only());
+    EXPECT_EQ(source_.migration().state(), v1::MIGRATION_STATE_UNSPECIFIED);
+    EXPECT_THAT(out_, HasSubstr("m\n"));
+  }
+}
+
+TEST_F(CliWithDaemonsTest, HealthIsAskedOfBoth) {
+  EXPECT_EQ(Run({"health", source_flag_, destination_flag_}), ExitCode::kOk)
+      << err_;
+  EXPECT_THAT(out_, AllOf(HasSubstr("source"), HasSubstr("destination"),
+                          HasSubstr("SERVING")));
+  EXPECT_EQ(Run({"health", source_flag_, "--output=json"}), ExitCode::kOk);
+  EXPECT_EQ(Parse(out_).fields().at("health").string_value(), "SERVING");
 }
 
 }  // namespace

@@ -40,6 +40,9 @@ struct CommandContext {
 struct Command {
   absl::string_view name;
   absl::string_view summary;
+  // Names of the flags it has beside those of all, separated by spaces, in the
+  // order of its help.
+  absl::string_view flags;
   // INVALID_ARGUMENT with a sentence if the options do not fit the command.
   absl::Status (*validate)(const Options& options);
   // Does it. The status becomes message and exit code (ExitCodeOf()).
@@ -56,6 +59,20 @@ const Command* FindCommand(absl::string_view name);
 // one cannot be reached.
 using Clients = std::vector<std::unique_ptr<DaemonClient>>;
 absl::StatusOr<Clients> ConnectAll(const CommandContext& context);
+
+// `change` makes a call to each daemon whose address is given, the source
+// first; each answer is printed. The first error, behind which no daemon is
+// called if it is FAILED_PRECONDITION.
+absl::Status ChangeEach(
+    const CommandContext& context,
+    const std::function<absl::StatusOr<v1::Migration>(DaemonClient&)>& change);
+// The same at the destination alone.
+absl::Status ChangeDestination(
+    const CommandContext& context,
+    const std::function<absl::StatusOr<v1::Migration>(DaemonClient&)>& change);
+// For commands that only a destination takes.
+absl::Status CheckDestination(const Options& options,
+                              absl::string_view command);
 
 // One side in the format asked for.
 void PrintMigration(const CommandContext& context,
@@ -77,8 +94,24 @@ absl::Status ValidateCancel(const Options& options);
 absl::Status RunCancel(const CommandContext& context);
 absl::Status ValidateDevCerts(const Options& options);
 absl::Status RunDevCerts(const CommandContext& context);
+absl::Status ValidateCreate(const Options& options);
+absl::Status RunCreate(const CommandContext& context);
+absl::Status ValidatePause(const Options& options);
+absl::Status RunPause(const CommandContext& context);
+absl::Status ValidateRecover(const Options& options);
+absl::Status RunRecover(const CommandContext& context);
+absl::Status ValidateLimits(const Options& options);
+absl::Status RunLimits(const CommandContext& context);
+absl::Status ValidateAbandon(const Options& options);
+absl::Status RunAbandon(const CommandContext& context);
+absl::Status ValidateDelete(const Options& options);
+absl::Status RunDelete(const CommandContext& context);
+absl::Status ValidateHealth(const Options& options);
+absl::Status RunHealth(const CommandContext& context);
 absl::Status ValidateHelp(const Options& options);
 absl::Status RunHelp(const CommandContext& context);
+// What `postcopyctl COMMAND --help` prints.
+void PrintCommandHelp(const CommandContext& context, const Command& command);
 
 }  // namespace postcopy
 

@@ -7,9 +7,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
+#include "grpcpp/completion_queue.h"
 #include "grpcpp/create_channel.h"
+#include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/security/credentials.h"
+#include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/channel_arguments.h"
+#include "grpcpp/support/slice.h"
 #include "grpcpp/support/sync_stream.h"
 
 namespace postcopy {
@@ -31,6 +35,33 @@ std::shared_ptr<grpc::Channel> MakeChannel(
 
 std::chrono::system_clock::time_point After(absl::Duration timeout) {
   return absl::ToChronoTime(absl::Now() + timeout);
+}
+
+// Every page of 16 TiB takes a system call.
+constexpr absl::Duration kAbandonTimeout = absl::Hours(2);
+
+template <typename Request>
+Request RequestFor(const std::string& request_id,
+                   const std::string& migration_id) {
+  Request request;
+  request.set_request_id(request_id);
+  request.set_migration_id(migration_id);
+  return request;
+}
+
+// Of a HealthCheckResponse, whose only field is the enum status = 1.
+std::string HealthName(const grpc::ByteBuffer& response) {
+  constexpr const char* kNames[] = {"UNKNOWN", "SERVING", "NOT_SERVING",
+                                    "SERVICE_UNKNOWN"};
+  grpc::Slice slice;
+  // Zero, the default, is not sent.
+  if (!response.DumpToSingleSlice(&slice).ok() || slice.size() == 0) {
+    return kNames[0];
+  }
+  if (slice.size() != 2 || slice.begin()[0] != 0x08 || slice.begin()[1] > 3) {
+    return "not understood";
+  }
+  return kNames[slice.begin()[1]];
 }
 
 }  // namespace
@@ -88,36 +119,46 @@ absl::Status DaemonClient::Explain(const grpc::Status& status) const {
                          status.error_message()));
 }
 
-absl::StatusOr<v1::Migration> DaemonClient::Create(
-    const v1::CreateMigrationRequest& request) {
+template <typename Request, typename Response>
+absl::Status DaemonClient::Call(
+    grpc::Status (v1::MigrationService::Stub::*method)(grpc::ClientContext*,
+                                                       const Request&,
+                                                       Response*),
+    const Request& request, absl::Duration timeout, Response* response) {
   grpc::ClientContext context;
-  context.set_deadline(After(call_timeout_));
-  v1::CreateMigrationResponse response;
-  absl::Status status =
-      Explain(stub_->CreateMigration(&context, request, &response));
+  context.set_deadline(After(timeout));
+  return Explain((stub_.get()->*method)(&context, request, response));
+}
+
+template <typename Request, typename Response>
+absl::StatusOr<v1::Migration> DaemonClient::Change(
+    grpc::Status (v1::MigrationService::Stub::*method)(grpc::ClientContext*,
+                                                       const Request&,
+                                                       Response*),
+    const Request& request) {
+  Response response;
+  absl::Status status = Call(method, request, call_timeout_, &response);
   if (!status.ok()) return status;
   return std::move(*response.mutable_migration());
+}
+
+absl::StatusOr<v1::Migration> DaemonClient::Create(
+    const v1::CreateMigrationRequest& request) {
+  return Change(&v1::MigrationService::Stub::CreateMigration, request);
 }
 
 absl::StatusOr<v1::Migration> DaemonClient::Get(
     const std::string& migration_id) {
-  grpc::ClientContext context;
-  context.set_deadline(After(call_timeout_));
   v1::GetMigrationRequest request;
   request.set_migration_id(migration_id);
-  v1::GetMigrationResponse response;
-  absl::Status status =
-      Explain(stub_->GetMigration(&context, request, &response));
-  if (!status.ok()) return status;
-  return std::move(*response.mutable_migration());
+  return Change(&v1::MigrationService::Stub::GetMigration, request);
 }
 
 absl::StatusOr<std::vector<v1::Migration>> DaemonClient::List() {
-  grpc::ClientContext context;
-  context.set_deadline(After(call_timeout_));
   v1::ListMigrationsResponse response;
-  absl::Status status = Explain(
-      stub_->ListMigrations(&context, v1::ListMigrationsRequest(), &response));
+  absl::Status status =
+      Call(&v1::MigrationService::Stub::ListMigrations,
+           v1::ListMigrationsRequest(), call_timeout_, &response);
   if (!status.ok()) return status;
   return std::vector<v1::Migration>(response.migrations().begin(),
                                     response.migrations().end());
@@ -125,27 +166,90 @@ absl::StatusOr<std::vector<v1::Migration>> DaemonClient::List() {
 
 absl::StatusOr<v1::Migration> DaemonClient::Cancel(
     const std::string& request_id, const std::string& migration_id) {
-  grpc::ClientContext context;
-  context.set_deadline(After(call_timeout_));
-  v1::CancelMigrationRequest request;
-  request.set_request_id(request_id);
-  request.set_migration_id(migration_id);
-  v1::CancelMigrationResponse response;
-  absl::Status status =
-      Explain(stub_->CancelMigration(&context, request, &response));
+  return Change(
+      &v1::MigrationService::Stub::CancelMigration,
+      RequestFor<v1::CancelMigrationRequest>(request_id, migration_id));
+}
+
+absl::StatusOr<v1::Migration> DaemonClient::Pause(
+    const std::string& request_id, const std::string& migration_id) {
+  return Change(
+      &v1::MigrationService::Stub::PauseMigration,
+      RequestFor<v1::PauseMigrationRequest>(request_id, migration_id));
+}
+
+absl::StatusOr<v1::Migration> DaemonClient::Recover(
+    const std::string& request_id, const std::string& migration_id,
+    const std::string& source_address) {
+  auto request =
+      RequestFor<v1::RecoverMigrationRequest>(request_id, migration_id);
+  request.set_source_address(source_address);
+  return Change(&v1::MigrationService::Stub::RecoverMigration, request);
+}
+
+absl::StatusOr<v1::Migration> DaemonClient::SetLimits(
+    const std::string& request_id, const std::string& migration_id,
+    uint64_t bulk_bytes_per_second) {
+  auto request = RequestFor<v1::SetLimitsRequest>(request_id, migration_id);
+  request.set_bulk_limit_bytes_per_second(bulk_bytes_per_second);
+  return Change(&v1::MigrationService::Stub::SetLimits, request);
+}
+
+absl::StatusOr<v1::Migration> DaemonClient::Abandon(
+    const std::string& request_id, const std::string& migration_id) {
+  auto request =
+      RequestFor<v1::AbandonMigrationRequest>(request_id, migration_id);
+  request.set_lose_missing_pages(true);
+  v1::AbandonMigrationResponse response;
+  absl::Status status = Call(&v1::MigrationService::Stub::AbandonMigration,
+                             request, kAbandonTimeout, &response);
   if (!status.ok()) return status;
   return std::move(*response.mutable_migration());
+}
+
+absl::Status DaemonClient::Delete(const std::string& request_id,
+                                  const std::string& migration_id) {
+  v1::DeleteMigrationResponse response;
+  return Call(&v1::MigrationService::Stub::DeleteMigration,
+              RequestFor<v1::DeleteMigrationRequest>(request_id, migration_id),
+              call_timeout_, &response);
+}
+
+// grpc.health.v1 is two small messages, whose code no package of the gRPC
+// library brings along.
+absl::StatusOr<std::string> DaemonClient::Health(const std::string& service) {
+  std::string request;
+  if (!service.empty()) {
+    // string service = 1.
+    request = absl::StrCat(
+        "\n", std::string(1, static_cast<char>(service.size())), service);
+  }
+  grpc::Slice slice(request);
+  grpc::ClientContext context;
+  context.set_deadline(After(call_timeout_));
+  grpc::CompletionQueue queue;
+  grpc::GenericStub stub(channel_);
+  auto call = stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check",
+                                    grpc::ByteBuffer(&slice, 1), &queue);
+  call->StartCall();
+  grpc::ByteBuffer response;
+  grpc::Status status;
+  call->Finish(&response, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  queue.Next(&tag, &ok);
+  if (!status.ok()) return Explain(status);
+  return HealthName(response);
 }
 
 absl::StatusOr<v1::Migration> DaemonClient::SwitchOver(
     const std::string& request_id, const std::string& migration_id,
     absl::Duration timeout, grpc::ClientContext* context) {
   context->set_deadline(After(timeout));
-  v1::SwitchOverRequest request;
-  request.set_request_id(request_id);
-  request.set_migration_id(migration_id);
   v1::SwitchOverResponse response;
-  absl::Status status = Explain(stub_->SwitchOver(context, request, &response));
+  absl::Status status = Explain(stub_->SwitchOver(
+      context, RequestFor<v1::SwitchOverRequest>(request_id, migration_id),
+      &response));
   if (!status.ok()) return status;
   return std::move(*response.mutable_migration());
 }

@@ -2,6 +2,7 @@
 #ifndef CMD_POSTCOPYCTL_DAEMON_CLIENT_H_
 #define CMD_POSTCOPYCTL_DAEMON_CLIENT_H_
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,6 +48,26 @@ class DaemonClient {
   absl::StatusOr<v1::Migration> Cancel(const std::string& request_id,
                                        const std::string& migration_id);
 
+  absl::StatusOr<v1::Migration> Pause(const std::string& request_id,
+                                      const std::string& migration_id);
+  // `source_address` may be empty.
+  absl::StatusOr<v1::Migration> Recover(const std::string& request_id,
+                                        const std::string& migration_id,
+                                        const std::string& source_address);
+  absl::StatusOr<v1::Migration> SetLimits(const std::string& request_id,
+                                          const std::string& migration_id,
+                                          uint64_t bulk_bytes_per_second);
+  // May take as long as poisoning all of the VM's memory does.
+  absl::StatusOr<v1::Migration> Abandon(const std::string& request_id,
+                                        const std::string& migration_id);
+  absl::Status Delete(const std::string& request_id,
+                      const std::string& migration_id);
+
+  // What the daemon says of a service by gRPC's health checking, "SERVING" for
+  // one; `service` empty: the daemon as a whole. At most 127 bytes. NOT_FOUND:
+  // it does not know the service.
+  absl::StatusOr<std::string> Health(const std::string& service);
+
   // `context` allows another thread to TryCancel() the call.
   absl::StatusOr<v1::Migration> SwitchOver(const std::string& request_id,
                                            const std::string& migration_id,
@@ -64,6 +85,19 @@ class DaemonClient {
   absl::Status Explain(const grpc::Status& status) const;
   // Why it cannot be reached, as gRPC says in answer to a call.
   absl::Status WhyUnreachable();
+  // Makes a call of Request and Response, within `timeout`.
+  template <typename Request, typename Response>
+  absl::Status Call(grpc::Status (v1::MigrationService::Stub::*method)(
+                        grpc::ClientContext*, const Request&, Response*),
+                    const Request& request, absl::Duration timeout,
+                    Response* response);
+  // The same where the answer is the migration.
+  template <typename Request, typename Response>
+  absl::StatusOr<v1::Migration> Change(
+      grpc::Status (v1::MigrationService::Stub::*method)(grpc::ClientContext*,
+                                                         const Request&,
+                                                         Response*),
+      const Request& request);
 
   const v1::Role role_;
   const std::string address_;

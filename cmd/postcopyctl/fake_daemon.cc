@@ -7,6 +7,7 @@
 #include "absl/time/time.h"
 #include "cmd/postcopyctl/names.h"
 #include "dirtytrack/check.h"
+#include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 
@@ -23,6 +24,7 @@ grpc::Status NotFound() {
 }  // namespace
 
 FakeDaemon::FakeDaemon(v1::Role role) : role_(role) {
+  grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(),
                            &port_);
@@ -133,6 +135,10 @@ grpc::Status FakeDaemon::CreateMigration(
   if (!status.ok()) return status;
   absl::MutexLock lock(&mutex_);
   create_request_ = *request;
+  if (request->validate_only()) {
+    response->mutable_migration()->set_migration_id(request->migration_id());
+    return grpc::Status::OK;
+  }
   migration_.set_migration_id(request->migration_id());
   migration_.set_vm_name(request->vm_name());
   migration_.set_policy(request->policy());
@@ -233,6 +239,56 @@ grpc::Status FakeDaemon::CancelMigration(
   }
   *response->mutable_migration() = migration_;
   return grpc::Status::OK;
+}
+
+std::vector<std::string> FakeDaemon::calls() const {
+  absl::MutexLock lock(&mutex_);
+  return calls_;
+}
+
+grpc::Status FakeDaemon::Note(const std::string& call,
+                              const std::string& migration_id) {
+  absl::MutexLock lock(&mutex_);
+  if (!IsKnown(migration_id)) return NotFound();
+  calls_.push_back(call);
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeDaemon::PauseMigration(
+    grpc::ServerContext*, const v1::PauseMigrationRequest* request,
+    v1::PauseMigrationResponse* response) {
+  *response->mutable_migration() = migration();
+  return Note("pause", request->migration_id());
+}
+
+grpc::Status FakeDaemon::RecoverMigration(
+    grpc::ServerContext*, const v1::RecoverMigrationRequest* request,
+    v1::RecoverMigrationResponse* response) {
+  *response->mutable_migration() = migration();
+  return Note(absl::StrCat("recover ", request->source_address()),
+              request->migration_id());
+}
+
+grpc::Status FakeDaemon::SetLimits(grpc::ServerContext*,
+                                   const v1::SetLimitsRequest* request,
+                                   v1::SetLimitsResponse* response) {
+  *response->mutable_migration() = migration();
+  return Note(absl::StrCat("limit ", request->bulk_limit_bytes_per_second()),
+              request->migration_id());
+}
+
+grpc::Status FakeDaemon::AbandonMigration(
+    grpc::ServerContext*, const v1::AbandonMigrationRequest* request,
+    v1::AbandonMigrationResponse* response) {
+  *response->mutable_migration() = migration();
+  return Note(absl::StrCat("abandon ", request->lose_missing_pages()),
+              request->migration_id());
+}
+
+grpc::Status FakeDaemon::DeleteMigration(
+    grpc::ServerContext*, const v1::DeleteMigrationRequest* request,
+    v1::DeleteMigrationResponse*) {
+  return Note("delete", request->migration_id());
 }
 
 }  // namespace postcopy

@@ -58,6 +58,8 @@ class FakeDaemon : public v1::MigrationService::Service {
   v1::CreateMigrationRequest create_request() const;
   std::vector<std::string> switch_over_request_ids() const;
   int cancel_calls() const;
+  // What the other calls asked for: "pause", "limit 1048576", ...
+  std::vector<std::string> calls() const;
   v1::Migration migration() const;
 
   // --- MigrationService ----------------------------------------------------
@@ -81,8 +83,25 @@ class FakeDaemon : public v1::MigrationService::Service {
   grpc::Status CancelMigration(grpc::ServerContext* context,
                                const v1::CancelMigrationRequest* request,
                                v1::CancelMigrationResponse* response) override;
+  grpc::Status PauseMigration(grpc::ServerContext* context,
+                              const v1::PauseMigrationRequest* request,
+                              v1::PauseMigrationResponse* response) override;
+  grpc::Status RecoverMigration(
+      grpc::ServerContext* context, const v1::RecoverMigrationRequest* request,
+      v1::RecoverMigrationResponse* response) override;
+  grpc::Status SetLimits(grpc::ServerContext* context,
+                         const v1::SetLimitsRequest* request,
+                         v1::SetLimitsResponse* response) override;
+  grpc::Status AbandonMigration(
+      grpc::ServerContext* context, const v1::AbandonMigrationRequest* request,
+      v1::AbandonMigrationResponse* response) override;
+  grpc::Status DeleteMigration(grpc::ServerContext* context,
+                               const v1::DeleteMigrationRequest* request,
+                               v1::DeleteMigrationResponse* response) override;
 
  private:
+  // Notes `call`; the answer.
+  grpc::Status Note(const std::string& call, const std::string& migration_id);
   bool Await(const std::function<bool()>& condition);
   bool IsKnown(const std::string& migration_id) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
@@ -104,6 +123,7 @@ class FakeDaemon : public v1::MigrationService::Service {
   int streams_opened_ ABSL_GUARDED_BY(mutex_) = 0;
   int cancel_calls_ ABSL_GUARDED_BY(mutex_) = 0;
   v1::CreateMigrationRequest create_request_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::string> calls_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::string> switch_over_request_ids_ ABSL_GUARDED_BY(mutex_);
 };
 

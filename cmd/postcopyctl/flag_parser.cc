@@ -98,6 +98,7 @@ absl::StatusOr<CommandLine> ParseFlags(
     }
     absl::Status status = SetFlag(flag, *argument.value);
     if (!status.ok()) return status;
+    result.flags.insert(std::string(flag->Name()));
   }
   return result;
 }

@@ -5,6 +5,7 @@
 #ifndef CMD_POSTCOPYCTL_FLAG_PARSER_H_
 #define CMD_POSTCOPYCTL_FLAG_PARSER_H_
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,8 @@ namespace postcopy {
 struct CommandLine {
   // Everything that does not start with '-', in order, and all after "--".
   std::vector<std::string> arguments;
+  // Names of the flags that were given.
+  std::set<std::string> flags;
   // --help or -h was there.
   bool help = false;
 };

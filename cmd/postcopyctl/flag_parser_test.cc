@@ -39,6 +39,8 @@ TEST_F(FlagParserTest, ReadsValuesOfAllTypes) {
   ASSERT_TRUE(line.ok()) << line.status();
   EXPECT_THAT(line->arguments, ElementsAre("migrate", "rest"));
   EXPECT_FALSE(line->help);
+  EXPECT_THAT(line->flags, ElementsAre("test_number", "test_size",
+                                       "test_switch", "test_text"));
   EXPECT_EQ(absl::GetFlag(FLAGS_test_text), "a=b");
   EXPECT_EQ(absl::GetFlag(FLAGS_test_number), 9u);
   EXPECT_EQ(absl::GetFlag(FLAGS_test_size), ByteCount(2 << 20));

@@ -35,6 +35,15 @@ bool MayHaveArrived(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
 }
 
+// True if a side has ended, and not with COMPLETED.
+bool BadlyEnded(const MigrationView& view) {
+  for (const SideView* side : {&view.source, &view.destination}) {
+    const v1::MigrationState state = side->migration.state();
+    if (HasEnded(state) && state != v1::MIGRATION_STATE_COMPLETED) return true;
+  }
+  return false;
+}
+
 // SwitchOver takes as long as the hand-over does, so it has its own thread.
 class SwitchOverCall {
  public:
@@ -73,6 +82,7 @@ class Migrator {
   MigrateResult Run() {
     absl::Status status = Prepare();
     if (status.ok()) status = Drive();
+    status = ResumeAtEnd(std::move(status));
     MigrationView view = board_.View();
     return {.status = status,
             .source = view.source.migration,
@@ -92,7 +102,12 @@ class Migrator {
   std::optional<absl::Status> Perform(MigrateStep step,
                                       const MigrationView& view);
   MigrateSituation Situation() const;
-  void CallSwitchOver(const MigrationView& view);
+  // The error of the pause command, if it fails.
+  absl::Status CallSwitchOver(const MigrationView& view);
+  absl::Status Hook(HookEvent event, v1::Role side);
+  // Lets a guest run that the pause command has stopped, where it is now.
+  void ResumeHandedOver(const MigrationView& view);
+  absl::Status ResumeAtEnd(absl::Status end);
   std::optional<absl::Status> HandleRefusal(const absl::Status& why);
   absl::Status Succeed(const MigrationView& view);
   absl::Status HandleBadEnd(const MigrationView& view);
@@ -113,6 +128,9 @@ class Migrator {
   DaemonClient source_;
   DaemonClient destination_;
   int switch_over_attempts_ = 0;
+  // The pause command was run, and no resume command since.
+  bool hook_paused_ = false;
+  absl::Status resume_status_;
   absl::Duration switch_over_called_ = absl::ZeroDuration();
   // After all that they use, so that they end first.
   std::unique_ptr<SideWatcher> source_watcher_;
@@ -126,22 +144,10 @@ absl::Status Migrator::Prepare() {
     absl::Status status = client->Connect();
     if (!status.ok()) return Annotate(status, "nothing has been started");
   }
-  v1::CreateMigrationRequest request;
-  request.set_migration_id(options_.migration_id);
-  request.set_vm_name(options_.vm_name);
-  request.set_policy(options_.policy);
-  request.set_bulk_limit_bytes_per_second(options_.bandwidth.value());
-  v1::CreateMigrationRequest source_request = request;
-  source_request.set_request_id(RandomId("create"));
-  source_request.set_rounds_max(options_.rounds_max);
-  source_request.set_bulk_zstd(options_.compress);
-  absl::Status status = CreateSide(&source_, source_request);
+  const CreateRequests requests = RequestsFor(options_);
+  absl::Status status = CreateSide(&source_, requests.source);
   if (!status.ok()) return status;
-
-  request.set_request_id(RandomId("create"));
-  request.set_source_address(options_.source_data_address);
-  request.set_pull_order(options_.pull_order);
-  status = CreateSide(&destination_, request);
+  status = CreateSide(&destination_, requests.destination);
   if (!status.ok()) return GiveUp(status);
   return absl::OkStatus();
 }
@@ -176,6 +182,7 @@ absl::Status Migrator::Drive() {
     source_watcher_->BreakSilentStream();
     destination_watcher_->BreakSilentStream();
     observer_->OnView(view, Uptime() - start_);
+    ResumeHandedOver(view);
     std::optional<absl::Status> end =
         Perform(NextStep(view, Situation()), view);
     if (end.has_value()) {
@@ -201,7 +208,7 @@ std::optional<absl::Status> Migrator::Perform(MigrateStep step,
     case MigrateStep::kWait:
       return std::nullopt;
     case MigrateStep::kSwitchOver:
-      CallSwitchOver(view);
+      if (absl::Status s = CallSwitchOver(view); !s.ok()) return GiveUp(s);
       return std::nullopt;
     case MigrateStep::kRefused:
       return HandleRefusal(*view.switch_over);
@@ -221,22 +228,80 @@ std::optional<absl::Status> Migrator::Perform(MigrateStep step,
   return absl::InternalError("unknown step");
 }
 
-void Migrator::CallSwitchOver(const MigrationView& view) {
+absl::Status Migrator::Hook(HookEvent event, v1::Role side) {
+  const std::string& command = event == HookEvent::kPause
+                                   ? options_.pause_command
+                                   : options_.resume_command;
+  hook_paused_ = event == HookEvent::kPause;
+  if (command.empty()) return absl::OkStatus();
+  return RunHook(command,
+                 {.event = event,
+                  .side = side,
+                  .vm_name = options_.vm_name,
+                  .migration_id = options_.migration_id,
+                  .source_address = options_.source_address,
+                  .destination_address = options_.destination_address},
+                 options_.hook_timeout);
+}
+
+void Migrator::ResumeHandedOver(const MigrationView& view) {
+  // Not the source's word: pages are served once the destination has taken
+  // over.
+  if (!hook_paused_ || !IsHandedOver(view.destination.migration.state())) {
+    return;
+  }
+  resume_status_ = Hook(HookEvent::kResume, v1::ROLE_DESTINATION);
+  if (!resume_status_.ok()) {
+    observer_->OnMessage(
+        absl::StrCat(resume_status_.message(), "; the migration goes on"));
+  }
+}
+
+absl::Status Migrator::ResumeAtEnd(absl::Status end) {
+  // Whoever stops waiting in the middle of a hand-over still has to see to the
+  // guest that was stopped for it; the watchers go on.
+  const absl::Duration until = Uptime() + options_.call_timeout;
+  uint64_t version = 0;
+  MigrationView view = board_.View();
+  ResumeHandedOver(view);
+  while (hook_paused_ && !BadlyEnded(view) && Uptime() < until) {
+    view = board_.AwaitChange(&version, kTick);
+    ResumeHandedOver(view);
+  }
+  if (!resume_status_.ok()) {
+    return end.ok() ? resume_status_ : Annotate(end, resume_status_.message());
+  }
+  if (!hook_paused_) return end;
+  if (!HasEnded(view.source.migration.state())) {
+    return Annotate(end,
+                    "the resume command was not run, for where the guest "
+                    "belongs is not known");
+  }
+  const absl::Status resumed = Hook(HookEvent::kResume, v1::ROLE_SOURCE);
+  return resumed.ok() ? end : Annotate(end, resumed.message());
+}
+
+absl::Status Migrator::CallSwitchOver(const MigrationView& view) {
   absl::Duration now = Uptime();
   if (switch_over_attempts_ > 0 &&
       now - switch_over_called_ < kSwitchOverRetryPause) {
-    return;
+    return absl::OkStatus();
   }
   switch_over_called_ = now;
   if (switch_over_attempts_++ == 0) {
     const std::string& reason = view.source.migration.advice().reason();
     observer_->OnMessage(
         absl::StrCat("switching over", reason.empty() ? "" : ": ", reason));
+    if (!options_.pause_command.empty()) {
+      absl::Status paused = Hook(HookEvent::kPause, v1::ROLE_SOURCE);
+      if (!paused.ok()) return paused;
+    }
   }
   switch_over_.reset();
   board_.SetSwitchOver(std::nullopt);
   switch_over_ = std::make_unique<SwitchOverCall>(
       &source_, switch_over_request_id_, options_, &board_);
+  return absl::OkStatus();
 }
 
 std::optional<absl::Status> Migrator::HandleRefusal(const absl::Status& why) {
@@ -347,6 +412,24 @@ std::string Migrator::LookHint(absl::string_view command) const {
 }
 
 }  // namespace
+
+CreateRequests RequestsFor(const MigrateOptions& options) {
+  v1::CreateMigrationRequest request;
+  request.set_migration_id(options.migration_id);
+  request.set_vm_name(options.vm_name);
+  request.set_policy(options.policy);
+  request.set_bulk_limit_bytes_per_second(options.bandwidth.value());
+  CreateRequests requests{.source = request, .destination = request};
+  requests.source.set_request_id(RandomId("create"));
+  requests.source.set_rounds_max(options.rounds_max);
+  requests.source.set_bulk_zstd(options.compress);
+  requests.source.set_switch_over_mode(options.mode);
+  requests.source.set_deadline_ms_per_gib(options.deadline_ms_per_gib);
+  requests.destination.set_request_id(RandomId("create"));
+  requests.destination.set_source_address(options.source_data_address);
+  requests.destination.set_pull_order(options.pull_order);
+  return requests;
+}
 
 MigrateResult Migrate(const MigrateOptions& options,
                       const std::function<bool()>& interrupted,

@@ -10,6 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "cmd/postcopyctl/daemon_client.h"
+#include "cmd/postcopyctl/hook.h"
 #include "cmd/postcopyctl/migration_board.h"
 #include "cmd/postcopyctl/side_watcher.h"
 #include "cmd/security/client_security.h"
@@ -30,6 +31,10 @@ struct MigrateOptions {
   std::string vm_name;
   std::string migration_id;
   v1::MigrationPolicy policy = v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY;
+  // AUTO: the source may switch over before we ask for it.
+  v1::SwitchOverMode mode = v1::SWITCH_OVER_MODE_MANUAL;
+  // 0 = the daemon's default.
+  uint32_t deadline_ms_per_gib = 0;
   // Per second, for the bulk lane; 0 = no limit.
   ByteCount bandwidth;
   // Compress pages on the bulk lane, where that makes them smaller.
@@ -41,12 +46,23 @@ struct MigrateOptions {
   // For all of it. When it is over before the switch-over, the migration is
   // cancelled; after it, it goes on alone.
   absl::Duration timeout = absl::InfiniteDuration();
+  // For VMMs with an API of their own; empty: none. See hook.h.
+  std::string pause_command;
+  std::string resume_command;
 
   // For tests; nobody else has a reason to change these.
   absl::Duration call_timeout = kCallTimeout;
   absl::Duration switch_over_timeout = absl::Minutes(2);
+  absl::Duration hook_timeout = kHookTimeout;
   WatchOptions watch;
 };
+
+// What creates the two sides. The request ids are new ones.
+struct CreateRequests {
+  v1::CreateMigrationRequest source;
+  v1::CreateMigrationRequest destination;
+};
+CreateRequests RequestsFor(const MigrateOptions& options);
 
 // Who wants to see it happen. Called from the thread that called Migrate().
 class MigrateObserver {

@@ -16,6 +16,12 @@ absl::Status RunMigrate(const CommandContext& context) {
   absl::StatusOr<MigrateOptions> options = ToMigrateOptions(context.options);
   if (!options.ok()) return options.status();
   options->security = context.security;
+  if (context.options.dry_run) {
+    CommandContext create = context;
+    // Chosen anew each time, unless it was given.
+    create.options.migration_id = options->migration_id;
+    return RunCreate(create);
+  }
   ProgressPrinter printer(context.err, context.terminal_width, "postcopyctl: ");
   printer.OnMessage("migration " + options->migration_id);
   MigrateResult result = Migrate(*options, context.interrupted, &printer);

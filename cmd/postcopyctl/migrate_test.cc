@@ -1,11 +1,15 @@
 #include "cmd/postcopyctl/migrate.h"
 
 #include <atomic>
+#include <cstdio>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cmd/postcopyctl/exit_code.h"
 #include "cmd/postcopyctl/fake_daemon.h"
@@ -482,6 +486,118 @@ TEST_F(MigrateTest, ACompleteDestinationNeedsNoSource) {
   EXPECT_TRUE(result.status.ok()) << result.status;
   EXPECT_THAT(observer_.messages.back(),
               HasSubstr("every page is at the destination"));
+}
+
+// --- Commands of the user's
+// ---------------------------------------------------
+
+class MigrateHooksTest : public MigrateTest {
+ protected:
+  MigrateHooksTest() {
+    const std::string note =
+        "echo $POSTCOPY_EVENT $POSTCOPY_SIDE $POSTCOPY_VM "
+        "$POSTCOPY_MIGRATION_ID >> " +
+        path_;
+    options_.pause_command = note;
+    options_.resume_command = note;
+  }
+  ~MigrateHooksTest() override { std::remove(path_.c_str()); }
+
+  std::string Notes() const {
+    std::ifstream file(path_);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+
+  const std::string path_ = ::testing::TempDir() + "/hooks";
+};
+
+constexpr char kPausedAtSource[] = "pause source vm vm-1\n";
+constexpr char kResumedAtSource[] = "resume source vm vm-1\n";
+constexpr char kResumedAtDestination[] = "resume destination vm vm-1\n";
+
+TEST_F(MigrateHooksTest, RunAroundTheHandOver) {
+  std::string at_switch_over;
+  source_.on_switch_over = [&] {
+    at_switch_over = Notes();
+    return grpc::Status::OK;
+  };
+  MigrateResult result = Run([this] {
+    PlayUntilPostcopy();
+    Complete();
+  });
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  EXPECT_EQ(at_switch_over, kPausedAtSource);
+  EXPECT_EQ(Notes(), absl::StrCat(kPausedAtSource, kResumedAtDestination));
+}
+
+TEST_F(MigrateHooksTest, APauseThatFailsCancels) {
+  options_.pause_command += "; exit 3";
+  MigrateResult result = Run([this] {
+    StartPrecopy();
+    Recommend(&source_);
+  });
+  EXPECT_THAT(Message(result),
+              AllOf(HasSubstr("the pause command for the source: exit code 3"),
+                    HasSubstr("the guest goes on at the source")));
+  ExpectBothCancelled();
+  EXPECT_TRUE(source_.switch_over_request_ids().empty());
+  EXPECT_EQ(Notes(), absl::StrCat(kPausedAtSource, kResumedAtSource));
+}
+
+TEST_F(MigrateHooksTest, APauseThatDoesNotEndCancels) {
+  options_.pause_command += "; sleep 1000";
+  options_.hook_timeout = absl::Milliseconds(500);
+  MigrateResult result = Run([this] {
+    StartPrecopy();
+    Recommend(&source_);
+  });
+  EXPECT_EQ(ExitCodeOf(result.status), ExitCode::kPrecondition);
+  EXPECT_THAT(Message(result), HasSubstr("has not ended within 500ms"));
+  ExpectBothCancelled();
+  EXPECT_EQ(Notes(), absl::StrCat(kPausedAtSource, kResumedAtSource));
+}
+
+TEST_F(MigrateHooksTest, ARefusedSwitchOverResumesAtTheSource) {
+  source_.on_switch_over = [] {
+    return grpc::Status(grpc::StatusCode::ABORTED, "the network is lost");
+  };
+  MigrateResult result = Run([this] {
+    StartPrecopy();
+    Recommend(&source_);
+  });
+  EXPECT_FALSE(result.status.ok());
+  EXPECT_EQ(Notes(), absl::StrCat(kPausedAtSource, kResumedAtSource));
+}
+
+// The guest is there, and the migration goes on; but it does not run.
+TEST_F(MigrateHooksTest, AResumeThatFailsIsSaid) {
+  options_.resume_command = "exit 4";
+  MigrateResult result = Run([this] {
+    PlayUntilPostcopy();
+    Complete();
+  });
+  EXPECT_EQ(ExitCodeOf(result.status), ExitCode::kFailed);
+  EXPECT_EQ(Message(result),
+            "the resume command for the destination: exit code 4");
+  EXPECT_EQ(destination_.migration().state(), v1::MIGRATION_STATE_COMPLETED);
+}
+
+// To run it in two places would be worse than to run it in none.
+TEST_F(MigrateHooksTest, NobodyIsResumedWhoMayRunElsewhere) {
+  options_.call_timeout = absl::Seconds(1);
+  source_.on_cancel = [] {
+    return grpc::Status(grpc::StatusCode::INTERNAL, "stuck");
+  };
+  MigrateResult result = Run([this] {
+    StartPrecopy();
+    Recommend(&source_);
+    ASSERT_TRUE(source_.AwaitSwitchOverCall());
+    source_.SetState(v1::MIGRATION_STATE_SWITCHING);
+    interrupted_ = true;
+  });
+  EXPECT_THAT(Message(result),
+              HasSubstr("where the guest belongs is not known"));
+  EXPECT_EQ(Notes(), kPausedAtSource);
 }
 
 }  // namespace

@@ -87,6 +87,40 @@ std::string FaultStageName(v1::FaultStageKind kind) {
   }
 }
 
+std::string ModeName(v1::SwitchOverMode mode) {
+  switch (mode) {
+    case v1::SWITCH_OVER_MODE_UNSPECIFIED:
+      return "";
+    case v1::SWITCH_OVER_MODE_MANUAL:
+      return "manual";
+    case v1::SWITCH_OVER_MODE_AUTO:
+      return "auto";
+    default:
+      return absl::StrCat("mode ", mode);
+  }
+}
+
+std::string VerdictName(v1::SwitchOverVerdict verdict) {
+  switch (verdict) {
+    case v1::SWITCH_OVER_VERDICT_UNSPECIFIED:
+      return "";
+    case v1::SWITCH_OVER_VERDICT_WAIT:
+      return "wait";
+    case v1::SWITCH_OVER_VERDICT_CONVERGED:
+      return "converged";
+    case v1::SWITCH_OVER_VERDICT_NOT_CONVERGING:
+      return "not-converging";
+    case v1::SWITCH_OVER_VERDICT_ROUNDS_USED_UP:
+      return "rounds-used-up";
+    case v1::SWITCH_OVER_VERDICT_DEADLINE:
+      return "deadline";
+    case v1::SWITCH_OVER_VERDICT_POLICY:
+      return "policy";
+    default:
+      return absl::StrCat("verdict ", verdict);
+  }
+}
+
 std::string RoleName(v1::Role role) {
   return role == v1::ROLE_DESTINATION ? "destination" : "source";
 }

@@ -25,6 +25,10 @@ std::string DirtyTrackingName(v1::DirtyTrackingKind kind);
 // "reading", "asking", "answering", "installing"; empty for a kind that this
 // program does not know.
 std::string FaultStageName(v1::FaultStageKind kind);
+// "manual", "auto"; "" for UNSPECIFIED.
+std::string ModeName(v1::SwitchOverMode mode);
+// "wait", "converged", ...; "" for UNSPECIFIED.
+std::string VerdictName(v1::SwitchOverVerdict verdict);
 // "source", "destination".
 std::string RoleName(v1::Role role);
 

@@ -133,25 +133,62 @@ absl::Status CheckMigrationId(const Options& options) {
   return UsageError("--migration_id is needed: which migration?");
 }
 
-absl::StatusOr<MigrateOptions> ToMigrateOptions(const Options& options) {
-  MigrateOptions result;
-  if (options.vm.empty()) return UsageError("migrate needs --vm: which VM?");
-  absl::Status status = CheckId("--vm", options.vm);
-  if (status.ok()) status = CheckAddresses(options);
-  if (status.ok()) status = CheckBandwidth(options.bandwidth);
-  if (!status.ok()) return status;
-  if (!ParsePolicy(options.policy, &result.policy)) {
-    return UsageError("--policy=", options.policy,
-                      " must be precopy-then-postcopy, postcopy-only or "
-                      "precopy-only");
+namespace {
+
+// The policies as orchestrators call them are two fields of the protocol.
+absl::Status ParseDecision(const Options& options, MigrateOptions* result) {
+  absl::string_view policy = options.policy;
+  if (policy == "manual" || policy == "auto") {
+    result->policy = v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY;
+    result->mode = policy == "auto" ? v1::SWITCH_OVER_MODE_AUTO
+                                    : v1::SWITCH_OVER_MODE_MANUAL;
+  } else if (!ParsePolicy(policy, &result->policy)) {
+    return UsageError("--policy=", policy,
+                      " must be manual, auto, postcopy-only or precopy-only");
   }
+  if (options.deadline_per_gib < absl::ZeroDuration() ||
+      options.deadline_per_gib > kDeadlinePerGibMax) {
+    return UsageError("--deadline_per_gib must be 0 to ",
+                      absl::FormatDuration(kDeadlinePerGibMax));
+  }
+  result->deadline_ms_per_gib = static_cast<uint32_t>(
+      absl::ToInt64Milliseconds(options.deadline_per_gib));
+  return CheckRounds(options, result->policy);
+}
+
+absl::Status CheckHooks(const Options& options, const MigrateOptions& result) {
+  if (options.pause_command.empty() && options.resume_command.empty()) {
+    return absl::OkStatus();
+  }
+  if (result.mode == v1::SWITCH_OVER_MODE_AUTO) {
+    return UsageError(
+        "--pause_command and --resume_command contradict --policy=auto, where "
+        "the source stops the guest without asking");
+  }
+  if (options.pause_command.empty()) {
+    return UsageError(
+        "--resume_command needs --pause_command: it lets run what that has "
+        "stopped");
+  }
+  return absl::OkStatus();
+}
+
+// What `create` and `migrate` both want, but for the addresses.
+absl::StatusOr<MigrateOptions> ToCommonOptions(const Options& options,
+                                               absl::string_view command) {
+  MigrateOptions result;
+  if (options.vm.empty()) {
+    return UsageError(command, " needs --vm: which VM?");
+  }
+  absl::Status status = CheckId("--vm", options.vm);
+  if (status.ok()) status = CheckBandwidth(options.bandwidth);
+  if (status.ok()) status = ParseDecision(options, &result);
+  if (!status.ok()) return status;
   if (!ParsePullOrder(options.pull_order, &result.pull_order)) {
     return UsageError("--pull_order=", options.pull_order,
                       " must be adaptive, linear, after-fault, around-faults "
                       "or recently-dirtied");
   }
-  status = CheckRounds(options, result.policy);
-  if (!status.ok()) return status;
   result.source_address = options.source;
   result.destination_address = options.destination;
   result.source_data_address = options.source_data.empty()
@@ -164,6 +201,41 @@ absl::StatusOr<MigrateOptions> ToMigrateOptions(const Options& options) {
   result.compress = options.compress;
   result.rounds_max = options.rounds_max;
   result.timeout = options.timeout;
+  return result;
+}
+
+}  // namespace
+
+absl::StatusOr<CreateRequests> ToCreateRequests(const Options& options) {
+  absl::Status status = CheckMigrationId(options);
+  if (status.ok()) status = CheckAnyAddress(options);
+  if (!status.ok()) return status;
+  if (!options.source_data.empty()) {
+    status = CheckAddress("--source_data", options.source_data);
+    if (!status.ok()) return status;
+  } else if (!options.destination.empty() &&
+             (options.source.empty() ||
+              absl::StartsWith(options.source, "unix:"))) {
+    return UsageError(
+        "create at a destination needs --source_data=host:port: where it "
+        "fetches pages");
+  }
+  absl::StatusOr<MigrateOptions> common = ToCommonOptions(options, "create");
+  if (!common.ok()) return common.status();
+  CreateRequests requests = RequestsFor(*common);
+  requests.source.set_validate_only(options.dry_run);
+  requests.destination.set_validate_only(options.dry_run);
+  return requests;
+}
+
+absl::StatusOr<MigrateOptions> ToMigrateOptions(const Options& options) {
+  absl::StatusOr<MigrateOptions> result = ToCommonOptions(options, "migrate");
+  if (!result.ok()) return result.status();
+  absl::Status status = CheckAddresses(options);
+  if (status.ok()) status = CheckHooks(options, *result);
+  if (!status.ok()) return status;
+  result->pause_command = options.pause_command;
+  result->resume_command = options.resume_command;
   return result;
 }
 

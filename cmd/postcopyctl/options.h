@@ -3,6 +3,7 @@
 #define CMD_POSTCOPYCTL_OPTIONS_H_
 
 #include <cstdint>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -18,6 +19,7 @@ namespace postcopy {
 inline constexpr ByteCount kBandwidthMin{1024 * 1024};
 // The daemons' limit.
 inline constexpr uint32_t kRoundsMax = 1000;
+inline constexpr absl::Duration kDeadlinePerGibMax = absl::Hours(1);
 
 enum class OutputFormat { kTable, kJson };
 
@@ -28,11 +30,16 @@ struct Options {
   std::string source_data;
   std::string vm;
   std::string migration_id;
-  std::string policy = "precopy-then-postcopy";
+  std::string policy = "manual";
   ByteCount bandwidth;
   bool compress = false;
   std::string pull_order = "adaptive";
   uint32_t rounds_max = 0;
+  absl::Duration deadline_per_gib = absl::ZeroDuration();
+  bool dry_run = false;
+  std::string pause_command;
+  std::string resume_command;
+  bool lose_missing_pages = false;
   absl::Duration timeout = absl::InfiniteDuration();
   std::string output = "table";
   // How daemons at TCP are dialled: by certificates of a directory, or in
@@ -43,6 +50,8 @@ struct Options {
   std::string dir;
   std::string hosts;
   bool force = false;
+  // Which of them were given.
+  std::set<std::string> given;
 };
 
 // Each fails with INVALID_ARGUMENT and a sentence.
@@ -58,6 +67,9 @@ absl::Status CheckCommon(const Options& options);
 // --source or --destination or both.
 absl::Status CheckAnyAddress(const Options& options);
 absl::Status CheckMigrationId(const Options& options);
+
+// The requests of `create`, for the sides whose address is given.
+absl::StatusOr<CreateRequests> ToCreateRequests(const Options& options);
 
 // What `migrate` needs; fills in what was left out.
 absl::StatusOr<MigrateOptions> ToMigrateOptions(const Options& options);

@@ -92,6 +92,64 @@ Rows SourceRows(const v1::Migration& migration) {
            FormatDowntime(times.downtime_us(), times.added_downtime_us())}};
 }
 
+// Where a number is not known.
+constexpr char kUnknown[] = "not known";
+
+std::string FormatMillis(bool known, uint64_t millis) {
+  return known ? FormatMicros(millis * 1000) : kUnknown;
+}
+
+// "410.0 MiB/s written, 380.0 MiB/s sent".
+Rows EstimateRows(const v1::Migration& migration) {
+  if (!migration.has_estimate()) return {};
+  const v1::SwitchOverEstimate& now = migration.estimate();
+  const auto rate = [](bool known, uint64_t bytes_per_second) {
+    return known ? FormatRate(bytes_per_second) : kUnknown;
+  };
+  return {{"to send", FormatBytes(ByteCount(now.unsent_bytes()))},
+          {"  written", rate(now.has_dirty_bytes_per_second(),
+                             now.dirty_bytes_per_second())},
+          {"  sent", rate(now.has_bandwidth_bytes_per_second(),
+                          now.bandwidth_bytes_per_second())},
+          {"expected", ""},
+          {"  precopy", FormatMillis(now.has_remaining_precopy_ms(),
+                                     now.remaining_precopy_ms())},
+          {"  downtime",
+           now.has_downtime_us() ? FormatMicros(now.downtime_us()) : kUnknown},
+          {"  stall", FormatMillis(now.has_stall_ms(), now.stall_ms())}};
+}
+
+// Numbers that are not known are left out.
+JsonObject EstimateJson(const v1::SwitchOverEstimate& now) {
+  JsonObject json;
+  json.Add("verdict", VerdictName(now.verdict()))
+      .Add("unsent_bytes", now.unsent_bytes());
+  if (now.has_dirty_bytes_per_second()) {
+    json.Add("dirty_bytes_per_second", now.dirty_bytes_per_second());
+  }
+  if (now.has_bandwidth_bytes_per_second()) {
+    json.Add("bandwidth_bytes_per_second", now.bandwidth_bytes_per_second());
+  }
+  if (now.has_remaining_precopy_ms()) {
+    json.Add("remaining_precopy_ms", now.remaining_precopy_ms());
+  }
+  if (now.has_downtime_us()) json.Add("downtime_us", now.downtime_us());
+  if (now.has_stall_ms()) json.Add("stall_ms", now.stall_ms());
+  return json;
+}
+
+std::vector<JsonObject> ChangesJson(const v1::Migration& migration) {
+  std::vector<JsonObject> changes;
+  for (const v1::StateChange& change : migration.state_changes()) {
+    changes.emplace_back()
+        .Add("number", change.number())
+        .Add("state", StateName(change.state()))
+        .Add("time", FormatTime(change.time()))
+        .Add("status_message", change.status_message());
+  }
+  return changes;
+}
+
 std::string FormatLimit(uint64_t bytes_per_second) {
   return bytes_per_second == 0 ? "none" : FormatRate(bytes_per_second);
 }
@@ -233,7 +291,13 @@ std::string MigrationJson(const v1::Migration& migration) {
       .Add("pull_order", PullOrderName(migration.pull_order()))
       .Add("bulk_zstd", migration.bulk_zstd())
       .Add("bulk_page_bytes", migration.bulk_page_bytes())
-      .Add("bulk_sent_bytes", migration.bulk_sent_bytes());
+      .Add("bulk_sent_bytes", migration.bulk_sent_bytes())
+      .Add("switch_over_mode", ModeName(migration.switch_over_mode()))
+      .Add("deadline_ms_per_gib", migration.deadline_ms_per_gib())
+      .Add("estimate", EstimateJson(migration.estimate()))
+      .Add("pause_requested", migration.pause_requested())
+      .Add("source_address", migration.source_address())
+      .Add("state_changes", ChangesJson(migration));
   return json.ToString();
 }
 
@@ -254,6 +318,8 @@ std::string MigrationTable(const v1::Migration& migration) {
   Rows pages = PageRows(migration.pages());
   rows.insert(rows.end(), pages.begin(), pages.end());
   Rows side = SourceRows(migration);
+  Rows estimate = EstimateRows(migration);
+  side.insert(side.end(), estimate.begin(), estimate.end());
   if (migration.role() == v1::ROLE_DESTINATION) {
     side = {{"fault latency", FormatLatency(migration.fault_latency())}};
     Rows times = FaultTimesRows(migration.fault_times());

@@ -16,6 +16,7 @@ namespace postcopy {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 google::protobuf::Struct Parse(const std::string& json) {
   google::protobuf::Struct result;
@@ -190,6 +191,47 @@ v1::FaultTimes SomeFaultTimes() {
 }
 
 using Row = std::pair<std::string, std::string>;
+
+// What is not known is said to people, and left out for scripts.
+TEST(EstimateTest, IsShownAsFarAsItIsKnown) {
+  v1::Migration migration = SomeResult().source;
+  migration.set_role(v1::ROLE_SOURCE);
+  migration.set_switch_over_mode(v1::SWITCH_OVER_MODE_AUTO);
+  EXPECT_THAT(MigrationTable(migration), Not(HasSubstr("expected")));
+  v1::SwitchOverEstimate& estimate = *migration.mutable_estimate();
+  estimate.set_verdict(v1::SWITCH_OVER_VERDICT_NOT_CONVERGING);
+  estimate.set_dirty_bytes_per_second(410 << 20);
+  estimate.set_unsent_bytes(1 << 30);
+  estimate.set_stall_ms(0);
+  const std::string table = MigrationTable(migration);
+  EXPECT_THAT(table, HasSubstr("to send       1.0 GiB\n"));
+  EXPECT_THAT(table, HasSubstr("  written     410.0 MiB/s\n"));
+  EXPECT_THAT(table, HasSubstr("  sent        not known\n"));
+  EXPECT_THAT(table, HasSubstr("  precopy     not known\n"));
+  EXPECT_THAT(table, HasSubstr("  stall       0 us\n"));
+  const google::protobuf::Struct json = Parse(MigrationJson(migration));
+  EXPECT_EQ(json.fields().at("switch_over_mode").string_value(), "auto");
+  const auto& known = json.fields().at("estimate").struct_value().fields();
+  EXPECT_EQ(known.at("verdict").string_value(), "not-converging");
+  EXPECT_EQ(known.at("dirty_bytes_per_second").number_value(), 410 << 20);
+  EXPECT_EQ(known.at("stall_ms").number_value(), 0);
+  EXPECT_FALSE(known.contains("downtime_us"));
+  EXPECT_FALSE(known.contains("bandwidth_bytes_per_second"));
+}
+
+TEST(StateChangesTest, AreInJson) {
+  v1::Migration migration = SomeResult().destination;
+  v1::StateChange& change = *migration.add_state_changes();
+  change.set_number(7);
+  change.set_state(v1::MIGRATION_STATE_RECOVERING);
+  change.set_status_message("reset");
+  const google::protobuf::Struct json = Parse(MigrationJson(migration));
+  const auto& changes = json.fields().at("state_changes").list_value();
+  ASSERT_EQ(changes.values_size(), 1);
+  const auto& fields = changes.values(0).struct_value().fields();
+  EXPECT_EQ(fields.at("number").number_value(), 7);
+  EXPECT_EQ(fields.at("state").string_value(), "RECOVERING");
+}
 
 TEST(FaultTimesTest, RowsAreTheStagesAndWhoWaitedLongest) {
   const auto rows = FaultTimesRows(SomeFaultTimes());
