@@ -272,7 +272,10 @@ absl::Status Migrator::ResumeAtEnd(absl::Status end) {
     return end.ok() ? resume_status_ : Annotate(end, resume_status_.message());
   }
   if (!hook_paused_) return end;
-  if (!HasEnded(view.source.migration.state())) {
+  // No other state of a source says that the guest is its own again.
+  const v1::MigrationState source = view.source.migration.state();
+  if (source != v1::MIGRATION_STATE_CANCELLED &&
+      source != v1::MIGRATION_STATE_FAILED) {
     return Annotate(end,
                     "the resume command was not run, for where the guest "
                     "belongs is not known");

@@ -600,5 +600,21 @@ TEST_F(MigrateHooksTest, NobodyIsResumedWhoMayRunElsewhere) {
   EXPECT_EQ(Notes(), kPausedAtSource);
 }
 
+// A source that has completed has no guest, whatever is heard of the
+// destination.
+TEST_F(MigrateHooksTest, ACompletedSourceIsNotResumed) {
+  options_.call_timeout = absl::Seconds(1);
+  options_.watch.reconnect_timeout = absl::Milliseconds(300);
+  MigrateResult result = Run([this] {
+    StartPrecopy();
+    Recommend(&source_);
+    ASSERT_TRUE(source_.AwaitSwitchOverCall());
+    destination_.Stop();
+    source_.SetState(v1::MIGRATION_STATE_COMPLETED);
+  });
+  EXPECT_FALSE(result.status.ok());
+  EXPECT_EQ(Notes(), kPausedAtSource);
+}
+
 }  // namespace
 }  // namespace postcopy
