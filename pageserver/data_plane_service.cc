@@ -11,6 +11,7 @@
 #include "dirtytrack/ram_layout.h"
 #include "pageserver/grpc_bulk_lane.h"
 #include "pageserver/page_run_codec.h"
+#include "pageserver/urgent_answers.h"
 
 namespace postcopy {
 namespace {
@@ -71,14 +72,6 @@ absl::Status DecodePages(const v1::UrgentRequest& request,
   return absl::OkStatus();
 }
 
-// False if the stream ended without a message.
-bool ReadFirst(StreamDeadlines& deadlines, grpc::ServerContext& context,
-               UrgentStream& stream, v1::UrgentRequest& request) {
-  const StreamDeadlines::Pending pending(&deadlines,
-                                         [&context] { context.TryCancel(); });
-  return stream.Read(&request);
-}
-
 absl::StatusOr<SessionKey> ReceiveAttach(StreamDeadlines& deadlines,
                                          grpc::ServerContext& context,
                                          GrpcBulkLane& lane) {
@@ -87,29 +80,58 @@ absl::StatusOr<SessionKey> ReceiveAttach(StreamDeadlines& deadlines,
   return lane.ReceiveAttach();
 }
 
-// Fills a batch with the pages of a request, or says why not.
-using ReadPages = std::function<absl::Status(
-    SessionKey key, absl::Span<const PageIndex> pages, PageBatch& batch)>;
+// The one urgent call, whose answers may be written by several threads in turn.
+class UrgentCall {
+ public:
+  UrgentCall(grpc::ServerContext* context, UrgentStream* stream)
+      : context_(*context), stream_(*stream) {}
 
-// Answers the requests of one urgent stream, the first of which has been read.
-// What it reuses is allocated by the first of them.
-absl::Status AnswerAll(UrgentStream& stream, v1::UrgentRequest& request,
-                       const ReadPages& read) {
-  std::vector<PageIndex> pages;
-  pages.reserve(kBatchPagesMax.value());
-  PageBatch batch;
-  v1::UrgentResponse response;
-  do {
-    // Nothing asked for, nothing answered: that only attaches.
-    if (request.ram_offsets_bytes().empty()) continue;
-    if (absl::Status s = DecodePages(request, pages); !s.ok()) return s;
-    absl::Status status = read(KeyOf(request.session()), pages, batch);
-    if (!status.ok()) return status;
-    EncodeRuns(batch, response.mutable_runs());
-    if (!stream.Write(response)) break;
-  } while (stream.Read(&request));
-  return absl::OkStatus();
-}
+  // Reads the first request; false if the stream has ended without one.
+  bool ReadFirst(StreamDeadlines& deadlines) {
+    const StreamDeadlines::Pending pending(&deadlines, [this] { Abort(); });
+    return stream_.Read(&request_);
+  }
+  SessionKey key() const { return KeyOf(request_.session()); }
+  void Abort() { context_.TryCancel(); }
+
+  // Answers this and all that follow. `check` says whether the session of a
+  // request is still served.
+  absl::Status Serve(UrgentAnswers::Stream to, SlowReaders* readers,
+                     const std::function<absl::Status(SessionKey)>& check) {
+    to.send = [this](PageBatch& batch) {
+      EncodeRuns(batch, response_.mutable_runs());
+      return stream_.Write(response_);
+    };
+    to.abort = [this] { Abort(); };
+    const auto answers = UrgentAnswers::Create(std::move(to), readers);
+    absl::Status status = AnswerAll(*answers, check);
+    answers->Close();
+    return status;
+  }
+
+ private:
+  absl::Status AnswerAll(UrgentAnswers& answers,
+                         const std::function<absl::Status(SessionKey)>& check) {
+    std::vector<PageIndex> pages;
+    pages.reserve(kBatchPagesMax.value());
+    do {
+      // Nothing asked for, nothing answered: that only attaches.
+      if (request_.ram_offsets_bytes().empty()) continue;
+      if (absl::Status s = DecodePages(request_, pages); !s.ok()) return s;
+      if (absl::Status s = check(key()); !s.ok()) return s;
+      absl::Status status = answers.Answer(pages);
+      if (absl::IsUnavailable(status)) break;  // the peer has gone
+      if (!status.ok()) return status;
+    } while (stream_.Read(&request_));
+    return absl::OkStatus();
+  }
+
+  grpc::ServerContext& context_;
+  UrgentStream& stream_;
+  v1::UrgentRequest request_;
+  // Reused; of who sends.
+  v1::UrgentResponse response_;
+};
 
 // A place among the urgent streams of a session, which AttachUrgent took.
 class UrgentPlace {
@@ -125,35 +147,49 @@ class UrgentPlace {
   const SessionKey key_;
 };
 
-absl::Status ServeUrgent(SourceMigration& migration, UrgentStream& stream,
-                         v1::UrgentRequest& request) {
+absl::Status ServeUrgent(const std::shared_ptr<SourceMigration>& migration,
+                         UrgentCall& call, SlowReaders* readers) {
+  const SessionKey key = call.key();
   absl::StatusOr<std::shared_ptr<const GuestMemory>> attached =
-      migration.AttachUrgent(KeyOf(request.session()));
+      migration->AttachUrgent(key);
   if (!attached.ok()) return attached.status();
-  const UrgentPlace place(&migration, KeyOf(request.session()));
+  const UrgentPlace place(migration.get(), key);
   // Weakly: a peer that keeps its stream open must not keep the RAM of a VM
   // that has ended.
   const std::weak_ptr<const GuestMemory> weak = *attached;
   attached->reset();
-  return AnswerAll(
-      stream, request,
-      [&](SessionKey key, absl::Span<const PageIndex> pages, PageBatch& batch) {
-        const std::shared_ptr<const GuestMemory> memory = weak.lock();
-        if (memory == nullptr) {
-          return absl::AbortedError("the migration has ended");
-        }
-        return migration.ReadUrgent(key, *memory, pages, batch);
-      });
+  UrgentAnswers::Stream to;
+  to.read = [migration, weak, key](absl::Span<const PageIndex> pages,
+                                   PageBatch& batch) {
+    const std::shared_ptr<const GuestMemory> memory = weak.lock();
+    if (memory == nullptr) return absl::AbortedError("the migration has ended");
+    return migration->ReadUrgent(key, *memory, pages, batch);
+  };
+  if (migration->wishes().urgent_any_order) {
+    to.may_wait = [weak](PageRun run) {
+      const std::shared_ptr<const GuestMemory> memory = weak.lock();
+      return memory != nullptr && memory->MayWait(run);
+    };
+  }
+  return call.Serve(std::move(to), readers, [&](SessionKey of_request) {
+    return migration->CheckEpoch(of_request);
+  });
 }
 
 absl::Status ServeUrgent(const SnapshotSessions::Stream& session,
-                         UrgentStream& stream, v1::UrgentRequest& request) {
-  return AnswerAll(
-      stream, request,
-      [&](SessionKey key, absl::Span<const PageIndex> pages, PageBatch& batch) {
-        if (absl::Status s = session.Check(key); !s.ok()) return s;
-        return session.snapshot().ReadUrgent(pages, batch);
-      });
+                         UrgentCall& call, SlowReaders* readers) {
+  UrgentAnswers::Stream to;
+  to.read = [snapshot = session.snapshot()](absl::Span<const PageIndex> pages,
+                                            PageBatch& batch) {
+    return snapshot->ReadUrgent(pages, batch);
+  };
+  if (session.any_order()) {
+    to.may_wait = [snapshot = session.snapshot()](PageRun run) {
+      return snapshot->MayWait(run);
+    };
+  }
+  return call.Serve(std::move(to), readers,
+                    [&](SessionKey key) { return session.Check(key); });
 }
 
 absl::Status ServeBulk(const SnapshotSessions::Stream& session, SessionKey key,
@@ -169,7 +205,7 @@ absl::Status ServeBulk(const SnapshotSessions::Stream& session, SessionKey key,
           "does not follow the protocol");
     }
     if (absl::Status s = session.Check(key); !s.ok()) return s;
-    absl::Status status = session.snapshot().ReadRange(fetch->pages, batch);
+    absl::Status status = session.snapshot()->ReadRange(fetch->pages, batch);
     if (status.ok()) status = lane.SendPages(batch);
     if (!status.ok()) return status;
   }
@@ -192,7 +228,8 @@ grpc::Status DataPlaneService::OpenSession(
       (*migration)
           ->OpenSession(request->epoch(), *layout,
                         {.recently_dirtied = request->recently_dirtied(),
-                         .compressed_runs = request->zstd()},
+                         .compressed_runs = request->zstd(),
+                         .urgent_any_order = request->urgent_any_order()},
                         PeerOf(*context));
   if (!key.ok()) return ToGrpc(key.status());
   response->set_protocol_version(request->protocol_version());
@@ -208,8 +245,9 @@ grpc::Status DataPlaneService::OpenSnapshot(
   if (absl::Status s = CheckVersion(request->protocol_version()); !s.ok()) {
     return ToGrpc(s);
   }
-  const absl::StatusOr<SnapshotSessions::Opened> opened = snapshots_->Open(
-      request->snapshot_name(), KeyOf(request->lost()), PeerOf(*context));
+  const absl::StatusOr<SnapshotSessions::Opened> opened =
+      snapshots_->Open(request->snapshot_name(), KeyOf(request->lost()),
+                       PeerOf(*context), request->urgent_any_order());
   if (!opened.ok()) return ToGrpc(opened.status());
   response->set_protocol_version(request->protocol_version());
   response->mutable_session()->set_session_id(opened->key.id);
@@ -221,22 +259,18 @@ grpc::Status DataPlaneService::OpenSnapshot(
 
 grpc::Status DataPlaneService::Urgent(grpc::ServerContext* context,
                                       UrgentStream* stream) {
-  v1::UrgentRequest request;
-  if (!ReadFirst(deadlines_, *context, *stream, request)) {
-    return grpc::Status::OK;
-  }
-  const SessionKey key = KeyOf(request.session());
+  UrgentCall call(context, stream);
+  if (!call.ReadFirst(deadlines_)) return grpc::Status::OK;
+  const SessionKey key = call.key();
   const absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
       FindSession(*directory_, *context, key);
-  if (migration.ok()) {
-    return ToGrpc(ServeUrgent(**migration, *stream, request));
-  }
+  if (migration.ok()) return ToGrpc(ServeUrgent(*migration, call, &readers_));
   if (!absl::IsNotFound(migration.status())) return ToGrpc(migration.status());
   const absl::StatusOr<SnapshotSessions::Stream> session = snapshots_->Attach(
-      key, SnapshotSessions::Lane::kUrgent, [context] { context->TryCancel(); },
+      key, SnapshotSessions::Lane::kUrgent, [&call] { call.Abort(); },
       PeerOf(*context));
   if (!session.ok()) return ToGrpc(session.status());
-  return ToGrpc(ServeUrgent(*session, *stream, request));
+  return ToGrpc(ServeUrgent(*session, call, &readers_));
 }
 
 grpc::Status DataPlaneService::Bulk(grpc::ServerContext* context,

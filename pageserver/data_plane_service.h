@@ -7,6 +7,7 @@
 #include <chrono>
 
 #include "pageserver/session_directory.h"
+#include "pageserver/slow_readers.h"
 #include "pageserver/snapshot_sessions.h"
 #include "pageserver/stream_deadlines.h"
 #include "postcopy/v1/data_plane.grpc.pb.h"
@@ -26,7 +27,8 @@ inline constexpr std::chrono::seconds kAttachTimeout(10);
 // Answers the data plane for the migrations of a directory and for VMs that are
 // restored from snapshots. Synchronous: each
 // stream has a thread of its own, so the urgent lane waits for nothing but the
-// page it reads (docs/adr/0003).
+// page it reads (docs/adr/0003), and not even for that where the destination
+// takes pages in any order (docs/adr/0021).
 class DataPlaneService final : public v1::DataPlaneService::Service {
  public:
   // Both outlive this.
@@ -57,6 +59,7 @@ class DataPlaneService final : public v1::DataPlaneService::Service {
   SessionDirectory* const directory_;
   SnapshotSessions* const snapshots_;
   StreamDeadlines deadlines_;
+  SlowReaders readers_;
 };
 
 }  // namespace postcopy

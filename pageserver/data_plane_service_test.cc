@@ -1,7 +1,9 @@
 #include "pageserver/data_plane_service.h"
 
+#include <fcntl.h>
 #include <grpcpp/grpcpp.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -21,6 +23,7 @@
 #include "absl/strings/string_view.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/simulated_dirty_source.h"
+#include "dirtytrack/unique_fd.h"
 #include "gtest/gtest.h"
 #include "pageserver/served_snapshot.h"
 #include "pageserver/session_directory.h"
@@ -178,14 +181,21 @@ class Source {
     ASSERT_TRUE(snapshot.ok()) << snapshot.status();
     ASSERT_TRUE(snapshots_.Add(*std::move(snapshot)).ok());
   }
+  void ServeSnapshot(const std::string& path) {
+    auto snapshot = ServedSnapshot::Open("s", path);
+    ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+    ASSERT_TRUE(snapshots_.Add(*std::move(snapshot)).ok());
+  }
   grpc::Status OpenSnapshot(const v1::OpenSnapshotRequest& request,
                             v1::OpenSnapshotResponse* response) {
     grpc::ClientContext context;
     return stub_->OpenSnapshot(&context, request, response);
   }
   // A session of it, in place of `lost`.
-  v1::SessionRef OpenSnapshot(const v1::SessionRef& lost = {}) {
+  v1::SessionRef OpenSnapshot(const v1::SessionRef& lost = {},
+                              bool any_order = false) {
     v1::OpenSnapshotRequest request;
+    request.set_urgent_any_order(any_order);
     request.set_protocol_version(1);
     request.set_snapshot_name("s");
     *request.mutable_lost() = lost;
@@ -1071,6 +1081,53 @@ TEST(SnapshotServiceTest, WhatTheSourceDoesNotServe) {
             StatusCode::NOT_FOUND);
   EXPECT_EQ(source.Complete(source.OpenSnapshot()).error_code(),
             StatusCode::NOT_FOUND);
+}
+
+// Of a file whose pages nobody has read: every page once, with its bytes, in
+// whatever answer.
+TEST(SnapshotServiceTest, ColdPagesComeInAnyOrder) {
+  constexpr uint64_t kPages = 64;
+  const std::string path = testing::TempDir() + "/cold.mem";
+  const UniqueFd file(
+      ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  for (uint64_t page = 0; page < kPages; ++page) {
+    const std::string bytes = PageOfValue(page + 1);
+    ASSERT_EQ(::pwrite(file.get(), bytes.data(), bytes.size(),
+                       static_cast<off_t>(page * kPageSize)),
+              static_cast<ssize_t>(bytes.size()));
+  }
+  ASSERT_EQ(::fsync(file.get()), 0);
+  ASSERT_EQ(::posix_fadvise(file.get(), 0, 0, POSIX_FADV_DONTNEED), 0);
+  Source source({1});
+  source.ServeSnapshot(path);
+  ::unlink(path.c_str());
+  const v1::SessionRef session = source.OpenSnapshot({}, /*any_order=*/true);
+  grpc::ClientContext context;
+  const std::unique_ptr<UrgentCall> call = source.stub().Urgent(&context);
+  for (uint64_t page = 0; page < kPages; page += 2) {
+    v1::UrgentRequest request;
+    *request.mutable_session() = session;
+    request.add_ram_offsets_bytes((kPages - 1 - page) * kPageSize);
+    request.add_ram_offsets_bytes(page * kPageSize);
+    ASSERT_TRUE(call->Write(request));
+  }
+  std::map<uint64_t, std::string> pages;
+  while (pages.size() < kPages) {
+    v1::UrgentResponse response;
+    ASSERT_TRUE(call->Read(&response));
+    for (const v1::PageRun& run : response.runs()) {
+      EXPECT_EQ(run.crc32c(), PlacedCrc(run.ram_offset_bytes(),
+                                        run.page_count(), run.data()));
+      for (uint64_t i = 0; i < run.page_count(); ++i) {
+        const uint64_t page = run.ram_offset_bytes() / kPageSize + i;
+        EXPECT_TRUE(pages.emplace(page, PageInRun(run.data(), i)).second);
+      }
+    }
+  }
+  for (const auto& [page, bytes] : pages)
+    EXPECT_EQ(bytes, PageOfValue(page + 1));
+  call->WritesDone();
+  EXPECT_TRUE(call->Finish().ok());
 }
 
 TEST(SnapshotServiceTest, ATruncatedFileIsALossAndNeverZeros) {

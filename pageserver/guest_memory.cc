@@ -1,13 +1,17 @@
 #include "pageserver/guest_memory.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -32,6 +36,31 @@ absl::Status CheckReaches(int fd, uint64_t end, const Region& region) {
   }
   const auto size = static_cast<uint64_t>(info.st_size);
   return size < end ? Truncated(region, size) : absl::OkStatus();
+}
+
+// cachestat(2) of Linux 6.5, which neither Debian 12's headers nor its libc
+// know: include/uapi/linux/mman.h.
+constexpr long kCachestat = 451;
+struct CacheRange {
+  uint64_t offset = 0;
+  uint64_t length = 0;
+};
+struct CacheStat {
+  uint64_t cached = 0;
+  uint64_t dirty = 0;
+  uint64_t writeback = 0;
+  uint64_t evicted = 0;
+  uint64_t recently_evicted = 0;
+};
+static_assert(sizeof(CacheRange) == 16 && sizeof(CacheStat) == 40);
+
+// The pages of [offset, offset + length); nullopt where the kernel, a seccomp
+// profile or the file system does not tell.
+std::optional<CacheStat> AskCache(int fd, uint64_t offset, uint64_t length) {
+  const CacheRange range = {.offset = offset, .length = length};
+  CacheStat stat;
+  if (::syscall(kCachestat, fd, &range, &stat, 0) != 0) return std::nullopt;
+  return stat;
 }
 
 absl::Status PreadAll(int fd, uint64_t offset, absl::Span<uint8_t> bytes,
@@ -65,10 +94,41 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(
           "cannot duplicate the descriptor of guest RAM: ", strerror(errno),
           "; raise LimitNOFILE"));
     }
-    backings.push_back({std::move(fd), file.offset});
+    const Absence absence = AbsenceOf(fd.get());
+    backings.push_back({std::move(fd), file.offset, absence});
   }
   return std::unique_ptr<GuestMemory>(
       new GuestMemory(std::move(layout), std::move(backings)));
+}
+
+GuestMemory::Absence GuestMemory::AbsenceOf(int fd) {
+  struct statfs info = {};
+  if (::fstatfs(fd, &info) != 0) return Absence::kUntold;
+  if (!AskCache(fd, 0, kPageSize).has_value()) return Absence::kUntold;
+  return info.f_type == TMPFS_MAGIC ? Absence::kSwappedOut
+                                    : Absence::kNotCached;
+}
+
+bool GuestMemory::MayWait(PageRun run) const {
+  if (!layout_.Check(run.first, run.count).ok()) return false;
+  while (!run.count.empty()) {
+    const size_t region = layout_.RegionOf(run.first);
+    const Backing& backing = backings_[region];
+    const PageRun part = WithinRegion(run, region);
+    run = {part.end(), run.count - part.count};
+    if (backing.absence == Absence::kUntold) continue;
+    const std::optional<CacheStat> pages =
+        AskCache(backing.fd.get(), FileOffset(part.first, region),
+                 BytesIn(part.count).value());
+    if (!pages.has_value()) continue;
+    // Of a memfd, what was evicted is in the swap, and what is in neither is a
+    // hole. Of a file, what was evicted is forgotten after a while.
+    const bool absent = backing.absence == Absence::kSwappedOut
+                            ? pages->evicted > 0
+                            : pages->cached < part.count.value();
+    if (absent) return true;
+  }
+  return false;
 }
 
 PageRun GuestMemory::WithinRegion(PageRun run, size_t region) const {

@@ -43,6 +43,14 @@ class GuestMemory {
   // unspecified.
   absl::Status Read(PageRun run, absl::Span<uint8_t> bytes) const;
 
+  // True if some page of `run` is not in memory, so that Read may wait for a
+  // disk: swapped out, or of a file that has not been read. A guess, by
+  // cachestat(2): it may come or go meanwhile. Holes of memfds and tmpfs are
+  // no such pages, those of files on a disk are. False where the kernel does
+  // not say (before Linux 6.5, hugetlbfs), and outside the layout. Does not
+  // wait.
+  bool MayWait(PageRun run) const;
+
   // The first page of [from, end) that is not a hole; `end` if all of it is
   // holes, which read as zeros. Touches no page. Errors as Read, but for
   // OUT_OF_RANGE.
@@ -54,14 +62,19 @@ class GuestMemory {
   ByteCount Allocated() const;
 
  private:
+  // How a file tells which of its pages are not in memory.
+  enum class Absence { kUntold, kSwappedOut, kNotCached };
+
   struct Backing {
     UniqueFd fd;
     uint64_t offset = 0;
+    Absence absence = Absence::kUntold;
   };
 
   GuestMemory(RamLayout layout, std::vector<Backing> backings)
       : layout_(std::move(layout)), backings_(std::move(backings)) {}
 
+  static Absence AbsenceOf(int fd);
   // The part of `run` that lies in the region of its first page.
   PageRun WithinRegion(PageRun run, size_t region) const;
   // Byte offset of `page` in the file of `region`.

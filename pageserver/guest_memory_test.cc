@@ -1,6 +1,11 @@
 #include "pageserver/guest_memory.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
 
 #include <string>
 #include <vector>
@@ -204,6 +209,96 @@ TEST(GuestMemoryTest, UnreadableFileIsInternal) {
   EXPECT_EQ(status.code(), StatusCode::kInternal);
   EXPECT_EQ(status.message(),
             "cannot read region \"r0\" at file offset 0: Is a directory");
+}
+
+// False where the kernel does not tell what is in memory.
+bool KernelTells(int fd) {
+  const uint64_t range[2] = {0, kPageSize};
+  uint64_t stat[5] = {};
+  return ::syscall(451, fd, range, stat, 0) == 0;
+}
+
+TEST(GuestMemoryMayWaitTest, WhatIsInMemoryAndHolesOfItDoNot) {
+  TestGuest guest({2, 70});
+  for (uint64_t page = 0; page < 10; ++page) guest.Write(page, 1);
+  const auto memory = guest.OpenMemory();
+  EXPECT_FALSE(memory->MayWait(PagesAt(0, 72)));
+  EXPECT_FALSE(memory->MayWait(PagesAt(20, 1)));
+  EXPECT_EQ(guest.AllocatedBlocks(), 80);
+}
+
+TEST(GuestMemoryMayWaitTest, WhatLiesOutsideDoesNot) {
+  TestGuest guest({2});
+  const auto memory = guest.OpenMemory();
+  EXPECT_FALSE(memory->MayWait(PagesAt(2, 1)));
+  EXPECT_FALSE(memory->MayWait(PagesAt(0, 0)));
+  EXPECT_FALSE(memory->MayWait(PagesAt(UINT64_MAX / kPageSize, 64)));
+}
+
+TEST(GuestMemoryMayWaitTest, AFileThatNobodyHasReadMayWait) {
+  const std::string path = testing::TempDir() + "/cold.mem";
+  const UniqueFd file(
+      ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  ASSERT_TRUE(file.valid());
+  const std::string bytes(8 * kPageSize, 'x');
+  ASSERT_EQ(::pwrite(file.get(), bytes.data(), bytes.size(), 0),
+            static_cast<ssize_t>(bytes.size()));
+  ::unlink(path.c_str());
+  struct statfs info = {};
+  ASSERT_EQ(::fstatfs(file.get(), &info), 0);
+  if (!KernelTells(file.get())) GTEST_SKIP() << "no cachestat(2)";
+  if (info.f_type == TMPFS_MAGIC) GTEST_SKIP() << path << " is on a tmpfs";
+  const auto memory =
+      Open(*RamLayout::Create({{.name = "ram",
+                                .start = RamOffset(0),
+                                .length = ByteCount(8 * kPageSize)}}),
+           {{.fd = file.get(), .offset = 0}});
+  EXPECT_FALSE(memory->MayWait(PagesAt(0, 8)));
+  ASSERT_EQ(::fsync(file.get()), 0);
+  ASSERT_EQ(::posix_fadvise(file.get(), 4 * kPageSize, 4 * kPageSize,
+                            POSIX_FADV_DONTNEED),
+            0);
+  const bool dropped = memory->MayWait(PagesAt(7, 1));
+  if (!dropped) GTEST_SKIP() << "the kernel has kept the pages";
+  EXPECT_TRUE(memory->MayWait(PagesAt(0, 8)));
+  EXPECT_FALSE(memory->MayWait(PagesAt(0, 4)));
+  std::vector<std::string> pages;
+  ASSERT_TRUE(ReadPages(*memory, PagesAt(4, 4), &pages).ok());
+  EXPECT_FALSE(memory->MayWait(PagesAt(0, 8)));
+}
+
+TEST(GuestMemoryMayWaitTest, ASwappedPageMayWaitAndAHoleMayNot) {
+  TestGuest guest({64});
+  guest.Write(0, 4711);
+  guest.Write(63, 4712);
+  if (!KernelTells(guest.fd())) GTEST_SKIP() << "no cachestat(2)";
+  const auto memory = guest.OpenMemory();
+  void* const mapped =
+      ::mmap(nullptr, kPageSize, PROT_READ, MAP_SHARED, guest.fd(),
+             static_cast<off_t>(TestGuest::kFileOffset));
+  ASSERT_NE(mapped, MAP_FAILED);
+  EXPECT_EQ(*static_cast<const volatile uint64_t*>(mapped), 4711u);
+  ::madvise(mapped, kPageSize, MADV_PAGEOUT);
+  ::munmap(mapped, kPageSize);
+  if (!memory->MayWait(PagesAt(0, 1))) {
+    GTEST_SKIP() << "the kernel has not swapped the page out: is there swap?";
+  }
+  EXPECT_TRUE(memory->MayWait(PagesAt(0, 64)));
+  EXPECT_FALSE(memory->MayWait(PagesAt(1, 63)));
+  ExpectPages(*memory, PagesAt(0, 1), {4711});
+  EXPECT_FALSE(memory->MayWait(PagesAt(0, 64)));
+}
+
+TEST(GuestMemoryMayWaitTest, HugePagesDoNot) {
+  const UniqueFd huge(::memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB));
+  if (!huge.valid() || ::ftruncate(huge.get(), 2 << 20) != 0) {
+    GTEST_SKIP() << "no hugetlbfs";
+  }
+  const auto memory = Open(*RamLayout::Create({{.name = "ram",
+                                                .start = RamOffset(0),
+                                                .length = ByteCount(2 << 20)}}),
+                           {{.fd = huge.get(), .offset = 0}});
+  EXPECT_FALSE(memory->MayWait(PagesAt(0, 512)));
 }
 
 }  // namespace

@@ -38,6 +38,9 @@ class ServedSnapshot {
   // DATA_LOSS if the file has become shorter than it was at Open.
   absl::Status CheckLength() const;
 
+  // As GuestMemory::MayWait.
+  bool MayWait(PageRun run) const { return memory_->MayWait(run); }
+
   // Replace what `batch` has by the pages of one UrgentRequest or FetchRange.
   // Holes become runs of zeros. OUT_OF_RANGE, INVALID_ARGUMENT: not such pages.
   // DATA_LOSS: the file has become shorter, though it may be elsewhere that

@@ -30,6 +30,7 @@ SnapshotSessions::Stream& SnapshotSessions::Stream::operator=(
   Detach();
   sessions_ = std::exchange(other.sessions_, nullptr);
   key_ = other.key_;
+  any_order_ = other.any_order_;
   lane_ = other.lane_;
   snapshot_ = std::move(other.snapshot_);
   newest_ = std::move(other.newest_);
@@ -100,7 +101,8 @@ absl::Status SnapshotSessions::Reopen(Session& session,
 }
 
 absl::StatusOr<SnapshotSessions::Opened> SnapshotSessions::Open(
-    absl::string_view name, SessionKey lost, absl::string_view peer) {
+    absl::string_view name, SessionKey lost, absl::string_view peer,
+    bool any_order) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = snapshots_.find(std::string(name));
   if (found == snapshots_.end()) {
@@ -116,6 +118,7 @@ absl::StatusOr<SnapshotSessions::Opened> SnapshotSessions::Open(
     if (absl::Status s = CheckPeer(known->second.peer, peer); !s.ok()) return s;
     absl::Status status = Reopen(known->second, *snapshot, lost.epoch);
     if (!status.ok()) return status;
+    known->second.any_order = any_order;
     const uint64_t epoch = known->second.newest->load();
     return Opened{{lost.id, epoch}, snapshot};
   }
@@ -128,6 +131,7 @@ absl::StatusOr<SnapshotSessions::Opened> SnapshotSessions::Open(
   by_id_[id] = {.snapshot = snapshot,
                 .newest = std::make_shared<std::atomic<uint64_t>>(1),
                 .opened_ns = clock_.NowNanos(),
+                .any_order = any_order,
                 .peer = std::string(peer)};
   return Opened{{id, 1}, snapshot};
 }
@@ -154,6 +158,7 @@ absl::StatusOr<SnapshotSessions::Stream> SnapshotSessions::Attach(
   stream.sessions_ = this;
   stream.key_ = key;
   stream.lane_ = lane;
+  stream.any_order_ = session.any_order;
   stream.snapshot_ = session.snapshot;
   stream.newest_ = session.newest;
   return stream;

@@ -44,7 +44,11 @@ class SnapshotSessions {
     Stream& operator=(Stream&& other) noexcept;
     ~Stream() { Detach(); }
 
-    const ServedSnapshot& snapshot() const { return *snapshot_; }
+    const std::shared_ptr<const ServedSnapshot>& snapshot() const {
+      return snapshot_;
+    }
+    // What Open was told.
+    bool any_order() const { return any_order_; }
     // FAILED_PRECONDITION if `key` is another session or epoch than the
     // stream's, or that is not the newest any more.
     absl::Status Check(SessionKey key) const;
@@ -57,6 +61,7 @@ class SnapshotSessions {
     SnapshotSessions* sessions_ = nullptr;
     SessionKey key_;
     Lane lane_ = Lane::kUrgent;
+    bool any_order_ = false;
     std::shared_ptr<const ServedSnapshot> snapshot_;
     std::shared_ptr<const std::atomic<uint64_t>> newest_;
   };
@@ -79,8 +84,10 @@ class SnapshotSessions {
   // of another snapshot, or there is a newer epoch of it that has streams.
   // RESOURCE_EXHAUSTED beyond kMaxSnapshotSessions. `peer` is whatever names
   // who asks: a session is its opener's, and PERMISSION_DENIED for others.
+  // `any_order`: its urgent pages may come so.
   absl::StatusOr<Opened> Open(absl::string_view name, SessionKey lost,
-                              absl::string_view peer = {});
+                              absl::string_view peer = {},
+                              bool any_order = false);
 
   // Takes a stream into its session. `abort` makes it end soon; called at most
   // once, while the Stream is there, with a lock held. NOT_FOUND: no such
@@ -98,6 +105,7 @@ class SnapshotSessions {
     // Also read without the lock, by streams.
     std::shared_ptr<std::atomic<uint64_t>> newest;
     int64_t opened_ns = 0;
+    bool any_order = false;
     // Who opened it.
     std::string peer;
     // Of the streams of the newest epoch; empty: there is none.

@@ -178,6 +178,11 @@ void SourceMigration::DetachUrgent(SessionKey key) {
   if (urgent_epoch_ == key.epoch) --urgent_streams_;
 }
 
+SessionWishes SourceMigration::wishes() const {
+  std::lock_guard lock(mutex_);
+  return wishes_;
+}
+
 absl::Status SourceMigration::ReadUrgent(SessionKey key,
                                          const GuestMemory& memory,
                                          absl::Span<const PageIndex> pages,

@@ -100,6 +100,9 @@ struct SessionWishes {
   // Runs compressed by RunCompressor, on the bulk lane. An older destination
   // would take them for damaged.
   bool compressed_runs = false;
+  // Urgent pages in any order. An older destination may rely on the one in
+  // which it asked.
+  bool urgent_any_order = false;
 };
 
 // After how long a switch-over of `ram` is recommended in any case; 0: never.
@@ -188,7 +191,12 @@ class SourceMigration {
   absl::StatusOr<std::shared_ptr<const GuestMemory>> AttachUrgent(
       SessionKey key);
   void DetachUrgent(SessionKey key);
-  // Reads faulted pages, each as one run, into `batch` after clearing it.
+  // FAILED_PRECONDITION unless `key` is the newest session, NOT_FOUND if it is
+  // none of this migration.
+  absl::Status CheckEpoch(SessionKey key) const;
+  // What the destination of the newest session takes.
+  SessionWishes wishes() const;
+  // Reads faulted pages, in the order given, into `batch` after clearing it.
   // No lock, no allocation once `batch` is warm. FAILED_PRECONDITION unless
   // `key` is the newest session and the source is committed; OUT_OF_RANGE if a
   // page lies outside the layout; INVALID_ARGUMENT for more than
@@ -230,7 +238,6 @@ class SourceMigration {
                   std::unique_ptr<DirtySource> dirty_source, SourceGuest guest,
                   SourceOptions options, Clock* clock);
 
-  absl::Status CheckEpoch(SessionKey key) const;
   absl::Status CheckPeerLocked(absl::string_view peer) const;
   // OK, or why the command is refused now.
   absl::Status PermitLocked(MigrationEvent command) const;

@@ -251,6 +251,8 @@ class GrpcSourceDialer final : public SourceDialer {
     request_.set_vm_name(std::move(vm_name));
     request_.set_recently_dirtied(true);
     request_.set_zstd(true);
+    // Whoever waits for a page is found by the page.
+    request_.set_urgent_any_order(true);
     for (const Region& region : layout.regions()) {
       v1::RamRegion* out = request_.mutable_layout()->add_regions();
       out->set_name(region.name);
@@ -303,6 +305,7 @@ class GrpcSnapshotDialer final : public SnapshotDialer {
       : address_(std::move(address)), credentials_(std::move(credentials)) {
     request_.set_protocol_version(kDataPlaneClientVersion);
     request_.set_snapshot_name(std::move(name));
+    request_.set_urgent_any_order(true);
   }
 
   absl::StatusOr<OpenedSnapshot> Open() override {

@@ -1,0 +1,82 @@
+// The answers of one urgent stream, whose pages need not come in order.
+#ifndef PAGESERVER_URGENT_ANSWERS_H_
+#define PAGESERVER_URGENT_ANSWERS_H_
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "dirtytrack/types.h"
+#include "pageserver/page_batch.h"
+#include "pageserver/slow_readers.h"
+
+namespace postcopy {
+
+// Reads of one stream that wait or run with the slow readers. What is beyond is
+// read by the stream's own thread, which meanwhile takes no requests.
+inline constexpr size_t kSlowReadsPerStream = 64;
+
+// Reads the pages of urgent requests and sends them. What can be read at once
+// is sent at once, by the thread that calls Answer; what may have to wait for a
+// disk is read by others, and sent when it is there, so that the pages behind
+// it need not wait. Thread-safe; Answer is called by one thread.
+class UrgentAnswers : public std::enable_shared_from_this<UrgentAnswers> {
+ public:
+  struct Stream {
+    // Whether reading `run` may wait for a disk. Empty: everything is answered
+    // in the order in which it was asked for, one answer to a request.
+    std::function<bool(PageRun run)> may_wait;
+    // Fills `batch`. By several threads at a time, also behind Close: it owns
+    // what it needs.
+    std::function<absl::Status(absl::Span<const PageIndex> pages,
+                               PageBatch& batch)>
+        read;
+    // Takes the runs of `batch`; false: the stream has ended. Not by two at a
+    // time, and neither of these two behind Close.
+    std::function<bool(PageBatch& batch)> send;
+    // Ends the stream soon.
+    std::function<void()> abort;
+  };
+
+  // `readers` outlives the object.
+  static std::shared_ptr<UrgentAnswers> Create(Stream stream,
+                                               SlowReaders* readers);
+
+  // Answers one request. UNAVAILABLE: the stream has ended; else the errors of
+  // `read`, also of one that was begun by a call before.
+  absl::Status Answer(absl::Span<const PageIndex> pages);
+
+  // Nothing is sent any more when it returns. Reads that run are not waited
+  // for.
+  void Close();
+
+ private:
+  UrgentAnswers(Stream stream, SlowReaders* readers)
+      : stream_(std::move(stream)), readers_(*readers) {}
+
+  // Hands over what may wait; the rest is then in ready_.
+  void HandOver(absl::Span<const PageIndex> pages);
+  bool Submit(PageRun run);
+  void ReadLate(PageRun run, PageBatch& batch);
+
+  const Stream stream_;
+  SlowReaders& readers_;
+  // Of the thread that calls Answer.
+  std::vector<PageIndex> ready_;
+  PageBatch batch_;
+
+  // Held while something is sent.
+  std::mutex mutex_;
+  bool closed_ = false;
+  size_t late_ = 0;
+  absl::Status failure_;
+};
+
+}  // namespace postcopy
+
+#endif  // PAGESERVER_URGENT_ANSWERS_H_
