@@ -22,16 +22,19 @@
 namespace postcopy {
 namespace {
 
-struct NamedFeature {
+struct UnservedFeature {
   uint64_t bit;
   const char* name;
+  const char* why;
 };
 
-// A fork would need a second VM served, with a state of its own. SIGBUS turns
-// messages off.
-constexpr NamedFeature kUnservedFeatures[] = {
-    {UFFD_FEATURE_EVENT_FORK, "EVENT_FORK"},
-    {UFFD_FEATURE_SIGBUS, "SIGBUS"},
+// docs/adr/0032 has more of the first.
+constexpr UnservedFeature kUnservedFeatures[] = {
+    {UFFD_FEATURE_EVENT_FORK, "EVENT_FORK",
+     "a child of the VMM would need its memory served as that of a second VM; "
+     "keep children out of guest memory by madvise(MADV_DONTFORK)"},
+    {UFFD_FEATURE_SIGBUS, "SIGBUS",
+     "missing pages would kill the VMM instead of being fetched"},
 };
 
 // The contents of a small file of /proc; empty if it cannot be read.
@@ -67,11 +70,12 @@ absl::Status CheckFeatures(uint64_t features) {
         "the userfaultfd is not initialised: do ioctl(UFFDIO_API) before "
         "sending it");
   }
-  for (const NamedFeature& feature : kUnservedFeatures) {
+  for (const UnservedFeature& feature : kUnservedFeatures) {
     if (features & feature.bit) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "the userfaultfd has UFFD_FEATURE_", feature.name,
-          ", which is not served: do ioctl(UFFDIO_API) without it"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("the userfaultfd has UFFD_FEATURE_", feature.name,
+                       ", which is not served: ", feature.why,
+                       "; do ioctl(UFFDIO_API) without it"));
     }
   }
   return absl::OkStatus();

@@ -8,11 +8,13 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstddef>
 #include <cstdio>
 #include <iterator>
@@ -99,6 +101,46 @@ TEST_F(KernelUffdTest, AVmaThatWasSplitTakesNoRunAcross) {
   ASSERT_EQ(::madvise(memory_.data(), 2 * kPageSize, MADV_DONTFORK), 0);
   EXPECT_EQ(uffd_->Copy(at(0), source_.data(), Pages(4), true).error, ENOENT);
   EXPECT_TRUE(uffd_->Copy(at(1), source_.data(), Pages(1), true).ok());
+}
+
+// Runs `child` in a child process; returns how that ended, as of waitpid(2).
+template <typename Function>
+int InAChild(Function child) {
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    // Nothing of a sanitizer's is to report the signal that is expected.
+    ::signal(SIGSEGV, SIG_DFL);
+    child();
+    ::_exit(0);
+  }
+  int status = -1;
+  ::waitpid(pid, &status, 0);
+  return status;
+}
+
+// Why docs/attaching.md wants MADV_DONTFORK: a child's mapping is not
+// registered, and what it touches of a shared file is there for the parent too,
+// which never faults at it again.
+TEST_F(KernelUffdTest, AChildThatInheritsTheMemoryMakesZerosOfIt) {
+  const int status = InAChild([this] {
+    *static_cast<volatile uint8_t*>(memory_.data() + 3 * kPageSize);
+  });
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(memory_.data()[3 * kPageSize], 0);
+  std::array<uffd_msg, 4> messages;
+  EXPECT_EQ(uffd_->Read(absl::MakeSpan(messages)).error, EAGAIN);
+}
+
+TEST_F(KernelUffdTest, DontForkKeepsChildrenOutOfTheMemory) {
+  ASSERT_EQ(::madvise(memory_.data(), memory_.size().value(), MADV_DONTFORK),
+            0);
+  const int status = InAChild([this] {
+    *static_cast<volatile uint8_t*>(memory_.data() + 3 * kPageSize);
+  });
+  EXPECT_TRUE(WIFSIGNALED(status));
+  EXPECT_EQ(::lseek(memfd_.get(), 0, SEEK_DATA), -1);  // all of it a hole
+  // The parent's is served as before.
+  EXPECT_TRUE(uffd_->Copy(at(3), source_.data(), Pages(1), true).ok());
 }
 
 // Memory registered for pages that are in the file as well.
@@ -296,6 +338,12 @@ TEST(KernelUffdAdoptTest, RefusesWhatCannotBeServed) {
     if (!uffd.ok()) continue;  // FORK takes CAP_SYS_PTRACE
     const auto adopted = KernelUffd::Adopt(std::move(uffd->fd));
     EXPECT_EQ(adopted.status().code(), absl::StatusCode::kInvalidArgument);
+    const absl::string_view advice = feature == UFFD_FEATURE_EVENT_FORK
+                                         ? "madvise(MADV_DONTFORK)"
+                                         : "would kill the VMM";
+    EXPECT_NE(adopted.status().message().find(std::string(advice)),
+              absl::string_view::npos)
+        << adopted.status();
     ++refused;
   }
   if (refused == 0) GTEST_SKIP() << "no userfaultfd";

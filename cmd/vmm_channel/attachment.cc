@@ -246,7 +246,10 @@ absl::Status CheckUffdFeatures(uint64_t features, size_t index) {
   if ((features & UFFD_FEATURE_EVENT_FORK) != 0) {
     return absl::FailedPreconditionError(absl::StrCat(
         "descriptor ", index, " (USERFAULTFD) has UFFD_FEATURE_EVENT_FORK, ",
-        "which this version does not handle; leave it out of UFFDIO_API"));
+        "which is not served: a child of the VMM would need its memory served ",
+        "as that of a second VM; leave it out of UFFDIO_API, and keep "
+        "children ",
+        "out of guest memory by madvise(MADV_DONTFORK)"));
   }
   if ((features & UFFD_FEATURE_SIGBUS) != 0) {
     return absl::FailedPreconditionError(absl::StrCat(
