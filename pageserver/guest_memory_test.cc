@@ -236,11 +236,13 @@ TEST(GuestMemoryMayWaitTest, WhatLiesOutsideDoesNot) {
 }
 
 TEST(GuestMemoryMayWaitTest, AFileThatNobodyHasReadMayWait) {
+  // Halves that share no folio of the page cache, however large.
+  constexpr uint64_t kHalf = 2048;
   const std::string path = testing::TempDir() + "/cold.mem";
   const UniqueFd file(
       ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   ASSERT_TRUE(file.valid());
-  const std::string bytes(8 * kPageSize, 'x');
+  const std::string bytes(2 * kHalf * kPageSize, 'x');
   ASSERT_EQ(::pwrite(file.get(), bytes.data(), bytes.size(), 0),
             static_cast<ssize_t>(bytes.size()));
   ::unlink(path.c_str());
@@ -251,20 +253,21 @@ TEST(GuestMemoryMayWaitTest, AFileThatNobodyHasReadMayWait) {
   const auto memory =
       Open(*RamLayout::Create({{.name = "ram",
                                 .start = RamOffset(0),
-                                .length = ByteCount(8 * kPageSize)}}),
+                                .length = ByteCount(bytes.size())}}),
            {{.fd = file.get(), .offset = 0}});
-  EXPECT_FALSE(memory->MayWait(PagesAt(0, 8)));
+  EXPECT_FALSE(memory->MayWait(PagesAt(0, 2 * kHalf)));
   ASSERT_EQ(::fsync(file.get()), 0);
-  ASSERT_EQ(::posix_fadvise(file.get(), 4 * kPageSize, 4 * kPageSize,
+  ASSERT_EQ(::posix_fadvise(file.get(), kHalf * kPageSize, kHalf * kPageSize,
                             POSIX_FADV_DONTNEED),
             0);
-  const bool dropped = memory->MayWait(PagesAt(7, 1));
+  const bool dropped = memory->MayWait(PagesAt(2 * kHalf - 1, 1));
   if (!dropped) GTEST_SKIP() << "the kernel has kept the pages";
-  EXPECT_TRUE(memory->MayWait(PagesAt(0, 8)));
-  EXPECT_FALSE(memory->MayWait(PagesAt(0, 4)));
+  EXPECT_TRUE(memory->MayWait(PagesAt(0, 2 * kHalf)));
+  EXPECT_FALSE(memory->MayWait(PagesAt(0, kHalf)));
   std::vector<std::string> pages;
-  ASSERT_TRUE(ReadPages(*memory, PagesAt(4, 4), &pages).ok());
-  EXPECT_FALSE(memory->MayWait(PagesAt(0, 8)));
+  const PageRun last = PagesAt(2 * kHalf - 4, 4);
+  ASSERT_TRUE(ReadPages(*memory, last, &pages).ok());
+  EXPECT_FALSE(memory->MayWait(last));
 }
 
 TEST(GuestMemoryMayWaitTest, ASwappedPageMayWaitAndAHoleMayNot) {

@@ -281,6 +281,8 @@ class GrpcSourceDialer final : public SourceDialer {
     return connection;
   }
 
+  void ForgoCompression() override { request_.set_zstd(false); }
+
  private:
   absl::Status OpenSession(const std::shared_ptr<grpc::Channel>& channel,
                            uint64_t epoch, v1::OpenSessionResponse* response) {

@@ -261,6 +261,12 @@ class DataPlaneClientTest : public testing::Test {
 
 // --- Opening.
 
+TEST_F(DataPlaneClientTest, ForgoesCompressionInLaterSessions) {
+  dialer_->ForgoCompression();
+  Open();
+  EXPECT_FALSE(source_.opened.zstd());
+}
+
 // Proves what a source learns of a session: who, which RAM, and both streams
 // attached under its name before anything is asked.
 TEST_F(DataPlaneClientTest, OpensASessionAndAttachesBothLanes) {
@@ -272,6 +278,7 @@ TEST_F(DataPlaneClientTest, OpensASessionAndAttachesBothLanes) {
   EXPECT_EQ(source_.opened.epoch(), 7u);
   EXPECT_TRUE(source_.opened.recently_dirtied());
   EXPECT_TRUE(source_.opened.zstd());
+  EXPECT_TRUE(source_.opened.urgent_any_order());
   ASSERT_EQ(source_.opened.layout().regions_size(), 2);
   const v1::RamRegion& high = source_.opened.layout().regions(1);
   EXPECT_EQ(high.name(), "high");

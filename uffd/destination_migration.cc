@@ -414,6 +414,18 @@ absl::Status DestinationMigration::Handle(SourceConnection* connection,
   return GetReady(connection, std::get<SwitchOverComplete>(event));
 }
 
+absl::Status DestinationMigration::SeeToCompression(const PagesArrived& pages) {
+  if (pages.decompressed) damaged_compressed_ = 0;
+  damaged_compressed_ += pages.damaged_compressed_runs;
+  if (damaged_compressed_ < kDamagedCompressedRunsMax) return absl::OkStatus();
+  damaged_compressed_ = 0;
+  dialer_->ForgoCompression();
+  return absl::DataLossError(
+      absl::StrCat(kDamagedCompressedRunsMax,
+                   " compressed runs of pages in a row could not be decoded: "
+                   "from now on they are asked for as they are"));
+}
+
 absl::Status DestinationMigration::Take(const PagesArrived& pages) {
   bool committed = false;
   {
@@ -422,6 +434,7 @@ absl::Status DestinationMigration::Take(const PagesArrived& pages) {
     if (ready_ && !committed) return ProtocolError("pages before the commit");
     snapshot_.damaged_runs += pages.damaged_runs;
   }
+  if (absl::Status s = SeeToCompression(pages); !s.ok()) return s;
   if (!committed) {
     damaged_in_round_ += pages.damaged_runs;
     return vm_->StorePrecopied(pages.runs);

@@ -42,6 +42,10 @@ using DestinationPhase = MigrationPhase;
 // Most bytes of device state taken from a source.
 inline constexpr uint64_t kReceivedDeviceStateBytesMax = 64 << 20;
 
+// Compressed runs in a row of which none could be decompressed, until the
+// destination asks for plain ones: then it is not the network.
+inline constexpr uint64_t kDamagedCompressedRunsMax = 8;
+
 // What the destination asks of the VMM. Each may block; none is called with a
 // lock held.
 struct DestinationGuest {
@@ -176,6 +180,8 @@ class DestinationMigration {
   // What arrives.
   absl::Status Handle(SourceConnection* connection, const BulkEvent& event);
   absl::Status Take(const PagesArrived& pages);
+  // DATA_LOSS, and the next session has no compressed runs, if it must be.
+  absl::Status SeeToCompression(const PagesArrived& pages);
   absl::Status Acknowledge(SourceConnection* connection, uint32_t round);
   absl::Status TakeDirtied(const PagesDirtied& dirtied);
   absl::Status TakeStale(const StalePiece& piece);
@@ -217,6 +223,7 @@ class DestinationMigration {
   PageBitmap stale_;
   std::string device_state_;  // by the guest thread after the commit
   uint64_t damaged_in_round_ = 0;
+  uint64_t damaged_compressed_ = 0;  // in a row
   int64_t lost_since_ns_ = 0;
 
   std::thread driver_;

@@ -84,6 +84,10 @@ class Session {
   void SayDamage(uint64_t runs) {
     Say([runs] { return PagesArrived{{}, runs}; });
   }
+  // Of `runs` that came compressed, beside one that was whole or not.
+  void SayUndecodable(uint64_t runs, bool one_whole = false) {
+    Say([runs, one_whole] { return PagesArrived{{}, runs, runs, one_whole}; });
+  }
   void SayRoundEnd(uint32_t round) {
     Say([round] { return RoundEnded{round}; });
   }
@@ -333,6 +337,10 @@ class Network {
     return completed_;
   }
 
+  // How often compression was forgone.
+  int forgone() const { return forgone_.load(); }
+  void Forgo() { ++forgone_; }
+
   // Called on each dial, before it is answered. Set before the first.
   std::function<void()> on_dial = [] {};
 
@@ -368,6 +376,7 @@ class Network {
   std::deque<Reply> answers_;
   std::deque<absl::Status> complete_answers_;
   std::vector<uint64_t> epochs_;
+  std::atomic<int> forgone_{0};
   std::vector<uint64_t> completed_;
 };
 
@@ -420,6 +429,7 @@ class FakeDialer final : public SourceDialer {
     return std::make_unique<FakeConnection>(&network_, epoch,
                                             std::move(reply.session));
   }
+  void ForgoCompression() override { network_.Forgo(); }
 
  private:
   Network& network_;
@@ -672,6 +682,26 @@ TEST_F(DestinationMigrationTest, AcknowledgesRoundsWithTheirDamage) {
   EXPECT_EQ(world_.migration->Snapshot().damaged_runs, 3u);
   EXPECT_EQ(world_.migration->Snapshot().rounds, 8u);
   EXPECT_TRUE(world_.HasContent(5));
+}
+
+// A pair of hosts that cannot decode each other's frames goes on without.
+TEST_F(DestinationMigrationTest, RunsThatNeverDecodeAreAskedForPlain) {
+  const auto session = world_.StartWithSession();
+  session->SayUndecodable(kDamagedCompressedRunsMax - 1);
+  session->SayDamage(kDamagedCompressedRunsMax);  // of plain ones: the network
+  session->SayUndecodable(1, /*one_whole=*/true);
+  session->SayUndecodable(kDamagedCompressedRunsMax - 2);
+  session->SayRoundEnd(1);
+  session->AwaitAcks(1);
+  EXPECT_EQ(world_.network.forgone(), 0);
+  session->SayUndecodable(1);
+  session->AwaitEnd();
+  const auto again = world_.network.Accept(/*committed=*/false);
+  EXPECT_EQ(world_.network.forgone(), 1);
+  again->SayPages({PageIndex(0), PageCount(4)});
+  again->SayRoundEnd(2);
+  again->AwaitAcks(1);
+  EXPECT_TRUE(world_.HasContent(3));
 }
 
 // Proves that with nothing stale the end still waits for the guest to run:

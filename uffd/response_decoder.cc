@@ -42,24 +42,28 @@ absl::StatusOr<absl::Span<const uint8_t>> ContentOf(
   return decompressor->Decompress(data, run.page_count());
 }
 
-// Decodes runs whose checksum fits; counts the others. `runs` points into
-// `encoded` or `decompressor`. INVALID_ARGUMENT for a run that is none.
+// Decodes runs whose checksum fits; counts the others. `runs`, to which
+// `pages` then points, points into `encoded` or `decompressor`.
+// INVALID_ARGUMENT for a run that is none.
 absl::Status DecodeRuns(
     const google::protobuf::RepeatedPtrField<v1::PageRun>& encoded,
     RunDecompressor* decompressor, std::vector<ReceivedRun>& runs,
-    uint64_t& damaged) {
+    PagesArrived& pages) {
   runs.clear();
-  damaged = 0;
+  pages = PagesArrived();
   if (decompressor != nullptr) decompressor->Clear();
   for (const v1::PageRun& run : encoded) {
     const RamOffset at(run.ram_offset_bytes());
     const auto data = ContentOf(run, decompressor);
+    const bool compressed = run.encoding() != v1::PAGE_ENCODING_UNSPECIFIED;
     if (!data.ok() && !absl::IsDataLoss(data.status())) return data.status();
     if (!data.ok() ||
         PlacedCrc32c(at, run.page_count(), *data) != run.crc32c()) {
-      ++damaged;
+      ++pages.damaged_runs;
+      if (compressed) ++pages.damaged_compressed_runs;
       continue;
     }
+    pages.decompressed |= compressed;
     if (!IsRun(at, run.page_count())) return NoRun(at, run.page_count());
     runs.push_back({{PageOf(at), PageCount(run.page_count())}, *data});
   }
@@ -70,8 +74,7 @@ absl::StatusOr<BulkEvent> DecodePages(const v1::PageBatch& batch,
                                       std::vector<ReceivedRun>& runs,
                                       RunDecompressor& decompressor) {
   PagesArrived pages;
-  absl::Status status =
-      DecodeRuns(batch.runs(), &decompressor, runs, pages.damaged_runs);
+  absl::Status status = DecodeRuns(batch.runs(), &decompressor, runs, pages);
   if (!status.ok()) return status;
   pages.runs = runs;
   return pages;
@@ -114,11 +117,11 @@ absl::StatusOr<BulkEvent> DecodeDirtied(const v1::RecentlyDirtied& dirtied) {
 
 absl::StatusOr<absl::Span<const ReceivedRun>> DecodeUrgent(
     const v1::UrgentResponse& response, std::vector<ReceivedRun>& runs) {
-  uint64_t damaged = 0;
+  PagesArrived pages;
   absl::Status status =
-      DecodeRuns(response.runs(), /*decompressor=*/nullptr, runs, damaged);
+      DecodeRuns(response.runs(), /*decompressor=*/nullptr, runs, pages);
   if (!status.ok()) return status;
-  if (damaged > 0) {
+  if (pages.damaged_runs > 0) {
     return absl::DataLossError("the checksum of a faulted page did not fit");
   }
   return absl::MakeConstSpan(runs);

@@ -164,6 +164,9 @@ TEST_F(ResponseDecoderTest, WhatDoesNotDecompressIsDamaged) {
   ASSERT_TRUE(event.ok()) << event.status();
   const auto& pages = std::get<PagesArrived>(*event);
   EXPECT_EQ(pages.damaged_runs, 8u);
+  // All but the one that says that it is plain.
+  EXPECT_EQ(pages.damaged_compressed_runs, 7u);
+  EXPECT_TRUE(pages.decompressed);
   EXPECT_EQ(pages.runs.size(), 1u);
 }
 

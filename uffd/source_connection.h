@@ -24,6 +24,10 @@ namespace postcopy {
 struct PagesArrived {
   absl::Span<const ReceivedRun> runs;
   uint64_t damaged_runs = 0;
+  // Of these, such that came compressed; and whether others that did could be
+  // decompressed.
+  uint64_t damaged_compressed_runs = 0;
+  bool decompressed = false;
 };
 // Every page of `round` has been sent.
 struct RoundEnded {
@@ -104,6 +108,9 @@ class SourceDialer {
   // UNAVAILABLE or DEADLINE_EXCEEDED are worth another try.
   virtual absl::StatusOr<std::unique_ptr<SourceConnection>> Open(
       uint64_t epoch) = 0;
+  // Asks the source to compress nothing, in the sessions that are opened from
+  // now on.
+  virtual void ForgoCompression() {}
 };
 
 }  // namespace postcopy
