@@ -30,7 +30,6 @@ bool SlowReaders::Submit(Read read) {
 }
 
 void SlowReaders::Run() {
-  PageBatch batch;
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
     ++idle_;
@@ -41,7 +40,7 @@ void SlowReaders::Run() {
       const Read read = std::move(waiting_.front());
       waiting_.pop_front();
       lock.unlock();
-      read(batch);
+      read();
       // What it holds goes without the lock.
     }
     lock.lock();

@@ -10,8 +10,6 @@
 #include <thread>
 #include <vector>
 
-#include "pageserver/page_batch.h"
-
 namespace postcopy {
 
 // Threads of one daemon, started when they are first needed: what a disk has
@@ -21,8 +19,8 @@ inline constexpr size_t kSlowReadThreads = 16;
 // Runs reads in the order in which they come, several at a time. Thread-safe.
 class SlowReaders {
  public:
-  // Uses the batch of the thread that runs it, which may hold anything.
-  using Read = std::function<void(PageBatch& batch)>;
+  // Must wait for nothing but the disk: it would keep others from theirs.
+  using Read = std::function<void()>;
 
   explicit SlowReaders(size_t threads_max = kSlowReadThreads)
       : threads_max_(threads_max) {}

@@ -1,5 +1,8 @@
 #include "pageserver/urgent_answers.h"
 
+#include "absl/status/statusor.h"
+#include "dirtytrack/start_thread.h"
+
 namespace postcopy {
 namespace {
 
@@ -32,10 +35,17 @@ absl::Status UrgentAnswers::Answer(absl::Span<const PageIndex> pages) {
     pages = ready_;
   }
   if (absl::Status s = stream_.read(pages, batch_); !s.ok()) return s;
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (!failure_.ok()) return failure_;
-  if (stream_.send(batch_)) return absl::OkStatus();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!failure_.ok()) return failure_;
+  }
+  if (Send(batch_)) return absl::OkStatus();
   return absl::UnavailableError("the stream has ended");
+}
+
+bool UrgentAnswers::Send(PageBatch& batch) {
+  const std::lock_guard<std::mutex> lock(send_mutex_);
+  return stream_.send(batch);
 }
 
 void UrgentAnswers::HandOver(absl::Span<const PageIndex> pages) {
@@ -68,44 +78,76 @@ void UrgentAnswers::HandOver(absl::Span<const PageIndex> pages) {
 bool UrgentAnswers::Submit(PageRun run) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (late_ >= kSlowReadsPerStream) return false;
-    ++late_;
+    if (run.count > kSlowPagesPerStream - late_) return false;
+    late_ += run.count;
   }
-  const bool taken =
-      readers_.Submit([self = shared_from_this(), run](PageBatch& batch) {
-        self->ReadLate(run, batch);
-      });
-  if (taken) return true;
+  if (readers_.Submit(
+          [self = shared_from_this(), run] { self->ReadLate(run); })) {
+    return true;
+  }
   const std::lock_guard<std::mutex> lock(mutex_);
-  --late_;
+  late_ -= run.count;
   return false;
 }
 
-void UrgentAnswers::ReadLate(PageRun run, PageBatch& batch) {
-  std::vector<PageIndex> pages;
-  for (PageIndex page = run.first; page < run.end(); page += PageCount(1)) {
-    pages.push_back(page);
-  }
+void UrgentAnswers::ReadLate(PageRun run) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (closed_) return;
   }
-  const absl::Status status = stream_.read(pages, batch);
-  const std::lock_guard<std::mutex> lock(mutex_);
-  --late_;
-  if (closed_) return;
-  if (!status.ok()) {
-    if (failure_.ok()) failure_ = status;
-    stream_.abort();
-    return;
+  std::vector<PageIndex> pages;
+  for (PageIndex page = run.first; page < run.end(); page += PageCount(1)) {
+    pages.push_back(page);
   }
-  // If it fails the stream has ended, which its own thread finds out.
-  stream_.send(batch);
+  PageBatch batch;
+  absl::Status status = stream_.read(pages, batch);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (closed_) return;
+  if (status.ok()) status = PassOn(std::move(batch));
+  if (status.ok() || !failure_.ok()) return;
+  failure_ = std::move(status);
+  stream_.abort();
+}
+
+absl::Status UrgentAnswers::PassOn(PageBatch batch) {
+  if (!sender_.joinable()) {
+    absl::StatusOr<std::thread> sender = StartThread([this] { SendLate(); });
+    if (!sender.ok()) return sender.status();
+    sender_ = *std::move(sender);
+  }
+  to_send_.push_back(std::move(batch));
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+void UrgentAnswers::SendLate() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return closed_ || !to_send_.empty(); });
+    if (closed_) return;
+    PageBatch batch = std::move(to_send_.front());
+    to_send_.pop_front();
+    const PageCount pages = batch.data_pages() + batch.zero_pages();
+    sending_late_ = true;
+    lock.unlock();
+    // If it fails the stream has ended, which its own thread finds out.
+    Send(batch);
+    lock.lock();
+    sending_late_ = false;
+    late_ -= pages;
+  }
 }
 
 void UrgentAnswers::Close() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  closed_ = true;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closed_ = true;
+    // A peer that takes nothing would hold it.
+    if (sending_late_) stream_.abort();
+    changed_.notify_all();
+  }
+  // Nobody starts it any more.
+  if (sender_.joinable()) sender_.join();
 }
 
 }  // namespace postcopy

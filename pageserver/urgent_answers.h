@@ -2,10 +2,13 @@
 #ifndef PAGESERVER_URGENT_ANSWERS_H_
 #define PAGESERVER_URGENT_ANSWERS_H_
 
+#include <condition_variable>
 #include <cstddef>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,14 +20,17 @@
 
 namespace postcopy {
 
-// Reads of one stream that wait or run with the slow readers. What is beyond is
-// read by the stream's own thread, which meanwhile takes no requests.
-inline constexpr size_t kSlowReadsPerStream = 64;
+// Pages of one stream that the slow readers have been given and that have not
+// been sent: 1 MiB. What is beyond is read by the stream's own thread, which
+// meanwhile takes no requests.
+inline constexpr PageCount kSlowPagesPerStream{256};
 
 // Reads the pages of urgent requests and sends them. What can be read at once
 // is sent at once, by the thread that calls Answer; what may have to wait for a
 // disk is read by others, and sent when it is there, so that the pages behind
-// it need not wait. Thread-safe; Answer is called by one thread.
+// it need not wait. A thread of its own sends these, started for the first: a
+// peer that takes nothing must not hold up the readers, which are everybody's.
+// Thread-safe; Answer and Close are called by one thread.
 class UrgentAnswers : public std::enable_shared_from_this<UrgentAnswers> {
  public:
   struct Stream {
@@ -52,7 +58,7 @@ class UrgentAnswers : public std::enable_shared_from_this<UrgentAnswers> {
   absl::Status Answer(absl::Span<const PageIndex> pages);
 
   // Nothing is sent any more when it returns. Reads that run are not waited
-  // for.
+  // for. The last call, and needed before destruction.
   void Close();
 
  private:
@@ -62,7 +68,12 @@ class UrgentAnswers : public std::enable_shared_from_this<UrgentAnswers> {
   // Hands over what may wait; the rest is then in ready_.
   void HandOver(absl::Span<const PageIndex> pages);
   bool Submit(PageRun run);
-  void ReadLate(PageRun run, PageBatch& batch);
+  // By a slow reader.
+  void ReadLate(PageRun run);
+  // Has `batch` sent. REQUIRES: mutex_.
+  absl::Status PassOn(PageBatch batch);
+  void SendLate();
+  bool Send(PageBatch& batch);
 
   const Stream stream_;
   SlowReaders& readers_;
@@ -70,10 +81,16 @@ class UrgentAnswers : public std::enable_shared_from_this<UrgentAnswers> {
   std::vector<PageIndex> ready_;
   PageBatch batch_;
 
-  // Held while something is sent.
+  std::thread sender_;  // started with mutex_, joined by Close
+
+  std::mutex send_mutex_;  // held while something is sent; before mutex_
   std::mutex mutex_;
+  std::condition_variable changed_;
+  // Guarded by mutex_.
   bool closed_ = false;
-  size_t late_ = 0;
+  bool sending_late_ = false;
+  PageCount late_;
+  std::deque<PageBatch> to_send_;
   absl::Status failure_;
 };
 

@@ -26,7 +26,10 @@ namespace {
 // Pages are sent as runs of zeros, since only which and when is asked here.
 class UrgentAnswersTest : public testing::Test {
  protected:
-  ~UrgentAnswersTest() override { ReleaseAll(); }
+  ~UrgentAnswersTest() override {
+    ReleaseAll();
+    if (answers_ != nullptr) answers_->Close();
+  }
 
   void Begin(bool any_order = true) {
     UrgentAnswers::Stream stream = {
@@ -34,7 +37,7 @@ class UrgentAnswersTest : public testing::Test {
         .read = [this](absl::Span<const PageIndex> pages,
                        PageBatch& batch) { return Read(pages, batch); },
         .send = [this](PageBatch& batch) { return Send(batch); },
-        .abort = [this] { ++aborts_; }};
+        .abort = [this] { Abort(); }};
     if (any_order) {
       stream.may_wait = [this](PageRun run) { return MayWait(run); };
     }
@@ -71,6 +74,9 @@ class UrgentAnswersTest : public testing::Test {
   size_t reading_held_ = 0;
   std::vector<std::vector<uint64_t>> sent_;
   bool ended_ = false;
+  bool stuck_ = false;
+  size_t sends_stuck_ = 0;
+  size_t running_ = 0;
   std::atomic<int> aborts_{0};
   std::atomic<int> sends_at_once_{0};
   SlowReaders readers_;
@@ -104,6 +110,12 @@ class UrgentAnswersTest : public testing::Test {
     }
     return absl::OkStatus();
   }
+  void Abort() {
+    ++aborts_;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stuck_ = false;
+    changed_.notify_all();
+  }
   bool Send(PageBatch& batch) {
     EXPECT_EQ(sends_at_once_.fetch_add(1), 0);
     std::vector<uint64_t> pages;
@@ -114,7 +126,13 @@ class UrgentAnswersTest : public testing::Test {
       }
     }
     sends_at_once_.fetch_sub(1);
-    const std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (stuck_) {
+      ++sends_stuck_;
+      changed_.notify_all();
+      changed_.wait(lock, [this] { return !stuck_; });
+      return false;
+    }
     sent_.push_back(std::move(pages));
     changed_.notify_all();
     return !ended_;
@@ -175,23 +193,59 @@ TEST_F(UrgentAnswersTest, ADestinationThatWantsOrderGetsIt) {
 }
 
 // Whoever asks for more than is taken waits himself.
-TEST_F(UrgentAnswersTest, ALimitOfSlowReads) {
+TEST_F(UrgentAnswersTest, ALimitOfSlowPages) {
   Begin();
   std::set<uint64_t> slow;
-  for (uint64_t i = 0; i <= kSlowReadsPerStream; ++i) slow.insert(2 * i);
+  for (uint64_t i = 0; i <= kSlowPagesPerStream.value(); ++i)
+    slow.insert(2 * i);
   Hold(slow);
-  for (uint64_t i = 0; i < kSlowReadsPerStream; ++i) {
+  for (uint64_t i = 0; i < kSlowPagesPerStream.value(); ++i) {
     EXPECT_TRUE(Ask({2 * i}).ok());
   }
   AwaitReading(kSlowReadThreads);
   std::thread stream(
-      [this] { EXPECT_TRUE(Ask({kSlowReadsPerStream * 2}).ok()); });
+      [this] { EXPECT_TRUE(Ask({kSlowPagesPerStream.value() * 2}).ok()); });
   // One more than there are threads reads it.
   AwaitReading(kSlowReadThreads + 1);
   EXPECT_TRUE(AwaitSent(0).empty());
   ReleaseAll();
   stream.join();
-  EXPECT_EQ(AwaitSent(kSlowReadsPerStream + 1).size(), kSlowReadsPerStream + 1);
+  EXPECT_EQ(AwaitSent(kSlowPagesPerStream.value() + 1).size(),
+            kSlowPagesPerStream.value() + 1);
+}
+
+// A peer that takes nothing holds up its own stream and no reader.
+TEST_F(UrgentAnswersTest, APeerThatTakesNothingHoldsUpNobodyElse) {
+  Begin();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stuck_ = true;
+  }
+  std::set<uint64_t> slow;
+  for (uint64_t i = 0; i < 2 * kSlowReadThreads; ++i) slow.insert(2 * i);
+  Hold(slow);
+  for (const uint64_t page : slow) EXPECT_TRUE(Ask({page}).ok());
+  AwaitReading(kSlowReadThreads);
+  ReleaseAll();
+  // All threads of the readers come free.
+  for (size_t i = 0; i < kSlowReadThreads; ++i) {
+    ASSERT_TRUE(readers_.Submit([this] {
+      std::unique_lock<std::mutex> lock(mutex_);
+      ++running_;
+      changed_.notify_all();
+      changed_.wait(lock, [this] { return running_ == kSlowReadThreads; });
+    }));
+  }
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] {
+      return running_ == kSlowReadThreads && sends_stuck_ == 1;
+    });
+  }
+  answers_->Close();
+  EXPECT_EQ(aborts_, 1);
+  EXPECT_TRUE(AwaitSent(0).empty());
+  answers_ = nullptr;
 }
 
 TEST_F(UrgentAnswersTest, AStreamThatEndsDoesNotWaitForAReadAndGetsNothing) {
@@ -250,7 +304,7 @@ TEST(SlowReadersTest, AsManyThreadsAsThereAreReadsAndNotOneMore) {
   bool release = false;
   int done = 0;
   SlowReaders readers(3);
-  const auto read = [&](PageBatch&) {
+  const auto read = [&] {
     std::unique_lock<std::mutex> lock(mutex);
     most = std::max(most, ++running);
     changed.notify_all();
@@ -270,7 +324,7 @@ TEST(SlowReadersTest, AsManyThreadsAsThereAreReadsAndNotOneMore) {
 
 TEST(SlowReadersTest, WithoutThreadsNothingIsTaken) {
   SlowReaders readers(0);
-  EXPECT_FALSE(readers.Submit([](PageBatch&) { FAIL(); }));
+  EXPECT_FALSE(readers.Submit([] { FAIL(); }));
 }
 
 }  // namespace
