@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "dirtytrack/ram_layout.h"
+#include "dirtytrack/trace_id.h"
 #include "pageserver/grpc_bulk_lane.h"
 #include "pageserver/page_run_codec.h"
 #include "pageserver/urgent_answers.h"
@@ -59,6 +60,13 @@ absl::Status CheckVersion(uint32_t version) {
       "protocol version ", version, " is unknown to this source, which speaks ",
       kDataPlaneVersionMin, " to ", kDataPlaneVersion,
       ": upgrade the older of the two daemons"));
+}
+
+// An older destination has none.
+absl::Status CheckTraceId(const std::string& trace_id) {
+  if (trace_id.empty() || IsTraceId(trace_id)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "trace_id must be 32 digits of 0-9a-f, not all of them 0");
 }
 
 absl::Status DecodePages(const v1::UrgentRequest& request,
@@ -213,81 +221,125 @@ absl::Status ServeBulk(const SnapshotSessions::Stream& session, SessionKey key,
 
 }  // namespace
 
-grpc::Status DataPlaneService::OpenSession(
-    grpc::ServerContext* context, const v1::OpenSessionRequest* request,
-    v1::OpenSessionResponse* response) {
-  if (absl::Status s = CheckVersion(request->protocol_version()); !s.ok()) {
-    return ToGrpc(s);
+absl::Status DataPlaneService::Open(const grpc::ServerContext& context,
+                                    const v1::OpenSessionRequest& request,
+                                    v1::OpenSessionResponse* response) {
+  if (absl::Status s = CheckVersion(request.protocol_version()); !s.ok()) {
+    return s;
   }
-  absl::StatusOr<RamLayout> layout = DecodeLayout(request->layout());
-  if (!layout.ok()) return ToGrpc(layout.status());
+  if (absl::Status s = CheckTraceId(request.trace_id()); !s.ok()) return s;
+  absl::StatusOr<RamLayout> layout = DecodeLayout(request.layout());
+  if (!layout.ok()) return layout.status();
   absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
-      directory_->Find(request->migration_id(), request->vm_name());
-  if (!migration.ok()) return ToGrpc(migration.status());
+      directory_->Find(request.migration_id(), request.vm_name());
+  if (!migration.ok()) return migration.status();
   absl::StatusOr<SessionKey> key =
       (*migration)
-          ->OpenSession(request->epoch(), *layout,
-                        {.recently_dirtied = request->recently_dirtied(),
-                         .compressed_runs = request->zstd(),
-                         .urgent_any_order = request->urgent_any_order()},
-                        PeerOf(*context));
-  if (!key.ok()) return ToGrpc(key.status());
-  response->set_protocol_version(request->protocol_version());
+          ->OpenSession(request.epoch(), *layout,
+                        {.recently_dirtied = request.recently_dirtied(),
+                         .compressed_runs = request.zstd(),
+                         .urgent_any_order = request.urgent_any_order()},
+                        PeerOf(context));
+  if (!key.ok()) return key.status();
+  response->set_protocol_version(request.protocol_version());
   response->set_session_id(key->id);
   response->set_epoch(key->epoch);
   response->set_committed((*migration)->committed());
-  return grpc::Status::OK;
+  return absl::OkStatus();
+}
+
+grpc::Status DataPlaneService::OpenSession(
+    grpc::ServerContext* context, const v1::OpenSessionRequest* request,
+    v1::OpenSessionResponse* response) {
+  absl::Status status = Open(*context, *request, response);
+  if (observer_.session) {
+    observer_.session({.migration_id = request->migration_id(),
+                       .vm_name = request->vm_name(),
+                       .trace_id = request->trace_id(),
+                       .epoch = request->epoch(),
+                       .peer = context->peer(),
+                       .status = status});
+  }
+  return ToGrpc(status);
+}
+
+absl::Status DataPlaneService::OpenFile(const grpc::ServerContext& context,
+                                        const v1::OpenSnapshotRequest& request,
+                                        v1::OpenSnapshotResponse* response) {
+  if (absl::Status s = CheckVersion(request.protocol_version()); !s.ok()) {
+    return s;
+  }
+  const absl::StatusOr<SnapshotSessions::Opened> opened =
+      snapshots_->Open(request.snapshot_name(), KeyOf(request.lost()),
+                       PeerOf(context), request.urgent_any_order());
+  if (!opened.ok()) return opened.status();
+  response->set_protocol_version(request.protocol_version());
+  response->mutable_session()->set_session_id(opened->key.id);
+  response->mutable_session()->set_epoch(opened->key.epoch);
+  response->set_size_bytes(opened->snapshot->size().value());
+  response->set_content_id(opened->snapshot->content_id());
+  return absl::OkStatus();
 }
 
 grpc::Status DataPlaneService::OpenSnapshot(
     grpc::ServerContext* context, const v1::OpenSnapshotRequest* request,
     v1::OpenSnapshotResponse* response) {
-  if (absl::Status s = CheckVersion(request->protocol_version()); !s.ok()) {
-    return ToGrpc(s);
+  absl::Status status = OpenFile(*context, *request, response);
+  if (observer_.session) {
+    observer_.session({.snapshot_name = request->snapshot_name(),
+                       .peer = context->peer(),
+                       .status = status});
   }
-  const absl::StatusOr<SnapshotSessions::Opened> opened =
-      snapshots_->Open(request->snapshot_name(), KeyOf(request->lost()),
-                       PeerOf(*context), request->urgent_any_order());
-  if (!opened.ok()) return ToGrpc(opened.status());
-  response->set_protocol_version(request->protocol_version());
-  response->mutable_session()->set_session_id(opened->key.id);
-  response->mutable_session()->set_epoch(opened->key.epoch);
-  response->set_size_bytes(opened->snapshot->size().value());
-  response->set_content_id(opened->snapshot->content_id());
-  return grpc::Status::OK;
+  return ToGrpc(status);
 }
 
 grpc::Status DataPlaneService::Urgent(grpc::ServerContext* context,
                                       UrgentStream* stream) {
-  UrgentCall call(context, stream);
-  if (!call.ReadFirst(deadlines_)) return grpc::Status::OK;
-  const SessionKey key = call.key();
-  const absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
-      FindSession(*directory_, *context, key);
-  if (migration.ok()) return ToGrpc(ServeUrgent(*migration, call, &readers_));
-  if (!absl::IsNotFound(migration.status())) return ToGrpc(migration.status());
-  const absl::StatusOr<SnapshotSessions::Stream> session = snapshots_->Attach(
-      key, SnapshotSessions::Lane::kUrgent, [&call] { call.Abort(); },
-      PeerOf(*context));
-  if (!session.ok()) return ToGrpc(session.status());
-  return ToGrpc(ServeUrgent(*session, call, &readers_));
+  return Ended(DataPlaneLane::kUrgent, ServeUrgentLane(context, *stream));
 }
 
 grpc::Status DataPlaneService::Bulk(grpc::ServerContext* context,
                                     BulkStream* stream) {
-  GrpcBulkLane lane(context, stream);
+  return Ended(DataPlaneLane::kBulk, ServeBulkLane(context, *stream));
+}
+
+absl::Status DataPlaneService::ServeUrgentLane(grpc::ServerContext* context,
+                                               UrgentStream& stream) {
+  UrgentCall call(context, &stream);
+  if (!call.ReadFirst(deadlines_)) return absl::OkStatus();
+  const SessionKey key = call.key();
+  const absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
+      FindSession(*directory_, *context, key);
+  if (migration.ok()) return ServeUrgent(*migration, call, &readers_);
+  if (!absl::IsNotFound(migration.status())) return migration.status();
+  const absl::StatusOr<SnapshotSessions::Stream> session = snapshots_->Attach(
+      key, SnapshotSessions::Lane::kUrgent, [&call] { call.Abort(); },
+      PeerOf(*context));
+  if (!session.ok()) return session.status();
+  return ServeUrgent(*session, call, &readers_);
+}
+
+absl::Status DataPlaneService::ServeBulkLane(grpc::ServerContext* context,
+                                             BulkStream& stream) {
+  GrpcBulkLane lane(context, &stream);
   const absl::StatusOr<SessionKey> key =
       ReceiveAttach(deadlines_, *context, lane);
-  if (!key.ok()) return ToGrpc(key.status());
+  if (!key.ok()) return key.status();
   const absl::StatusOr<std::shared_ptr<SourceMigration>> migration =
       FindSession(*directory_, *context, *key);
-  if (migration.ok()) return ToGrpc((*migration)->ServeBulk(*key, &lane));
-  if (!absl::IsNotFound(migration.status())) return ToGrpc(migration.status());
+  if (migration.ok()) return (*migration)->ServeBulk(*key, &lane);
+  if (!absl::IsNotFound(migration.status())) return migration.status();
   const absl::StatusOr<SnapshotSessions::Stream> session = snapshots_->Attach(
       *key, SnapshotSessions::Lane::kBulk, [&lane] { lane.Abort(); },
       PeerOf(*context));
-  if (!session.ok()) return ToGrpc(session.status());
-  return ToGrpc(ServeBulk(*session, *key, lane));
+  if (!session.ok()) return session.status();
+  return ServeBulk(*session, *key, lane);
+}
+
+grpc::Status DataPlaneService::Ended(DataPlaneLane lane,
+                                     const absl::Status& status) const {
+  if (observer_.stream_ended) observer_.stream_ended(lane, status);
+  return ToGrpc(status);
 }
 
 grpc::Status DataPlaneService::CompleteSession(

@@ -7,11 +7,13 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -19,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "dirtytrack/clock.h"
@@ -81,7 +84,7 @@ class Source {
   explicit Source(const std::vector<uint64_t>& region_pages,
                   std::chrono::nanoseconds attach_timeout = kAttachTimeout)
       : guest_(region_pages),
-        service_(&directory_, &snapshots_, attach_timeout) {
+        service_(&directory_, &snapshots_, Observer(), attach_timeout) {
     auto dirty =
         std::make_unique<SimulatedDirtySource>(PageCount(guest_.pages()));
     dirty_ = dirty.get();
@@ -140,6 +143,18 @@ class Source {
     if (switcher_.joinable()) return;
     switcher_ =
         std::thread([this] { migration_->RequestSwitchOver().IgnoreError(); });
+  }
+
+  // What the observer was told.
+  std::vector<SessionAttempt> attempts() const {
+    const std::lock_guard<std::mutex> lock(told_mutex_);
+    return attempts_;
+  }
+  std::vector<std::pair<DataPlaneLane, absl::Status>> AwaitEndedStreams(
+      size_t count) {
+    std::unique_lock<std::mutex> lock(told_mutex_);
+    told_.wait(lock, [&] { return ended_.size() >= count; });
+    return ended_;
   }
 
   v1::OpenSessionRequest OpenRequest(uint64_t epoch = 1) const {
@@ -215,6 +230,20 @@ class Source {
   }
 
  private:
+  DataPlaneObserver Observer() {
+    return {.session =
+                [this](const SessionAttempt& attempt) {
+                  const std::lock_guard<std::mutex> lock(told_mutex_);
+                  attempts_.push_back(attempt);
+                },
+            .stream_ended =
+                [this](DataPlaneLane lane, const absl::Status& status) {
+                  const std::lock_guard<std::mutex> lock(told_mutex_);
+                  ended_.emplace_back(lane, status);
+                  told_.notify_all();
+                }};
+  }
+
   TestGuest guest_;
   SimulatedDirtySource* dirty_ = nullptr;
   std::function<void()> on_pause_;
@@ -223,6 +252,11 @@ class Source {
   std::shared_ptr<SourceMigration> migration_;
   SessionDirectory directory_;
   SnapshotSessions snapshots_{Clock::Monotonic()};
+  mutable std::mutex told_mutex_;
+  std::condition_variable told_;
+  std::vector<SessionAttempt> attempts_;  // guarded by told_mutex_
+  // Guarded by told_mutex_.
+  std::vector<std::pair<DataPlaneLane, absl::Status>> ended_;
   DataPlaneService service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::DataPlaneService::Stub> stub_;
@@ -437,6 +471,51 @@ TEST(DataPlaneServiceOpenTest, VersionsOfTomorrowAndOfNeverAreRefused) {
                               " is unknown to this source, which speaks 1 to "
                               "1: upgrade the older of the two daemons"));
   }
+}
+
+TEST(DataPlaneServiceOpenTest, TraceIdsAreCheckedAndToldToTheObserver) {
+  Source source({4});
+  v1::OpenSessionResponse response;
+  v1::OpenSessionRequest request = source.OpenRequest();
+  request.set_trace_id("4bf92f3577b34da6a3ce929d0e0e473");
+  ExpectStatus(source.Open(request, &response), StatusCode::INVALID_ARGUMENT,
+               "trace_id must be 32 digits of 0-9a-f, not all of them 0");
+  request.set_trace_id("4bf92f3577b34da6a3ce929d0e0e4736");
+  EXPECT_TRUE(source.Open(request, &response).ok());
+  const std::vector<SessionAttempt> attempts = source.attempts();
+  ASSERT_EQ(attempts.size(), 2u);
+  EXPECT_FALSE(attempts[0].status.ok());
+  EXPECT_TRUE(attempts[1].status.ok());
+  EXPECT_EQ(attempts[1].trace_id, "4bf92f3577b34da6a3ce929d0e0e4736");
+  EXPECT_EQ(attempts[1].migration_id, "m");
+  EXPECT_EQ(attempts[1].vm_name, "vm");
+  EXPECT_EQ(attempts[1].epoch, 1u);
+  EXPECT_EQ(attempts[1].peer.find("ipv4:127.0.0.1:"), 0u) << attempts[1].peer;
+}
+
+TEST(DataPlaneServiceOpenTest, TheObserverIsToldHowStreamsEnd) {
+  Source source({4});
+  v1::SessionRef unknown;
+  unknown.set_session_id(1);
+  {
+    grpc::ClientContext context;
+    const auto call = source.stub().Urgent(&context);
+    v1::UrgentRequest request;
+    *request.mutable_session() = unknown;
+    call->Write(request);
+    call->WritesDone();
+    EXPECT_FALSE(call->Finish().ok());
+  }
+  const auto ended = source.AwaitEndedStreams(1);
+  EXPECT_EQ(ended[0].first, DataPlaneLane::kUrgent);
+  EXPECT_TRUE(absl::IsNotFound(ended[0].second)) << ended[0].second;
+  {
+    grpc::ClientContext context;
+    const auto call = source.stub().Urgent(&context);
+    call->WritesDone();
+    EXPECT_TRUE(call->Finish().ok());
+  }
+  EXPECT_TRUE(source.AwaitEndedStreams(2)[1].second.ok());
 }
 
 TEST(DataPlaneServiceOpenTest, UnknownMigrationAndOtherVm) {

@@ -830,6 +830,7 @@ void SourceMigration::EnterLocked(MigrationEvent event, std::string message) {
 void SourceMigration::SetMessageLocked(std::string message) {
   snapshot_.message = std::move(message);
   ++version_;
+  if (options_.on_change) options_.on_change(snapshot_.phase, snapshot_.message);
   changed_.notify_all();
 }
 

@@ -90,6 +90,10 @@ struct SourceOptions {
   // Least time from the start of one round to the start of the next, so that
   // an idle guest does not cost a CPU while a switch-over is awaited.
   int64_t round_nanos_min = 50 * kNanosPerMilli;
+  // Told each change of phase or message, in order. With a lock held: must
+  // neither block nor call the migration. May be empty.
+  std::function<void(MigrationPhase phase, const std::string& message)>
+      on_change;
 };
 
 // What a destination says, when it opens a session, that it can take.

@@ -105,7 +105,8 @@ absl::StatusOr<std::unique_ptr<TwoHosts>> TwoHosts::Create(Options options) {
        .data_address = "127.0.0.1:0",
        .security = options.security,
        .vmm_socket = absl::StrCat(hosts->directory_, "/source.sock"),
-       .reconnect_timeout = options.reconnect_timeout});
+       .reconnect_timeout = options.reconnect_timeout,
+       .log = options.source_log});
   if (!source.ok()) return source.status();
   hosts->source_ = *std::move(source);
   auto network = FaultProxy::Create(hosts->source_->data_address());
@@ -133,7 +134,8 @@ absl::Status TwoHosts::StartDestinationDaemon() {
        .security = options_.security,
        .vmm_socket = absl::StrCat(directory_, "/destination.sock"),
        .reconnect_timeout = options_.reconnect_timeout,
-       .bulk_share = &bulk_share_});
+       .bulk_share = &bulk_share_,
+       .log = options_.destination_log});
   if (!daemon.ok()) return daemon.status();
   destination_ = *std::move(daemon);
   destination_stub_ = StubFor(destination_->control_address(), options_.client);

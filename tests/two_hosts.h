@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "cmd/demovm/demo_vmm.h"
 #include "cmd/faultd/destination_daemon.h"
+#include "cmd/log/log.h"
 #include "cmd/pageserverd/source_daemon.h"
 #include "cmd/security/client_security.h"
 #include "cmd/security/daemon_security.h"
@@ -41,6 +42,9 @@ class TwoHosts {
                                 .insecure_data = true};
     // How the test drives them.
     ClientSecurity client = ClientSecurity::Plaintext();
+    // What each daemon says; may be null. Outlives the object.
+    Log* source_log = nullptr;
+    Log* destination_log = nullptr;
   };
 
   // Both daemons run, and nothing is attached to them.
@@ -92,6 +96,8 @@ class TwoHosts {
   absl::Status ReloadSource() { return source_->security().Reload(); }
   absl::Status ReloadDestination() { return destination_->security().Reload(); }
 
+  const SourceDaemon& source() const { return *source_; }
+  const DestinationDaemon& destination() const { return *destination_; }
   FaultProxy& network() { return *network_; }
   // Of the destination daemon. Time stands still in it: what is not given back
   // does not expire.

@@ -34,6 +34,7 @@ std::optional<BulkShare::Permit> BulkShare::Acquire(Member* member) {
   if (!member->interrupted_) {
     queue_.splice(queue_.end(), member->place_);
     member->waiting_ = true;
+    ++waited_;
   }
   while (member->waiting_) {
     // Whoever waits ends what has expired: the others may all hang.
@@ -107,6 +108,16 @@ size_t BulkShare::in_flight() const {
 size_t BulkShare::waiting() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return queue_.size();
+}
+
+uint64_t BulkShare::granted() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return last_number_;
+}
+
+uint64_t BulkShare::waited() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return waited_;
 }
 
 uint64_t BulkShare::expired() const {

@@ -101,8 +101,13 @@ class BulkShare {
   // Permits that have not ended, and members that wait.
   size_t in_flight() const;
   size_t waiting() const;
-  // Permits that ended by themselves.
+  // Permits handed out so far, calls of Acquire that had to wait for one, and
+  // permits that ended by themselves.
+  uint64_t granted() const;
+  uint64_t waited() const;
   uint64_t expired() const;
+  // How many there can be at a time.
+  size_t requests() const { return requests_; }
 
  private:
   // All REQUIRE mutex_.
@@ -122,6 +127,7 @@ class BulkShare {
   // Empty where free_ is not.
   std::list<Member*> queue_;
   uint64_t last_number_ = 0;
+  uint64_t waited_ = 0;
   uint64_t expired_ = 0;
 };
 

@@ -112,6 +112,8 @@ TEST_F(BulkShareTest, WhoWaitsIsServedInTurn) {
     share_.Release(turn < 2 ? held_[turn] : *askers_[turn - 2].permit);
     EXPECT_EQ(AwaitOrder(turn + 1), expected);
   }
+  EXPECT_EQ(share_.waited(), 5u);
+  EXPECT_EQ(share_.granted(), kMinBulkRequests + 5);
 }
 
 TEST_F(BulkShareTest, WhoHadATurnIsBehindAllWhoWait) {

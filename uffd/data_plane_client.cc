@@ -244,7 +244,7 @@ class GrpcSourceDialer final : public SourceDialer {
  public:
   GrpcSourceDialer(std::string address, SourceCredentials credentials,
                    std::string migration_id, std::string vm_name,
-                   const RamLayout& layout)
+                   const RamLayout& layout, std::string trace_id)
       : address_(std::move(address)), credentials_(std::move(credentials)) {
     request_.set_protocol_version(kDataPlaneClientVersion);
     request_.set_migration_id(std::move(migration_id));
@@ -253,6 +253,7 @@ class GrpcSourceDialer final : public SourceDialer {
     request_.set_zstd(true);
     // Whoever waits for a page is found by the page.
     request_.set_urgent_any_order(true);
+    request_.set_trace_id(std::move(trace_id));
     for (const Region& region : layout.regions()) {
       v1::RamRegion* out = request_.mutable_layout()->add_regions();
       out->set_name(region.name);
@@ -378,10 +379,11 @@ std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
                                                   SourceCredentials credentials,
                                                   std::string migration_id,
                                                   std::string vm_name,
-                                                  const RamLayout& layout) {
+                                                  const RamLayout& layout,
+                                                  std::string trace_id) {
   return std::make_unique<GrpcSourceDialer>(
       std::move(address), std::move(credentials), std::move(migration_id),
-      std::move(vm_name), layout);
+      std::move(vm_name), layout, std::move(trace_id));
 }
 
 std::unique_ptr<SnapshotDialer> NewGrpcSnapshotDialer(

@@ -31,11 +31,13 @@ using SourceCredentials =
 
 // Opens the sessions of one migration with the source at `address`
 // (host:port). Each session has two connections of its own, one per lane.
+// `trace_id` is for the source's log.
 std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
                                                   SourceCredentials credentials,
                                                   std::string migration_id,
                                                   std::string vm_name,
-                                                  const RamLayout& layout);
+                                                  const RamLayout& layout,
+                                                  std::string trace_id = "");
 
 // Opens the sessions of one VM that is restored from the snapshot `name` of the
 // source at `address`. UNIMPLEMENTED says that the source is older than this

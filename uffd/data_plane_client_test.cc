@@ -196,7 +196,8 @@ class DataPlaneClientTest : public testing::Test {
     server_ = builder.BuildAndStart();
     address_ = absl::StrCat("127.0.0.1:", port_);
     dialer_ = NewGrpcSourceDialer(address_, grpc::InsecureChannelCredentials,
-                                  "migration-1", "vm-1", TwoRegions());
+                                  "migration-1", "vm-1", TwoRegions(),
+                                  "4bf92f3577b34da6a3ce929d0e0e4736");
   }
   ~DataPlaneClientTest() override {
     connection_.reset();
@@ -279,6 +280,7 @@ TEST_F(DataPlaneClientTest, OpensASessionAndAttachesBothLanes) {
   EXPECT_TRUE(source_.opened.recently_dirtied());
   EXPECT_TRUE(source_.opened.zstd());
   EXPECT_TRUE(source_.opened.urgent_any_order());
+  EXPECT_EQ(source_.opened.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
   ASSERT_EQ(source_.opened.layout().regions_size(), 2);
   const v1::RamRegion& high = source_.opened.layout().regions(1);
   EXPECT_EQ(high.name(), "high");

@@ -792,6 +792,7 @@ void DestinationMigration::Enter(MigrationEvent event, std::string message) {
 void DestinationMigration::SetMessageLocked(std::string message) {
   snapshot_.message = std::move(message);
   ++version_;
+  if (options_.on_change) options_.on_change(snapshot_.phase, snapshot_.message);
   changed_.notify_all();
 }
 

@@ -70,10 +70,14 @@ struct DestinationOptions {
   // How long a source may take to end its streams when every page is here. One
   // that does not is left: it is told of the completion by a call of its own.
   int64_t lanes_end_nanos = 5 * kNanosPerSecond;
+  // Told each change of phase or message, in order. With a lock held: must
+  // neither block nor call the migration. May be empty.
+  std::function<void(MigrationPhase phase, const std::string& message)>
+      on_change;
 };
 
 struct DestinationSnapshot {
-  DestinationPhase phase = DestinationPhase::kPreparing;
+  MigrationPhase phase = DestinationPhase::kPreparing;
   std::string message;
   // When the phase began, by the monotonic clock.
   int64_t phase_since_ns = 0;
@@ -147,7 +151,7 @@ class DestinationMigration {
   // threads waiting. For the daemon's own end.
   void Stop();
 
-  DestinationPhase phase() const;
+  MigrationPhase phase() const;
   DestinationSnapshot Snapshot() const;
   // The last changes of phase, oldest first.
   std::vector<PhaseChange> Changes() const;

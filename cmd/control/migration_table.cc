@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/ram_layout.h"
+#include "dirtytrack/trace_id.h"
 
 namespace postcopy {
 namespace {
@@ -50,12 +51,28 @@ absl::Status CheckRequest(const v1::CreateMigrationRequest& request) {
         absl::StrCat("rounds_max must be at most ", kRoundsLimitMax, ", not ",
                      request.rounds_max()));
   }
+  if (!request.trace_id().empty() && !IsTraceId(request.trace_id())) {
+    return absl::InvalidArgumentError(
+        "trace_id must be empty or 32 digits of 0-9a-f, not all of them 0");
+  }
   return absl::OkStatus();
 }
 
 absl::Status NoSuchMigration(absl::string_view migration_id) {
   return absl::NotFoundError(
       absl::StrCat("no migration \"", migration_id, "\" on this daemon"));
+}
+
+bool IsEnd(v1::MigrationState state) {
+  return state == v1::MIGRATION_STATE_COMPLETED ||
+         state == v1::MIGRATION_STATE_CANCELLED ||
+         state == v1::MIGRATION_STATE_FAILED;
+}
+
+void AddSide(const SideTotals& side, MigrationTotals& totals) {
+  totals.vm.Add(side.vm);
+  ++totals.present[side.state];
+  if (IsEnd(side.state)) ++totals.ended[side.state];
 }
 
 v1::Migration ChosenBy(const v1::CreateMigrationRequest& request) {
@@ -65,6 +82,7 @@ v1::Migration ChosenBy(const v1::CreateMigrationRequest& request) {
   chosen.set_policy(request.policy() == v1::MIGRATION_POLICY_UNSPECIFIED
                         ? v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY
                         : request.policy());
+  chosen.set_trace_id(request.trace_id());
   *chosen.mutable_create_time() =
       google::protobuf::util::TimeUtil::GetCurrentTime();
   return chosen;
@@ -151,6 +169,7 @@ absl::Status MigrationTable::MakeRoomLocked(
   const auto oldest = RoomLocked();
   if (!oldest.ok()) return oldest.status();
   if (*oldest == entries_.end()) return absl::OkStatus();
+  AddSide((*oldest)->side->Totals(), forgotten_);
   forget_((*oldest)->chosen.migration_id());
   evicted = std::move((*oldest)->side);
   entries_.erase(*oldest);
@@ -179,11 +198,24 @@ absl::StatusOr<v1::Migration> MigrationTable::Validate(
 
 absl::StatusOr<v1::Migration> MigrationTable::Create(
     const v1::CreateMigrationRequest& request) {
-  if (absl::Status s = CheckRequest(request); !s.ok()) return s;
-  if (request.validate_only()) return Validate(request);
+  // What creates nothing is not counted.
+  if (request.validate_only()) {
+    if (absl::Status s = CheckRequest(request); !s.ok()) return s;
+    return Validate(request);
+  }
   // Outlives the lock: its end may have to wait for threads.
   std::shared_ptr<MigrationSide> evicted;
   std::lock_guard lock(mutex_);
+  absl::StatusOr<v1::Migration> created = CreateLocked(request, evicted);
+  ++forgotten_.create_requests;
+  if (!created.ok()) ++forgotten_.create_refusals;
+  return created;
+}
+
+absl::StatusOr<v1::Migration> MigrationTable::CreateLocked(
+    const v1::CreateMigrationRequest& request,
+    std::shared_ptr<MigrationSide>& evicted) {
+  if (absl::Status s = CheckRequest(request); !s.ok()) return s;
   for (const Entry& entry : entries_) {
     if (entry.request.request_id() != request.request_id()) continue;
     if (google::protobuf::util::MessageDifferencer::Equals(entry.request,
@@ -196,9 +228,11 @@ absl::StatusOr<v1::Migration> MigrationTable::Create(
   }
   if (absl::Status s = CheckFreeLocked(request); !s.ok()) return s;
   if (absl::Status s = MakeRoomLocked(evicted); !s.ok()) return s;
-  absl::StatusOr<std::shared_ptr<MigrationSide>> side = create_side_(request);
+  v1::CreateMigrationRequest traced = request;
+  if (traced.trace_id().empty()) traced.set_trace_id(NewTraceId());
+  absl::StatusOr<std::shared_ptr<MigrationSide>> side = create_side_(traced);
   if (!side.ok()) return side.status();
-  entries_.push_back({request, ChosenBy(request), *std::move(side)});
+  entries_.push_back({request, ChosenBy(traced), *std::move(side)});
   return Describe(entries_.back());
 }
 
@@ -237,10 +271,20 @@ absl::Status MigrationTable::Delete(absl::string_view migration_id) {
   if (entry == nullptr) return NoSuchMigration(migration_id);
   if (absl::Status s = entry->side->MayDelete(); !s.ok()) return s;
   const auto at = entries_.begin() + (entry - entries_.data());
+  AddSide(at->side->Totals(), forgotten_);
   forget_(at->chosen.migration_id());
   forgotten = std::move(at->side);
   entries_.erase(at);
   return absl::OkStatus();
+}
+
+MigrationTotals MigrationTable::Totals() const {
+  std::lock_guard lock(mutex_);
+  MigrationTotals totals = forgotten_;
+  // What has been forgotten is not here.
+  totals.present = {};
+  for (const Entry& entry : entries_) AddSide(entry.side->Totals(), totals);
+  return totals;
 }
 
 void MigrationTable::VmmGone(absl::string_view vm_name) {

@@ -2,6 +2,7 @@
 #ifndef CMD_CONTROL_MIGRATION_TABLE_H_
 #define CMD_CONTROL_MIGRATION_TABLE_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -15,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "cmd/control/migration_side.h"
+#include "cmd/metrics/vm_totals.h"
 #include "postcopy/v1/migration.pb.h"
 
 namespace postcopy {
@@ -33,6 +35,20 @@ inline constexpr size_t kAddressBytesMax = 512;
 absl::Status CheckBulkLimit(uint64_t bytes_per_second);
 // INVALID_ARGUMENT for one that is too long to be a host and a port.
 absl::Status CheckSourceAddress(const std::string& address);
+
+// What a table's migrations counted, for metrics. A value.
+struct MigrationTotals {
+  // Of all since the daemon began; no counter goes back when a migration is
+  // forgotten.
+  VmTotals vm;
+  // Migrations that the table has, and those that have ended since the daemon
+  // began, by state.
+  std::array<uint64_t, v1::MigrationState_ARRAYSIZE> present{};
+  std::array<uint64_t, v1::MigrationState_ARRAYSIZE> ended{};
+  // Calls of Create, and those that were refused.
+  uint64_t create_requests = 0;
+  uint64_t create_refusals = 0;
+};
 
 // Creates, finds and forgets. Thread-safe.
 class MigrationTable {
@@ -62,6 +78,7 @@ class MigrationTable {
   absl::StatusOr<v1::Migration> Describe(absl::string_view migration_id) const;
   // Without state_changes.
   std::vector<v1::Migration> List() const;
+  MigrationTotals Totals() const;
 
   // Forgets a migration. NOT_FOUND, or FAILED_PRECONDITION if it has not ended.
   absl::Status Delete(absl::string_view migration_id);
@@ -80,6 +97,9 @@ class MigrationTable {
 
   absl::StatusOr<v1::Migration> Validate(
       const v1::CreateMigrationRequest& request);
+  absl::StatusOr<v1::Migration> CreateLocked(
+      const v1::CreateMigrationRequest& request,
+      std::shared_ptr<MigrationSide>& evicted);
   const Entry* FindLocked(absl::string_view migration_id) const;
   absl::Status CheckFreeLocked(const v1::CreateMigrationRequest& request) const;
   // The oldest that has ended, if one must go for another; else the end.
@@ -97,6 +117,7 @@ class MigrationTable {
   // Guarded by mutex_.
   std::vector<Entry> entries_;       // oldest first
   std::set<std::string> looked_at_;  // VMs that Validate is about
+  MigrationTotals forgotten_;        // of migrations that are not in entries_
 };
 
 }  // namespace postcopy

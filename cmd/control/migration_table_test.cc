@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "dirtytrack/trace_id.h"
 
 namespace postcopy {
 namespace {
@@ -19,6 +20,13 @@ class FakeSide final : public MigrationSide {
     migration.set_state(has_ended ? v1::MIGRATION_STATE_COMPLETED
                                   : v1::MIGRATION_STATE_PRECOPY);
     migration.add_state_changes();
+  }
+  SideTotals Totals() const override {
+    SideTotals totals;
+    totals.state =
+        has_ended ? v1::MIGRATION_STATE_COMPLETED : v1::MIGRATION_STATE_PRECOPY;
+    totals.vm[VmCounter::kPrecopiedPages] = precopied;
+    return totals;
   }
   bool ended() const override { return has_ended; }
   absl::Status SwitchOver() override { return absl::OkStatus(); }
@@ -41,6 +49,7 @@ class FakeSide final : public MigrationSide {
   void WaitForChange(uint64_t /*seen*/, int64_t /*nanos*/) const override {}
 
   bool has_ended = false;
+  uint64_t precopied = 0;
   int gone_count = 0;
   int stop_count = 0;
 };
@@ -134,6 +143,51 @@ TEST_F(MigrationTableTest, LimitAndOnePast) {
   EXPECT_FALSE(table_.Find("1").ok());
   EXPECT_TRUE(table_.Find("2").ok());
   EXPECT_EQ(sides_["1"].use_count(), 1) << "still held";
+}
+
+// Prometheus takes a counter that went back for a daemon that was restarted.
+TEST_F(MigrationTableTest, CountersDoNotGoBackWhenAMigrationIsForgotten) {
+  for (size_t i = 0; i < kMax; ++i) {
+    ASSERT_TRUE(Create(absl::StrCat(i)).ok());
+    sides_[absl::StrCat(i)]->precopied = 100;
+    sides_[absl::StrCat(i)]->has_ended = true;
+  }
+  const MigrationTotals before = table_.Totals();
+  EXPECT_EQ(before.vm[VmCounter::kPrecopiedPages], 400u);
+  EXPECT_EQ(before.present[v1::MIGRATION_STATE_COMPLETED], 4u);
+  EXPECT_EQ(before.ended[v1::MIGRATION_STATE_COMPLETED], 4u);
+
+  ASSERT_TRUE(Create("past").ok());
+  ASSERT_EQ(forgotten_.size(), 1u);
+  const MigrationTotals after = table_.Totals();
+  EXPECT_EQ(after.vm[VmCounter::kPrecopiedPages], 400u);
+  EXPECT_EQ(after.ended[v1::MIGRATION_STATE_COMPLETED], 4u);
+  EXPECT_EQ(after.present[v1::MIGRATION_STATE_COMPLETED], 3u);
+  EXPECT_EQ(after.present[v1::MIGRATION_STATE_PRECOPY], 1u);
+}
+
+TEST_F(MigrationTableTest, RefusalsAreCountedBesideRequests) {
+  ASSERT_TRUE(Create("a").ok());
+  ASSERT_TRUE(Create("a").ok()) << "the same again";
+  refusal_ = absl::NotFoundError("no such VM");
+  EXPECT_FALSE(Create("b").ok());
+  EXPECT_FALSE(table_.Create({}).ok()) << "no request";
+  EXPECT_EQ(table_.Totals().create_requests, 4u);
+  EXPECT_EQ(table_.Totals().create_refusals, 2u);
+}
+
+TEST_F(MigrationTableTest, TraceIdsAreTheRequestsOrMadeHere) {
+  v1::CreateMigrationRequest request = Request("a", "vm-a");
+  request.set_trace_id("4bf92f3577b34da6a3ce929d0e0e4736");
+  EXPECT_EQ(table_.Create(request)->trace_id(), request.trace_id());
+  const auto made = Create("b");
+  ASSERT_TRUE(made.ok());
+  EXPECT_TRUE(IsTraceId(made->trace_id())) << made->trace_id();
+  EXPECT_EQ(Create("b")->trace_id(), made->trace_id()) << "idempotent";
+  request = Request("c", "vm-c");
+  request.set_trace_id("4BF92F3577B34DA6A3CE929D0E0E4736");
+  EXPECT_EQ(table_.Create(request).status().message(),
+            "trace_id must be empty or 32 digits of 0-9a-f, not all of them 0");
 }
 
 // A VM whose migration has ended may be migrated again; one under way not.

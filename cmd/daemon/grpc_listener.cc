@@ -1,5 +1,6 @@
 #include "cmd/daemon/grpc_listener.h"
 
+#include <grpcpp/ext/channelz_service_plugin.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
@@ -60,6 +61,7 @@ absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Create(
   // Both are process-wide and take effect in servers built after them.
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  if (options.channelz) grpc::channelz::experimental::InitChannelzService();
 
   grpc::ServerBuilder builder;
   int port = 0;
@@ -84,6 +86,9 @@ absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Create(
   if (server == nullptr || (!unix && port == 0)) {
     return CannotListen(options.address);
   }
+  for (const std::string& name : options.health_names) {
+    server->GetHealthCheckService()->SetServingStatus(name, true);
+  }
   std::unique_ptr<GrpcListener> listener(new GrpcListener(
       options.security, std::move(server),
       unix ? options.address : WithPort(options.address, port)));
@@ -105,6 +110,10 @@ absl::Status GrpcListener::OpenDoor() {
   if (!door.ok()) return door.status();
   door_ = *std::move(door);
   return absl::OkStatus();
+}
+
+void GrpcListener::SetServing(bool serving) {
+  server_->GetHealthCheckService()->SetServingStatus(serving);
 }
 
 void GrpcListener::Shutdown() {

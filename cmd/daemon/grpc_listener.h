@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -29,6 +30,13 @@ class GrpcListener {
     // Threads for calls that are under way; a call beyond is refused with
     // RESOURCE_EXHAUSTED.
     int threads_max = 1024;
+    // Services that the health service knows by name ("postcopy.v1.X"), beside
+    // "", which stands for all.
+    std::vector<std::string> health_names;
+    // Serve channelz too, which shows connections and calls of this whole
+    // process. gRPC then serves it from every server that is made later in this
+    // process: make those that must not have it before.
+    bool channelz = false;
   };
 
   // Listens. The services outlive this. UNAVAILABLE, with what to do, if the
@@ -41,6 +49,10 @@ class GrpcListener {
 
   // With the real port.
   const std::string& address() const { return address_; }
+
+  // What the health service says of all its names: SERVING or NOT_SERVING. At
+  // first the former. Any thread.
+  void SetServing(bool serving);
 
   // Ends calls: those that do not end by themselves soon are cancelled.
   void Shutdown();

@@ -188,6 +188,8 @@ absl::Status Demo::StartDaemon(const std::string& name,
                                std::vector<std::string> argv,
                                std::optional<ChildProcess>* child) {
   argv.emplace_back("--control_address=127.0.0.1:0");
+  argv.emplace_back("--metrics_address=");
+  argv.emplace_back("--log_level=warning");
   argv.push_back("--vmm_socket=" + InDirectory(name + ".sock"));
   argv.insert(argv.end(), daemon_flags_.begin(), daemon_flags_.end());
   return Start(name, std::move(argv), {"--ready_fd"}, child);

@@ -12,8 +12,11 @@
 #include "cmd/control/migration_service.h"
 #include "cmd/control/migration_table.h"
 #include "cmd/daemon/grpc_listener.h"
+#include "cmd/daemon/vm_events.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/faultd/destination_side.h"
+#include "cmd/log/log.h"
+#include "cmd/metrics/metric_families.h"
 #include "cmd/security/daemon_security.h"
 #include "cmd/vmm_channel/vmm_listener.h"
 #include "uffd/bulk_share.h"
@@ -36,6 +39,10 @@ class DestinationDaemon {
     // For the pages that nobody touches; outlives the daemon. nullptr: each VM
     // fetches them as fast as it can.
     BulkShare* bulk_share = nullptr;
+    // Serve channelz at the control plane.
+    bool channelz = false;
+    // Told what happens; outlives the daemon. May be null.
+    Log* log = nullptr;
   };
 
   // Serves when it returns. The first thing that cannot be had is the error.
@@ -47,6 +54,9 @@ class DestinationDaemon {
   const std::string& control_address() const { return control_->address(); }
   DaemonSecurity& security() { return *security_; }
 
+  // Adds what the daemon counts. Any thread.
+  void AddMetrics(MetricFamilies& families) const;
+
   // Ends. Guests with missing pages wait from then on at each of them, as long
   // as their VMMs keep the userfaultfd. Idempotent.
   void Shutdown();
@@ -56,6 +66,8 @@ class DestinationDaemon {
                     std::unique_ptr<DaemonSecurity> security);
 
   const std::unique_ptr<DaemonSecurity> security_;
+  const BulkShare* const bulk_share_;  // may be null
+  VmEvents vm_events_;
   DestinationSides sides_;
   MigrationTable table_;
   MigrationService control_service_;

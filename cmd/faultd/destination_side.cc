@@ -9,6 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "cmd/control/describe.h"
+#include "cmd/control/migration_log.h"
+#include "cmd/faultd/served_vm_totals.h"
 #include "cmd/vmm_channel/weak_vmm.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/unique_fd.h"
@@ -147,6 +149,18 @@ class DestinationSide final : public MigrationSide {
     migration.set_pull_order(pull_order_);
   }
 
+  SideTotals Totals() const override {
+    const DestinationSnapshot now = migration_->Snapshot();
+    SideTotals totals = {.state = StateOf(now.phase),
+                         .vm = TotalsOf(now.pages, now.fault_latency,
+                                        now.fault_times, !HasEnded(now.phase))};
+    totals.vm[VmCounter::kStalePages] = now.stale.value();
+    totals.vm[VmCounter::kDamagedRuns] = now.damaged_runs;
+    totals.vm[VmCounter::kRounds] = now.rounds;
+    totals.vm[VmCounter::kRecoveries] = now.recoveries;
+    return totals;
+  }
+
   bool ended() const override { return HasEnded(migration_->phase()); }
   absl::Status SwitchOver() override {
     return migration_->Refuse(MigrationEvent::kSwitchOver);
@@ -277,16 +291,22 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> DestinationSides::Create(
   const NewDialer new_dialer =
       [id = request.migration_id(), vm = request.vm_name(),
        layout = (*waiting)->vmm->attachment().layout,
+       trace = request.trace_id(),
        dialling = dialling_](const std::string& address) {
         return NewGrpcSourceDialer(
             address,
             [dialling, address] { return dialling.CredentialsFor(address); },
-            id, vm, layout);
+            id, vm, layout, trace);
       };
   DestinationOptions options = options_;
   options.bulk_limit_per_second =
       ByteCount(request.bulk_limit_bytes_per_second());
   options.pull_order = KindOf(ChosenOrder(request));
+  auto told = std::make_shared<MigrationLog>(log_, request, Clock::Monotonic());
+  told->Changed(v1::MIGRATION_STATE_PREPARING, "created");
+  options.on_change = [told](MigrationPhase phase, const std::string& why) {
+    told->Changed(StateOf(phase), why);
+  };
   auto migration = std::make_unique<DestinationMigration>(
       std::move((*waiting)->vm), new_dialer(request.source_address()),
       GuestOf(WeakVmm((*waiting)->vmm)), options, Clock::Monotonic());

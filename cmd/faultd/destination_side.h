@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cmd/control/migration_side.h"
+#include "cmd/log/log.h"
 #include "cmd/security/client_security.h"
 #include "cmd/vmm_channel/vmm_connection.h"
 #include "postcopy/v1/migration.pb.h"
@@ -25,9 +26,12 @@ namespace postcopy {
 class DestinationSides {
  public:
   // `options` are those that no request overrides; sources are dialled by
-  // `dialling`.
-  DestinationSides(DestinationOptions options, ClientSecurity dialling)
-      : options_(options), dialling_(std::move(dialling)) {}
+  // `dialling`. `log` may be null, and outlives this and what it creates.
+  DestinationSides(DestinationOptions options, ClientSecurity dialling,
+                   Log* log)
+      : options_(std::move(options)),
+        dialling_(std::move(dialling)),
+        log_(log) {}
 
   // A VM attached: registers its memory, so that every touch of it waits until
   // it is served. The error is for the VMM: what it must change.
@@ -55,6 +59,7 @@ class DestinationSides {
 
   const DestinationOptions options_;
   const ClientSecurity dialling_;
+  Log* const log_;
   std::mutex mutex_;
   std::map<std::string, Waiting> waiting_;  // guarded by mutex_
 };

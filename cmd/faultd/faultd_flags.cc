@@ -1,12 +1,12 @@
 #include "cmd/faultd/faultd_flags.h"
 
 #include <cstdint>
-#include <cstdio>
 #include <string>
 #include <utility>
 
 #include "absl/flags/flag.h"
 #include "cmd/daemon/daemon.h"
+#include "cmd/daemon/observation_flags.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/security/security_flags.h"
 #include "uffd/bulk_share.h"
@@ -55,6 +55,9 @@ ABSL_FLAG(uint32_t, bulk_requests, postcopy::kDefaultBulkRequests,
 ABSL_FLAG(absl::Duration, drain_timeout, absl::InfiniteDuration(),
           "how long SIGTERM waits for guests that still miss pages; inf: as "
           "long as it takes; a second SIGTERM ends the wait");
+ABSL_FLAG(std::string, metrics_address, "127.0.0.1:7412",
+          "host:port where Prometheus scrapes, over plain HTTP and without "
+          "authentication; port 0 lets the kernel choose; empty: none");
 ABSL_FLAG(int, ready_fd, -1,
           "descriptor to which one line of JSON with the address is written "
           "when the daemon is ready");
@@ -68,7 +71,7 @@ bool ServesSnapshots() {
          !absl::GetFlag(FLAGS_snapshot_name).empty();
 }
 
-absl::StatusOr<size_t> VmsMax() {
+absl::StatusOr<size_t> VmsMax(Log* log) {
   const bool snapshots = ServesSnapshots();
   const auto limit =
       FitVms(absl::GetFlag(FLAGS_vms_max),
@@ -76,13 +79,13 @@ absl::StatusOr<size_t> VmsMax() {
              RaiseDescriptorLimit());
   if (!limit.ok()) return limit.status();
   if (!limit->note.empty()) {
-    std::fprintf(stderr, "faultd: %s\n", limit->note.c_str());
+    WriteTo(log, LogSeverity::kWarning, limit->note);
   }
   return limit->vms_max;
 }
 
 SnapshotService::Options SnapshotOptions(const std::vector<unsigned>& uids,
-                                         size_t vms_max) {
+                                         size_t vms_max, Log* log) {
   const bool direct = absl::GetFlag(FLAGS_snapshot_direct_io);
   return {
       .socket_path = absl::GetFlag(FLAGS_firecracker_socket),
@@ -96,8 +99,8 @@ SnapshotService::Options SnapshotOptions(const std::vector<unsigned>& uids,
       .prefetch_bytes_per_second =
           absl::GetFlag(FLAGS_snapshot_prefetch_bytes_per_second),
       .working_set_path = absl::GetFlag(FLAGS_snapshot_working_set),
-      .log = [](const std::string& sentence) {
-        std::fprintf(stderr, "faultd: %s\n", sentence.c_str());
+      .log = [log](const std::string& sentence) {
+        WriteTo(log, LogSeverity::kInfo, sentence);
       }};
 }
 
@@ -109,6 +112,9 @@ std::vector<FlagCheck> FaultdChecks() {
       checks.end(),
       {{"vmm_uids",
         [] { return ParseUids(absl::GetFlag(FLAGS_vmm_uids)).status(); }},
+       LogLevelCheck(),
+       {"metrics_address",
+        [] { return CheckMetricsFlag(absl::GetFlag(FLAGS_metrics_address)); }},
        {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
        {"bulk_requests",
         [] { return CheckBulkRequests(absl::GetFlag(FLAGS_bulk_requests)); }},
@@ -119,10 +125,10 @@ std::vector<FlagCheck> FaultdChecks() {
   return checks;
 }
 
-absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags() {
+absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags(Log* log) {
   const auto uids = ParseUids(absl::GetFlag(FLAGS_vmm_uids));
   if (!uids.ok()) return uids.status();
-  const auto vms_max = VmsMax();
+  const auto vms_max = VmsMax(log);
   if (!vms_max.ok()) return vms_max.status();
   auto security = SecurityOptionsFromFlags("faultd");
   if (!security.ok()) return security.status();
@@ -133,16 +139,22 @@ absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags() {
                       .vmm_uids = *uids,
                       .reconnect_timeout =
                           absl::GetFlag(FLAGS_reconnect_timeout),
-                      .vms_max = *vms_max},
+                      .vms_max = *vms_max,
+                      .channelz = ChannelzFlag(),
+                      .log = log},
       .bulk_requests = absl::GetFlag(FLAGS_bulk_requests)};
   if (ServesSnapshots()) {
-    options.snapshot = SnapshotOptions(*uids, *vms_max);
+    options.snapshot = SnapshotOptions(*uids, *vms_max, log);
   }
   return options;
 }
 
 absl::Duration FaultdDrainTimeout() {
   return absl::GetFlag(FLAGS_drain_timeout);
+}
+
+std::string FaultdMetricsAddress() {
+  return absl::GetFlag(FLAGS_metrics_address);
 }
 
 int FaultdReadyFd() { return absl::GetFlag(FLAGS_ready_fd); }

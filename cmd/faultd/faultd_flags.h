@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -11,6 +12,7 @@
 #include "cmd/config/flag_config.h"
 #include "cmd/faultd/destination_daemon.h"
 #include "cmd/faultd/snapshot_service.h"
+#include "cmd/log/log.h"
 
 namespace postcopy {
 
@@ -26,13 +28,15 @@ struct FaultdOptions {
   size_t bulk_requests = 0;
 };
 
-// Takes as many descriptors as the process may have, and says on stderr if
-// these are too few for --vms_max. FAILED_PRECONDITION if they do not suffice
-// for one VM.
-absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags();
+// Takes as many descriptors as the process may have, and says in `log`, which
+// the daemon writes to, if these are too few for --vms_max. FAILED_PRECONDITION
+// if they do not suffice for one VM.
+absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags(Log* log);
 
 // --drain_timeout.
 absl::Duration FaultdDrainTimeout();
+// --metrics_address.
+std::string FaultdMetricsAddress();
 // --ready_fd.
 int FaultdReadyFd();
 

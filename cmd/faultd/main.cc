@@ -2,18 +2,22 @@
 // page faults by fetching them, pulls the rest in the background. Also the
 // page-fault handler of VMs that Firecracker restores from a snapshot.
 
-#include <cstdio>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "absl/flags/usage.h"
 #include "cmd/config/flag_config.h"
 #include "cmd/daemon/daemon.h"
 #include "cmd/daemon/grpc_listener.h"
+#include "cmd/daemon/observation_flags.h"
+#include "cmd/daemon/serve_metrics.h"
 #include "cmd/faultd/destination_daemon.h"
 #include "cmd/faultd/faultd_flags.h"
 #include "cmd/faultd/snapshot_service.h"
+#include "cmd/log/daemon_log.h"
+#include "cmd/log/log.h"
 #include "dirtytrack/clock.h"
 #include "postcopy/v1/config.pb.h"
 #include "uffd/bulk_share.h"
@@ -28,7 +32,8 @@ int main(int argc, char** argv) {
   ChooseGrpcPolling();
   BlockEndSignals();
 
-  auto options = FaultdOptionsFromFlags();
+  DaemonLog log(ChooseLogSink("faultd"), LogLevelFlag());
+  auto options = FaultdOptionsFromFlags(&log);
   if (!options.ok()) return FailWith(options.status(), 1);
   BulkShare share(options->bulk_requests, Clock::Monotonic());
   options->destination.bulk_share = &share;
@@ -42,12 +47,21 @@ int main(int argc, char** argv) {
     if (!created.ok()) return FailWith(created.status(), 1);
     snapshots = *std::move(created);
   }
+  const auto metrics =
+      ServeMetrics(FaultdMetricsAddress(), &log, [&](MetricFamilies& families) {
+        (*daemon)->AddMetrics(families);
+        if (snapshots != nullptr) snapshots->AddMetrics(families);
+      });
+  const std::string metrics_address = metrics ? metrics->address() : "";
   const absl::Status ready = TellReady(
-      FaultdReadyFd(), {{"control_address", (*daemon)->control_address()}});
+      FaultdReadyFd(), {{"control_address", (*daemon)->control_address()},
+                        {"metrics_address", metrics_address}});
   if (!ready.ok()) return FailWith(ready, 1);
-  std::fprintf(stderr, "faultd: control plane %s\n",
-               (*daemon)->control_address().c_str());
+  WriteTo(&log, LogSeverity::kNotice, "ready",
+          {{"CONTROL_ADDRESS", (*daemon)->control_address()},
+           {"METRICS_ADDRESS", metrics_address}});
   WaitForEnd();
+  WriteTo(&log, LogSeverity::kNotice, "stopping");
   if (snapshots != nullptr) snapshots->Shutdown();
   (*daemon)->Shutdown();
   return 0;

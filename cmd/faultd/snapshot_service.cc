@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cmd/faultd/served_vm_totals.h"
+#include "cmd/metrics/vm_metrics.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/start_thread.h"
 #include "uffd/data_plane_client.h"
@@ -69,6 +71,10 @@ std::string Summary(const SnapshotVm& vm) {
       micros(99), " us), ", pages.background.value(), " ahead of it, ",
       pages.given_up.value(), " given up, ", pages.missing.value(),
       " never wanted", WaitSummary(vm.FaultStages()));
+}
+
+VmTotals TotalsOf(const SnapshotVm& vm, bool missing) {
+  return TotalsOf(vm.counters(), vm.FaultLatency(), vm.FaultStages(), missing);
 }
 
 }  // namespace
@@ -261,6 +267,7 @@ absl::Status SnapshotService::Attach(FirecrackerVm vm) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     attached_[id] = {pid, *std::move(served), records};
+    ++taken_;
   }
   Log(sentence);
   return absl::OkStatus();
@@ -273,6 +280,10 @@ void SnapshotService::Detach(uint64_t id) {
 }
 
 void SnapshotService::Refuse(const absl::Status& why) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++refused_;
+  }
   const int64_t now_ns = Clock::Monotonic()->NowNanos();
   if (now_ns - second_began_ns_ >= kNanosPerSecond) {
     if (refusals_untold_ > 0) {
@@ -294,13 +305,19 @@ void SnapshotService::Bury() {
   while (true) {
     changed_.wait(lock, [this] { return closing_ || !gone_.empty(); });
     if (gone_.empty()) return;
-    auto [id, gone] = std::move(gone_.front());
+    // It stays there, to be counted; others are only put behind it.
+    const auto& [id, first] = gone_.front();
+    lock.unlock();
+    first.vm->Stop();  // so that the last page is counted
+    const std::string name = NameOf(id, first.pid);
+    if (first.records) EndRecording(name, first.vm->recorded());
+    Log(absl::StrCat(name, " has gone: ", Summary(*first.vm)));
+    const VmTotals totals = TotalsOf(*first.vm, /*missing=*/false);
+    lock.lock();
+    forgotten_.Add(totals);
+    Attached gone = std::move(gone_.front().second);
     gone_.pop_front();
     lock.unlock();
-    gone.vm->Stop();  // so that the last page is counted
-    const std::string name = NameOf(id, gone.pid);
-    if (gone.records) EndRecording(name, gone.vm->recorded());
-    Log(absl::StrCat(name, " has gone: ", Summary(*gone.vm)));
     gone.vm.reset();
     lock.lock();
   }
@@ -309,6 +326,23 @@ void SnapshotService::Bury() {
 size_t SnapshotService::vms() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return attached_.size();
+}
+
+void SnapshotService::AddMetrics(MetricFamilies& families) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  VmTotals totals = forgotten_;
+  for (const auto& [id, vm] : attached_) {
+    totals.Add(TotalsOf(*vm.vm, /*missing=*/true));
+  }
+  for (const auto& [id, vm] : gone_) {
+    totals.Add(TotalsOf(*vm.vm, /*missing=*/false));
+  }
+  AddVmMetrics("snapshot", totals, families);
+  AddAttachMetrics("snapshot",
+                   {.attached = attached_.size(),
+                    .attempts = taken_ + refused_,
+                    .refusals = refused_},
+                   families);
 }
 
 void SnapshotService::Log(const std::string& sentence) const {

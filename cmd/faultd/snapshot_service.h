@@ -21,6 +21,8 @@
 #include "absl/status/statusor.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/firecracker/firecracker_listener.h"
+#include "cmd/metrics/metric_families.h"
+#include "cmd/metrics/vm_totals.h"
 #include "cmd/security/client_security.h"
 #include "uffd/bulk_share.h"
 #include "uffd/remote_snapshot.h"
@@ -79,6 +81,9 @@ class SnapshotService {
   // The VMs that are attached.
   size_t vms() const;
 
+  // Adds what was counted of all VMs since the beginning. Any thread.
+  void AddMetrics(MetricFamilies& families) const;
+
   // Serves no longer. VMs with missing pages wait from then on at each of them.
   // Idempotent.
   void Shutdown();
@@ -126,7 +131,11 @@ class SnapshotService {
   std::condition_variable changed_;
   // Guarded by mutex_.
   std::map<uint64_t, Attached> attached_;
+  // The undertaker takes the first out when it is in forgotten_.
   std::deque<std::pair<uint64_t, Attached>> gone_;
+  VmTotals forgotten_;
+  uint64_t taken_ = 0;    // VMs
+  uint64_t refused_ = 0;  // and peers that claimed to be
   bool closing_ = false;
   std::shared_ptr<const WorkingSet> working_set_;  // null: there is none yet
   bool recording_ = false;                         // one VM's pages

@@ -1,13 +1,17 @@
 // pageserverd: the source daemon. Reads guest RAM, runs precopy, hands over,
 // serves missing pages.
 
-#include <cstdio>
 #include <optional>
+#include <string>
 
 #include "absl/flags/usage.h"
 #include "cmd/config/flag_config.h"
 #include "cmd/daemon/daemon.h"
 #include "cmd/daemon/grpc_listener.h"
+#include "cmd/daemon/observation_flags.h"
+#include "cmd/daemon/serve_metrics.h"
+#include "cmd/log/daemon_log.h"
+#include "cmd/log/log.h"
 #include "cmd/pageserverd/pageserverd_flags.h"
 #include "cmd/pageserverd/source_daemon.h"
 #include "postcopy/v1/config.pb.h"
@@ -22,18 +26,26 @@ int main(int argc, char** argv) {
   ChooseGrpcPolling();
   BlockEndSignals();
 
-  const auto options = PageserverdOptions();
+  DaemonLog log(ChooseLogSink("pageserverd"), LogLevelFlag());
+  const auto options = PageserverdOptions(&log);
   if (!options.ok()) return FailWith(options.status(), 1);
   auto daemon = SourceDaemon::Create(*options);
   if (!daemon.ok()) return FailWith(daemon.status(), 1);
+  const auto metrics = ServeMetrics(
+      PageserverdMetricsAddress(), &log,
+      [&](MetricFamilies& families) { (*daemon)->AddMetrics(families); });
+  const std::string metrics_address = metrics ? metrics->address() : "";
   const absl::Status ready = TellReady(
       PageserverdReadyFd(), {{"control_address", (*daemon)->control_address()},
-                             {"data_address", (*daemon)->data_address()}});
+                             {"data_address", (*daemon)->data_address()},
+                             {"metrics_address", metrics_address}});
   if (!ready.ok()) return FailWith(ready, 1);
-  std::fprintf(stderr, "pageserverd: control plane %s, data plane %s\n",
-               (*daemon)->control_address().c_str(),
-               (*daemon)->data_address().c_str());
+  WriteTo(&log, LogSeverity::kNotice, "ready",
+          {{"CONTROL_ADDRESS", (*daemon)->control_address()},
+           {"DATA_ADDRESS", (*daemon)->data_address()},
+           {"METRICS_ADDRESS", metrics_address}});
   WaitForEnd();
+  WriteTo(&log, LogSeverity::kNotice, "stopping");
   (*daemon)->Shutdown();
   return 0;
 }

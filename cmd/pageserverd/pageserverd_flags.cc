@@ -1,13 +1,13 @@
 #include "cmd/pageserverd/pageserverd_flags.h"
 
 #include <cstdint>
-#include <cstdio>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/flags/flag.h"
 #include "cmd/daemon/daemon.h"
+#include "cmd/daemon/observation_flags.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/pageserverd/named_file.h"
 #include "cmd/security/security_flags.h"
@@ -33,6 +33,9 @@ ABSL_FLAG(std::vector<std::string>, serve_snapshot, {},
 ABSL_FLAG(absl::Duration, drain_timeout, absl::InfiniteDuration(),
           "how long SIGTERM waits for destinations that still need pages; inf: "
           "as long as it takes; a second SIGTERM ends the wait");
+ABSL_FLAG(std::string, metrics_address, "127.0.0.1:7402",
+          "host:port where Prometheus scrapes, over plain HTTP and without "
+          "authentication; port 0 lets the kernel choose; empty: none");
 ABSL_FLAG(int, ready_fd, -1,
           "descriptor to which one line of JSON with the addresses is written "
           "when the daemon is ready");
@@ -45,6 +48,9 @@ std::vector<FlagCheck> PageserverdChecks() {
       checks.end(),
       {{"vmm_uids",
         [] { return ParseUids(absl::GetFlag(FLAGS_vmm_uids)).status(); }},
+       LogLevelCheck(),
+       {"metrics_address",
+        [] { return CheckMetricsFlag(absl::GetFlag(FLAGS_metrics_address)); }},
        {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
        {"serve_snapshot",
         [] {
@@ -57,7 +63,7 @@ std::vector<FlagCheck> PageserverdChecks() {
   return checks;
 }
 
-absl::StatusOr<SourceDaemon::Options> PageserverdOptions() {
+absl::StatusOr<SourceDaemon::Options> PageserverdOptions(Log* log) {
   const auto uids = ParseUids(absl::GetFlag(FLAGS_vmm_uids));
   if (!uids.ok()) return uids.status();
   auto snapshots = ParseNamedFiles(absl::GetFlag(FLAGS_serve_snapshot));
@@ -66,7 +72,7 @@ absl::StatusOr<SourceDaemon::Options> PageserverdOptions() {
                             RaiseDescriptorLimit());
   if (!limit.ok()) return limit.status();
   if (!limit->note.empty()) {
-    std::fprintf(stderr, "pageserverd: %s\n", limit->note.c_str());
+    WriteTo(log, LogSeverity::kWarning, limit->note);
   }
   auto security = SecurityOptionsFromFlags("pageserverd");
   if (!security.ok()) return security.status();
@@ -78,11 +84,17 @@ absl::StatusOr<SourceDaemon::Options> PageserverdOptions() {
       .vmm_uids = *uids,
       .reconnect_timeout = absl::GetFlag(FLAGS_reconnect_timeout),
       .vms_max = limit->vms_max,
-      .snapshots = *std::move(snapshots)};
+      .snapshots = *std::move(snapshots),
+      .channelz = ChannelzFlag(),
+      .log = log};
 }
 
 absl::Duration PageserverdDrainTimeout() {
   return absl::GetFlag(FLAGS_drain_timeout);
+}
+
+std::string PageserverdMetricsAddress() {
+  return absl::GetFlag(FLAGS_metrics_address);
 }
 
 int PageserverdReadyFd() { return absl::GetFlag(FLAGS_ready_fd); }

@@ -2,18 +2,27 @@
 
 #include <utility>
 
+#include "cmd/control/migration_metrics.h"
 #include "dirtytrack/clock.h"
 
 namespace postcopy {
+namespace {
+
+constexpr char kControlPlane[] = "postcopy.v1.MigrationService";
+constexpr char kDataPlane[] = "postcopy.v1.DataPlaneService";
+
+}  // namespace
 
 SourceDaemon::SourceDaemon(const Options& options,
                            std::unique_ptr<DaemonSecurity> security)
     : security_(std::move(security)),
+      events_(options.log),
       snapshots_(Clock::Monotonic()),
       sides_([this](const std::string& name) { return vmms_->Find(name); },
              &directory_,
              {.reconnect_nanos =
-                  absl::ToInt64Nanoseconds(options.reconnect_timeout)}),
+                  absl::ToInt64Nanoseconds(options.reconnect_timeout)},
+             options.log),
       table_(
           [this](const v1::CreateMigrationRequest& request) {
             return sides_.Create(request);
@@ -23,7 +32,7 @@ SourceDaemon::SourceDaemon(const Options& options,
           },
           [this](const std::string& id) { directory_.Remove(id); }),
       control_service_(&table_),
-      data_service_(&directory_, &snapshots_) {}
+      data_service_(&directory_, &snapshots_, events_.Observer()) {}
 
 absl::StatusOr<std::unique_ptr<SourceDaemon>> SourceDaemon::Create(
     const Options& options) {
@@ -45,29 +54,51 @@ absl::StatusOr<std::unique_ptr<SourceDaemon>> SourceDaemon::Create(
        .allowed_uids = {options.vmm_uids.begin(), options.vmm_uids.end()},
        .vms_max = options.vms_max,
        .command_timeout = options.command_timeout,
-       .on_detach = [self](const std::string& name) {
-         self->table_.VmmGone(name);
-       }});
+       .on_attach =
+           [self](const std::shared_ptr<VmmConnection>& vmm) {
+             self->events_.vms().Attached(vmm->vm_name());
+             return absl::OkStatus();
+           },
+       .on_detach =
+           [self](const std::string& name) {
+             self->events_.vms().Detached(name);
+             self->table_.VmmGone(name);
+           },
+       .on_refuse =
+           [self](const absl::Status& why) {
+             self->events_.vms().Refused(why);
+           }});
   if (!vmms.ok()) return vmms.status();
   daemon->vmms_ = *std::move(vmms);
 
   auto data =
       GrpcListener::Create({.address = options.data_address,
                             .security = daemon->security_->data(),
-                            .request_bytes_max = kDataPlaneRequestBytesMax},
+                            .request_bytes_max = kDataPlaneRequestBytesMax,
+                            .health_names = {kDataPlane}},
                            {&daemon->data_service_});
   if (!data.ok()) return data.status();
   daemon->data_ = *std::move(data);
+  // Behind the data plane, which is to have no channelz.
   auto control =
       GrpcListener::Create({.address = options.control_address,
-                            .security = daemon->security_->control()},
+                            .security = daemon->security_->control(),
+                            .health_names = {kControlPlane, kDataPlane},
+                            .channelz = options.channelz},
                            {&daemon->control_service_});
   if (!control.ok()) return control.status();
   daemon->control_ = *std::move(control);
   return daemon;
 }
 
+void SourceDaemon::AddMetrics(MetricFamilies& families) const {
+  AddMigrationMetrics("source", table_.Totals(), families);
+  events_.AddMetrics(families);
+}
+
 void SourceDaemon::Shutdown() {
+  if (control_ != nullptr) control_->SetServing(false);
+  if (data_ != nullptr) data_->SetServing(false);
   control_service_.StopWatches();
   // Guests whose migration is given up are resumed: their VMMs are needed.
   table_.StopAll();

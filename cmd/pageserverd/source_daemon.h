@@ -13,7 +13,10 @@
 #include "cmd/control/migration_table.h"
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/daemon/vm_limits.h"
+#include "cmd/log/log.h"
+#include "cmd/metrics/metric_families.h"
 #include "cmd/pageserverd/named_file.h"
+#include "cmd/pageserverd/source_events.h"
 #include "cmd/pageserverd/source_side.h"
 #include "cmd/security/daemon_security.h"
 #include "cmd/vmm_channel/vmm_listener.h"
@@ -40,6 +43,10 @@ class SourceDaemon {
     size_t vms_max = kMaxVms;
     // Names and paths of files that VMs are restored from on other hosts.
     std::vector<NamedFile> snapshots;
+    // Serve channelz at the control plane.
+    bool channelz = false;
+    // Told what happens; outlives the daemon. May be null.
+    Log* log = nullptr;
   };
 
   // Serves when it returns. The first thing that cannot be had is the error.
@@ -55,6 +62,9 @@ class SourceDaemon {
   // VMs that are being restored from the snapshots.
   size_t snapshot_sessions() const { return snapshots_.sessions(); }
 
+  // Adds what the daemon counts. Any thread.
+  void AddMetrics(MetricFamilies& families) const;
+
   // Cancels what can be cancelled, then ends. The destination of a migration
   // after its commit goes on looking for this daemon. Idempotent.
   void Shutdown();
@@ -64,6 +74,8 @@ class SourceDaemon {
                std::unique_ptr<DaemonSecurity> security);
 
   const std::unique_ptr<DaemonSecurity> security_;
+  // Before what tells it.
+  SourceEvents events_;
   SessionDirectory directory_;
   SnapshotSessions snapshots_;
   SourceSides sides_;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cmd/control/describe.h"
+#include "cmd/control/migration_log.h"
 #include "cmd/pageserverd/dirty_tracking.h"
 #include "cmd/vmm_channel/weak_vmm.h"
 #include "dirtytrack/clock.h"
@@ -88,6 +89,29 @@ void DescribeMode(const SourceOptions& options, v1::Migration& migration) {
                                     kNanosPerMilli);
 }
 
+VmTotals TotalsOf(const SourceSnapshot& now) {
+  VmTotals totals;
+  totals[VmCounter::kPrecopiedPages] = now.precopied.value();
+  totals[VmCounter::kFaultedPages] = now.faulted.value();
+  totals[VmCounter::kBackgroundPages] = now.background.value();
+  totals[VmCounter::kZeroPages] = now.zero.value();
+  totals[VmCounter::kStalePages] = now.stale.value();
+  totals[VmCounter::kDiscardedPages] = now.discarded.value();
+  totals[VmCounter::kBulkPageBytes] = now.bulk_page_bytes.value();
+  totals[VmCounter::kBulkSentBytes] = now.bulk_sent_bytes.value();
+  totals[VmCounter::kDamagedRuns] = now.damaged_runs;
+  totals[VmCounter::kRounds] = now.rounds;
+  totals[VmCounter::kRecoveries] = now.recoveries;
+  if (now.downtime_nanos > 0) {
+    totals[VmCounter::kHandOvers] = 1;
+    totals[VmCounter::kDowntimeNanos] =
+        static_cast<uint64_t>(now.downtime_nanos);
+    totals[VmCounter::kAddedDowntimeNanos] =
+        static_cast<uint64_t>(now.added_downtime_nanos);
+  }
+  return totals;
+}
+
 class SourceSide final : public MigrationSide {
  public:
   SourceSide(std::shared_ptr<SourceMigration> migration,
@@ -118,6 +142,15 @@ class SourceSide final : public MigrationSide {
     migration.set_bulk_zstd(options_.compress);
     migration.set_bulk_page_bytes(now.bulk_page_bytes.value());
     migration.set_bulk_sent_bytes(now.bulk_sent_bytes.value());
+  }
+
+  SideTotals Totals() const override {
+    const SourceSnapshot now = migration_->Snapshot();
+    SideTotals totals = {.state = StateOf(now.phase), .vm = TotalsOf(now)};
+    if (!HasEnded(now.phase)) {
+      totals.vm.remaining_pages = now.remaining.value();
+    }
+    return totals;
   }
 
   bool ended() const override { return HasEnded(migration_->phase()); }
@@ -219,6 +252,12 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> SourceSides::Create(
     const v1::CreateMigrationRequest& request) {
   absl::StatusOr<Parts> parts = Gather(request);
   if (!parts.ok()) return parts.status();
+  auto told = std::make_shared<MigrationLog>(log_, request, Clock::Monotonic());
+  told->Changed(v1::MIGRATION_STATE_PREPARING, "created");
+  parts->options.on_change = [told](MigrationPhase phase,
+                                    const std::string& why) {
+    told->Changed(StateOf(phase), why);
+  };
   auto created = SourceMigration::Create(
       std::move(parts->memory), std::move(parts->tracking.source),
       GuestOf(WeakVmm(parts->vmm)), parts->options, Clock::Monotonic());

@@ -6,9 +6,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "cmd/control/migration_side.h"
+#include "cmd/log/log.h"
 #include "cmd/pageserverd/dirty_tracking.h"
 #include "cmd/vmm_channel/vmm_connection.h"
 #include "dirtytrack/clock.h"
@@ -31,12 +33,14 @@ class SourceSides {
       std::function<std::shared_ptr<VmmConnection>(const std::string&)>;
 
   // `directory` outlives this; what is created is added to it. `options` are
-  // those that no request overrides.
+  // those that no request overrides. `log` may be null, and outlives this and
+  // what it creates.
   SourceSides(FindVm find_vm, SessionDirectory* directory,
-              SourceOptions options)
+              SourceOptions options, Log* log)
       : find_vm_(std::move(find_vm)),
         directory_(directory),
-        options_(options) {}
+        options_(std::move(options)),
+        log_(log) {}
 
   // As MigrationTable::CreateSide. NOT_FOUND if the VM is not attached,
   // FAILED_PRECONDITION if it has been handed over before.
@@ -60,6 +64,7 @@ class SourceSides {
   const FindVm find_vm_;
   SessionDirectory* const directory_;
   const SourceOptions options_;
+  Log* const log_;
 };
 
 }  // namespace postcopy

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "cmd/metrics/metrics_server.h"
 #include "cmd/postcopyctl/fake_daemon.h"
 #include "cmd/security/test_directory.h"
 #include "gmock/gmock.h"
@@ -235,6 +236,25 @@ TEST_F(CliTest, NobodyThereIsExitCode3) {
     EXPECT_EQ(Run({command, source, "--migration_id=a"}),
               ExitCode::kUnreachable);
   }
+}
+
+TEST_F(CliTest, MetricsPrintsWhatADaemonServes) {
+  auto server =
+      MetricsServer::Create("127.0.0.1:0", [](MetricFamilies& families) {
+        families.Counter("looks_total", "Looks.", 7);
+      });
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_EQ(Run({"metrics", "--destination=" + (*server)->address()}),
+            ExitCode::kOk);
+  EXPECT_THAT(out_, AllOf(HasSubstr("# destination 127.0.0.1:"),
+                          HasSubstr("looks_total 7\n")));
+  const std::string address = (*server)->address();
+  server->reset();
+  EXPECT_EQ(Run({"metrics", "--source=" + address}), ExitCode::kUnreachable);
+  EXPECT_THAT(err_, HasSubstr(address));
+  ExpectUsageError({"metrics"}, "which daemon?");
+  ExpectUsageError({"metrics", "--source=h:1", "--output=json"},
+                   "--output=json does not apply");
 }
 
 class CliWithDaemonsTest : public CliTest {

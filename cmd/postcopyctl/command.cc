@@ -43,6 +43,8 @@ constexpr Command kCommands[] = {
      ValidateDelete, RunDelete},
     {"health", "ask the daemons whether they serve", "", ValidateHealth,
      RunHealth},
+    {"metrics", "print metrics (the flags name --metrics_address)", "",
+     ValidateMetrics, RunMetrics},
     {"dev-certs", "make certificates for a trial", "dir hosts force",
      ValidateDevCerts, RunDevCerts},
     {"help", "print this text", "", ValidateHelp, RunHelp},

@@ -108,6 +108,8 @@ absl::Status ValidateDelete(const Options& options);
 absl::Status RunDelete(const CommandContext& context);
 absl::Status ValidateHealth(const Options& options);
 absl::Status RunHealth(const CommandContext& context);
+absl::Status ValidateMetrics(const Options& options);
+absl::Status RunMetrics(const CommandContext& context);
 absl::Status ValidateHelp(const Options& options);
 absl::Status RunHelp(const CommandContext& context);
 // What `postcopyctl COMMAND --help` prints.

@@ -12,6 +12,7 @@
 #include "cmd/postcopyctl/migrate_step.h"
 #include "cmd/postcopyctl/names.h"
 #include "cmd/postcopyctl/uptime.h"
+#include "dirtytrack/trace_id.h"
 #include "grpcpp/client_context.h"
 
 namespace postcopy {
@@ -422,6 +423,8 @@ CreateRequests RequestsFor(const MigrateOptions& options) {
   request.set_vm_name(options.vm_name);
   request.set_policy(options.policy);
   request.set_bulk_limit_bytes_per_second(options.bandwidth.value());
+  // One for both, so that their logs can be read together.
+  request.set_trace_id(NewTraceId());
   CreateRequests requests{.source = request, .destination = request};
   requests.source.set_request_id(RandomId("create"));
   requests.source.set_rounds_max(options.rounds_max);

@@ -14,6 +14,7 @@
 #include "cmd/postcopyctl/exit_code.h"
 #include "cmd/postcopyctl/fake_daemon.h"
 #include "cmd/postcopyctl/migrate_step.h"
+#include "dirtytrack/trace_id.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -138,6 +139,8 @@ TEST_F(MigrateTest, PrecopyThenPostcopyWaitsForAdvice) {
 
   v1::CreateMigrationRequest source = source_.create_request();
   v1::CreateMigrationRequest destination = destination_.create_request();
+  EXPECT_TRUE(IsTraceId(source.trace_id())) << source.trace_id();
+  EXPECT_EQ(destination.trace_id(), source.trace_id());
   EXPECT_EQ(source.policy(), v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY);
   EXPECT_EQ(source.bulk_limit_bytes_per_second(), 4u << 20);
   EXPECT_EQ(source.rounds_max(), 12u);

@@ -297,7 +297,8 @@ std::string MigrationJson(const v1::Migration& migration) {
       .Add("estimate", EstimateJson(migration.estimate()))
       .Add("pause_requested", migration.pause_requested())
       .Add("source_address", migration.source_address())
-      .Add("state_changes", ChangesJson(migration));
+      .Add("state_changes", ChangesJson(migration))
+      .Add("trace_id", migration.trace_id());
   return json.ToString();
 }
 
@@ -328,6 +329,9 @@ std::string MigrationTable(const v1::Migration& migration) {
   }
   rows.insert(rows.end(), side.begin(), side.end());
   rows.push_back({"recoveries", FormatCount(migration.recoveries())});
+  if (!migration.trace_id().empty()) {
+    rows.push_back({"trace id", migration.trace_id()});
+  }
   return AlignedLines(rows);
 }
 

@@ -99,6 +99,8 @@ class VmmListener::Impl : private AcceptLoop::Handler {
 
   // Answers a pending peer with `why` and forgets it.
   void TurnAway(uint64_t id, const absl::Status& why);
+  // Answers any peer so, and says it to on_refuse.
+  void Refuse(PacketSocket& socket, const absl::Status& why);
 
   void ReceiveAttach(uint64_t id);
   absl::StatusOr<Attachment> Parse(Packet packet) const;
@@ -159,7 +161,7 @@ void VmmListener::Impl::OnReady(uint64_t id) {
 void VmmListener::Impl::OnConnection(UniqueFd fd) {
   PacketSocket socket(std::move(fd), "the VMM");
   absl::Status status = CheckPeer(socket.fd(), options_.allowed_uids).status();
-  if (!status.ok()) return RefuseVmm(socket, status);
+  if (!status.ok()) return Refuse(socket, status);
   if (pending_.size() == kMaxPendingPeers) {
     TurnAway(pending_.begin()->first,
              absl::ResourceExhaustedError(absl::StrCat(
@@ -168,7 +170,7 @@ void VmmListener::Impl::OnConnection(UniqueFd fd) {
   }
   const uint64_t id = next_id_++;
   status = loop_.Watch(socket.fd(), id, EPOLLIN);
-  if (!status.ok()) return RefuseVmm(socket, status);
+  if (!status.ok()) return Refuse(socket, status);
   pending_.emplace(
       id, Pending{std::move(socket), Deadline::After(options_.attach_timeout)});
 }
@@ -185,8 +187,13 @@ void VmmListener::Impl::OnDeadline() {
 void VmmListener::Impl::TurnAway(uint64_t id, const absl::Status& why) {
   const auto found = pending_.find(id);
   loop_.Forget(found->second.socket.fd());
-  RefuseVmm(found->second.socket, why);
+  Refuse(found->second.socket, why);
   pending_.erase(found);
+}
+
+void VmmListener::Impl::Refuse(PacketSocket& socket, const absl::Status& why) {
+  RefuseVmm(socket, why);
+  if (options_.on_refuse) options_.on_refuse(why);
 }
 
 void VmmListener::Impl::ReceiveAttach(uint64_t id) {
@@ -239,6 +246,7 @@ void VmmListener::Impl::Attach(uint64_t id,
     if (!status.ok()) {
       loop_.Forget(connection->fd());
       connection->RefuseAttach(status);
+      if (options_.on_refuse) options_.on_refuse(status);
       return undertaker_.Take(std::move(connection));
     }
   }

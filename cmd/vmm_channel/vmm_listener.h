@@ -51,7 +51,10 @@ class VmmListener {
     // Called once for each VM that on_attach took, after its connection has
     // ended and Find no longer finds it. May be empty.
     std::function<void(const std::string& vm_name)> on_detach;
-    // Both run on the listener's thread: all other VMMs wait while they do. So
+    // Called for each peer that was turned away, with what it was told. May be
+    // empty.
+    std::function<void(const absl::Status& why)> on_refuse;
+    // All run on the listener's thread: all other VMMs wait while they do. So
     // they are short, send no command and do not call Shutdown. For a name,
     // they are called in turn: a VM that comes back is attached only after
     // on_detach for the one before has returned.

@@ -210,6 +210,26 @@ TEST_F(VmmListenerTest, OwnerMayRefuse) {
   EXPECT_EQ(OpenFds(), before);
 }
 
+// Whoever is turned away, wherever: the owner learns what he was told.
+TEST_F(VmmListenerTest, OwnerIsToldOfEachRefusal) {
+  options_.on_refuse = [this](const absl::Status& why) {
+    journal_.Add(std::string(why.message()).substr(0, 12));
+  };
+  Listen();
+  PacketSocket peer = Connect();
+  ASSERT_TRUE(peer.Send("no message", {}, Deadline::After(kLong)).ok());
+  EXPECT_FALSE(Verdict(peer).ok());
+  EXPECT_EQ(journal_.Await(1), std::vector<std::string>{"the first pa"});
+  on_attach_result_ = absl::FailedPreconditionError("userfaultfd: no");
+  EXPECT_FALSE(Attach("a").ok());
+  EXPECT_EQ(journal_.Await(3).back(), "userfaultfd:");
+  listener_.reset();
+  options_.allowed_uids = {::geteuid() + 1};
+  Listen();
+  EXPECT_FALSE(Attach("b").ok());
+  EXPECT_EQ(journal_.Await(4).size(), 4u);
+}
+
 TEST_F(VmmListenerTest, OwnerCannotCommandBeforeTheVmmIsAnswered) {
   absl::Status status;
   options_.on_attach = [&](const std::shared_ptr<VmmConnection>& vm) {

@@ -140,6 +140,31 @@ def system_repositories():
         min_version = "1.5.4",
     )
     system_library(
+        name = "com_github_jupp0r_prometheus_cpp",
+        checked_modules = ["prometheus-cpp-pull"],
+        debian_package = "prometheus-cpp-dev",
+        libraries = {
+            "core:core": "prometheus-cpp-core",
+            "pull:pull": "prometheus-cpp-pull",
+        },
+        min_version = "1.0.1",
+    )
+    system_library(
+        name = "com_github_systemd_systemd",
+        checked_modules = ["libsystemd"],
+        debian_package = "libsystemd-dev",
+        libraries = {":libsystemd": "libsystemd"},
+        min_version = "252",
+    )
+    system_library(
+        name = "com_github_curl_curl",
+        checked_modules = ["libcurl"],
+        debian_package = "libcurl4-openssl-dev",
+        min_version = "7.88.1",
+        # Its .pc file names a folder where the compiler looks anyway.
+        plain_libraries = {":curl": "curl"},
+    )
+    system_library(
         name = "openssl",
         checked_modules = ["libcrypto"],
         debian_package = "libssl-dev",
