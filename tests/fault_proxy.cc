@@ -1,19 +1,15 @@
 #include "tests/fault_proxy.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 #include "absl/status/status.h"
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
+#include "cmd/faultreplay/loopback.h"
 
 namespace postcopy {
 namespace {
@@ -22,51 +18,20 @@ constexpr size_t kBufferBytes = 256 << 10;
 // Smaller reads are more likely to be framing than pages.
 constexpr ssize_t kLargeRead = 16 << 10;
 
-sockaddr_in Loopback(uint16_t port) {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return address;
-}
-
-void NoDelay(int fd) {
-  const int on = 1;
-  ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-}
-
-bool SendAll(int fd, const char* data, size_t length) {
-  while (length > 0) {
-    const ssize_t n = ::send(fd, data, length, MSG_NOSIGNAL);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return false;
-    data += n;
-    length -= static_cast<size_t>(n);
-  }
-  return true;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<FaultProxy>> FaultProxy::Create(
     const std::string& upstream) {
-  uint32_t port = 0;
-  if (!absl::SimpleAtoi(upstream.substr(upstream.rfind(':') + 1), &port)) {
+  const uint16_t upstream_port = PortOf(upstream);
+  if (upstream_port == 0) {
     return absl::InvalidArgumentError("upstream must be host:port");
   }
-  UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address = Loopback(0);
-  socklen_t length = sizeof(address);
-  auto* generic = reinterpret_cast<sockaddr*>(&address);
-  if (!listener.valid() || ::bind(listener.get(), generic, length) != 0 ||
-      ::listen(listener.get(), 16) != 0 ||
-      ::getsockname(listener.get(), generic, &length) != 0) {
-    return absl::InternalError(strerror(errno));
-  }
+  uint16_t port;
+  absl::StatusOr<UniqueFd> listener = ListenOnLoopback(&port);
+  if (!listener.ok()) return listener.status();
   return std::unique_ptr<FaultProxy>(
-      new FaultProxy(std::move(listener), UniqueFd(::eventfd(0, EFD_CLOEXEC)),
-                     absl::StrCat("127.0.0.1:", ntohs(address.sin_port)),
-                     static_cast<uint16_t>(port)));
+      new FaultProxy(*std::move(listener), UniqueFd(::eventfd(0, EFD_CLOEXEC)),
+                     LoopbackAddress(port), upstream_port));
 }
 
 FaultProxy::FaultProxy(UniqueFd listener, UniqueFd wake, std::string address,
@@ -91,18 +56,11 @@ void FaultProxy::Cut() {
 }
 
 void FaultProxy::Accept() {
-  UniqueFd client(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  UniqueFd client = AcceptConnection(listener_.get());
   if (!client.valid() || refuse_.load()) return;
-  UniqueFd server(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address = Loopback(upstream_port_);
-  if (!server.valid() ||
-      ::connect(server.get(), reinterpret_cast<sockaddr*>(&address),
-                sizeof(address)) != 0) {
-    return;
-  }
-  NoDelay(client.get());
-  NoDelay(server.get());
-  pairs_.push_back({std::move(client), std::move(server)});
+  absl::StatusOr<UniqueFd> server = ConnectToLoopback(upstream_port_);
+  if (!server.ok()) return;
+  pairs_.push_back({std::move(client), *std::move(server)});
 }
 
 bool FaultProxy::Pass(int from, int to, bool from_server) {

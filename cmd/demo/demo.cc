@@ -23,6 +23,7 @@
 #include "cmd/postcopyctl/units.h"
 #include "cmd/postcopyctl/uptime.h"
 #include "cmd/process/child_process.h"
+#include "cmd/process/ready_line.h"
 #include "cmd/security/client_security.h"
 #include "cmd/security/dev_certificates.h"
 

@@ -80,15 +80,6 @@ absl::StatusOr<VmVerdict> ParseVerdict(const std::string& json) {
   return verdict;
 }
 
-absl::StatusOr<std::string> StringInJson(const std::string& json,
-                                         absl::string_view key) {
-  absl::StatusOr<Struct> object = ParseObject(json);
-  if (!object.ok()) return object.status();
-  const Value* value = Find(*object, std::string(key), Value::kStringValue);
-  if (value != nullptr) return value->string_value();
-  return absl::DataLossError(absl::StrCat("no ", key, " in ", json));
-}
-
 absl::Status Judge(const DemoReport& report) {
   if (report.migration.state != v1::MIGRATION_STATE_COMPLETED) {
     return absl::InternalError("the migration is not complete");

@@ -31,11 +31,6 @@ struct VmVerdict {
 // Reads demovm's report, one JSON object. A key it lacks is a DATA_LOSS error.
 absl::StatusOr<VmVerdict> ParseVerdict(const std::string& json);
 
-// The string under `key` in a JSON object, as the daemons write them when they
-// are ready.
-absl::StatusOr<std::string> StringInJson(const std::string& json,
-                                         absl::string_view key);
-
 struct DemoReport {
   std::string guest;
   ByteCount ram;

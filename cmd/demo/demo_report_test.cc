@@ -154,14 +154,5 @@ TEST(VerdictTest, AnIncompleteOneIsNone) {
   }
 }
 
-TEST(StringInJsonTest, FindsTheAddress) {
-  EXPECT_EQ(
-      StringInJson(R"({"a":"1","control_address":"h:1"})", "control_address")
-          .value(),
-      "h:1");
-  EXPECT_FALSE(StringInJson(R"({"a":1})", "a").ok());
-  EXPECT_FALSE(StringInJson(R"({"a":"1"})", "b").ok());
-}
-
 }  // namespace
 }  // namespace postcopy

@@ -1,0 +1,71 @@
+#include "cmd/faultreplay/experiment.h"
+
+#include <memory>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "cmd/faultreplay/replayer.h"
+#include "cmd/faultreplay/touch_plan.h"
+#include "dirtytrack/clock.h"
+
+namespace postcopy {
+namespace {
+
+constexpr int64_t kNoiseNanos = 50 * kNanosPerMilli;
+
+// Whatever it is, the usage was right.
+absl::Status Annotate(const BackendSpec& spec, const absl::Status& status) {
+  const absl::StatusCode code = absl::IsInvalidArgument(status)
+                                    ? absl::StatusCode::kInternal
+                                    : status.code();
+  return absl::Status(code, absl::StrCat(spec.name, ": ", status.message()));
+}
+
+std::string DescribeTrace(const Trace& trace, const TouchPlan& plan) {
+  return absl::StrCat(trace.origin, " (", trace.events.size(), " touches of ",
+                      plan.distinct.value(), " pages, ", plan.threads.size(),
+                      " threads, RAM of ", ToString(BytesIn(trace.pages)), ")");
+}
+
+}  // namespace
+
+absl::StatusOr<ReplayReport> RunExperiment(const Trace& trace,
+                                           const ExperimentOptions& options) {
+  absl::StatusOr<TouchPlan> plan = PlanTouches(trace, options.think);
+  if (!plan.ok()) return plan.status();
+  absl::StatusOr<SourceMemory> source =
+      SourceMemory::Create(plan->pages, options.lost_page);
+  if (!source.ok()) return source.status();
+  ReplayReport report = {.title = options.title,
+                         .command = options.command,
+                         .machine = DescribeMachine(),
+                         .placement = options.placed.description,
+                         .trace = DescribeTrace(trace, *plan)};
+  for (const BackendSpec& spec : options.backends) {
+    report.backends.push_back({.name = spec.name, .runs = {}});
+  }
+  const ReplayOptions replay = {.timeout = options.timeout,
+                                .cpus = options.placed.touching,
+                                .await_whole = options.await_whole};
+  report.noise.push_back(MeasureNoise(kNoiseNanos));
+  for (uint32_t repeat = 0; repeat < options.repeats; ++repeat) {
+    for (size_t i = 0; i < options.backends.size(); ++i) {
+      const BackendSpec& spec = options.backends[i];
+      options.progress(absl::StrCat(options.title, ": repeat ", repeat + 1,
+                                    " of ", options.repeats, ", ", spec.name));
+      const std::unique_ptr<Backend> backend =
+          NewBackend(spec, *plan, options.programs, &*source);
+      absl::StatusOr<RunResult> run = RunReplay(*plan, replay, backend.get());
+      if (!run.ok()) return Annotate(spec, run.status());
+      if (auto judged = JudgeRun(*run); !judged.ok()) {
+        return Annotate(spec, judged);
+      }
+      report.backends[i].runs.push_back(*std::move(run));
+    }
+    report.noise.push_back(MeasureNoise(kNoiseNanos));
+  }
+  return report;
+}
+
+}  // namespace postcopy

@@ -1,0 +1,191 @@
+// run, compare, echo-server: replays.
+#include <unistd.h>
+
+#include "absl/strings/str_cat.h"
+#include "cmd/daemon/daemon.h"
+#include "cmd/faultreplay/command.h"
+#include "cmd/faultreplay/echo_server.h"
+
+namespace postcopy {
+namespace {
+
+constexpr char kFloors[] = "local,tcp,grpc-echo,service:idle";
+
+// The trace named, or else made.
+absl::StatusOr<Trace> ChooseTrace(const ReplayContext& context,
+                                  size_t arguments_before) {
+  if (context.arguments.size() == arguments_before) {
+    return TraceFromFlags(context.flags);
+  }
+  if (context.arguments.size() == arguments_before + 1) {
+    return ReadAnyTrace(context.arguments[arguments_before]);
+  }
+  return absl::InvalidArgumentError("one trace at a time");
+}
+
+// Ours in multiples of its floors.
+std::vector<BudgetLine> FloorLines(const ReplayReport& report) {
+  BackendSummary local, echo, service;
+  for (const BackendRuns& runs : report.backends) {
+    const BackendSummary summary = Summarize(runs);
+    if (runs.name == "local") local = summary;
+    if (runs.name == "grpc-echo") echo = summary;
+    if (runs.name == "service:idle") service = summary;
+  }
+  std::vector<BudgetLine> lines;
+  const double floor_us = local.p50_us + echo.p50_us;
+  if (floor_us > 0) {
+    lines.push_back({.what = "p50 of a fault / (grpc-echo p50 + local p50)",
+                     .target = 1.25,
+                     .measured = service.p50_us / floor_us});
+  }
+  if (service.p50_us > 0) {
+    lines.push_back({.what = "p99 of a fault / its p50",
+                     .target = 2,
+                     .measured = service.p99_us / service.p50_us});
+  }
+  if (echo.waits_per_second > 0) {
+    lines.push_back(
+        {.what = "faults per second / pages per second of grpc-echo",
+         .target = 0.8,
+         .at_most = false,
+         .measured = service.waits_per_second / echo.waits_per_second});
+  }
+  return lines;
+}
+
+absl::Status FindProgram(const std::string& own, const char* name,
+                         std::string* path) {
+  if (path->empty()) {
+    *path =
+        absl::StrCat(own.substr(0, own.rfind('/')), "/../", name, "/", name);
+  }
+  if (::access(path->c_str(), X_OK) == 0) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat("the program ", name, " is not at ",
+                                          *path,
+                                          "; build it, or name it with "
+                                          "--",
+                                          name));
+}
+
+}  // namespace
+
+absl::StatusOr<ExperimentOptions> ExperimentFromFlags(
+    const ReplayContext& context) {
+  const ReplayFlags& flags = context.flags;
+  ExperimentOptions options;
+  absl::StatusOr<std::vector<BackendSpec>> backends =
+      ParseBackends(flags.backend);
+  if (!backends.ok()) return backends.status();
+  options.backends = *std::move(backends);
+  if (flags.repeats == 0 || flags.repeats > kRepeatsMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--repeats is from 1 to ", kRepeatsMax));
+  }
+  options.repeats = flags.repeats;
+  if (flags.think != "none" && flags.think != "recorded") {
+    return absl::InvalidArgumentError("--think is none or recorded");
+  }
+  options.think = flags.think == "recorded";
+  absl::StatusOr<Placement> placement = ParsePlacement(flags.placement);
+  if (!placement.ok()) return placement.status();
+  options.programs = flags.programs;
+  if (options.programs.faultreplay.empty()) {
+    options.programs.faultreplay = "/proc/self/exe";
+  }
+  for (const BackendSpec& spec : options.backends) {
+    if (spec.kind != BackendKind::kService) continue;
+    char own[4096];
+    const ssize_t length = ::readlink("/proc/self/exe", own, sizeof(own));
+    const std::string self(own, length > 0 ? static_cast<size_t>(length) : 0);
+    absl::Status found =
+        FindProgram(self, "pageserverd", &options.programs.pageserverd);
+    if (found.ok()) {
+      found = FindProgram(self, "faultd", &options.programs.faultd);
+    }
+    if (!found.ok()) return found;
+  }
+  absl::StatusOr<PlacedCpus> placed = Place(*placement);
+  if (!placed.ok()) return placed.status();
+  options.placed = *std::move(placed);
+  options.timeout = flags.timeout;
+  options.await_whole = flags.await_whole;
+  if (flags.lose_page >= 0) {
+    options.lost_page = PageIndex(static_cast<uint64_t>(flags.lose_page));
+  }
+  options.title = "Replay of page faults";
+  options.command = context.command_line;
+  std::ostream* const err = context.err;
+  options.progress = [err](const std::string& what) {
+    *err << "faultreplay: " << what << std::endl;
+  };
+  return options;
+}
+
+absl::Status PublishReport(const ReplayContext& context,
+                           const ReplayReport& report,
+                           absl::Span<const BudgetLine> budget) {
+  const ReplayFlags& flags = context.flags;
+  if (flags.output == "json") {
+    *context.out << ReportJson(report);
+  } else if (flags.output == "hdr") {
+    *context.out << ReportHdr(report);
+  } else {
+    *context.out << ReportTable(report);
+    if (!budget.empty()) *context.out << "\n" << BudgetTable(budget);
+  }
+  absl::Status status;
+  const auto write = [&](const std::string& path, const std::string& text) {
+    if (!path.empty()) status.Update(WriteTextFile(path, text));
+  };
+  write(flags.json, ReportsJson({report}, budget));
+  write(flags.html, ReportsHtml({report}, budget));
+  write(flags.hdr, ReportHdr(report));
+  return status;
+}
+
+absl::Status RunRun(const ReplayContext& context) {
+  absl::StatusOr<Trace> trace = ChooseTrace(context, 0);
+  if (!trace.ok()) return trace.status();
+  absl::StatusOr<ExperimentOptions> options = ExperimentFromFlags(context);
+  if (!options.ok()) return options.status();
+  absl::StatusOr<ReplayReport> report = RunExperiment(*trace, *options);
+  if (!report.ok()) return report.status();
+  return PublishReport(context, *report, {});
+}
+
+absl::Status RunCompare(const ReplayContext& context) {
+  if (context.arguments.empty() || context.arguments[0] != "floors") {
+    return absl::InvalidArgumentError("compare what? There is: compare floors");
+  }
+  absl::StatusOr<Trace> trace = ChooseTrace(context, 1);
+  if (!trace.ok()) return trace.status();
+  ReplayContext floors = context;
+  floors.flags.backend = kFloors;
+  absl::StatusOr<ExperimentOptions> options = ExperimentFromFlags(floors);
+  if (!options.ok()) return options.status();
+  options->title = "A fault beside its floors";
+  absl::StatusOr<ReplayReport> report = RunExperiment(*trace, *options);
+  if (!report.ok()) return report.status();
+  return PublishReport(context, *report, FloorLines(*report));
+}
+
+absl::Status RunEchoServer(const ReplayContext& context) {
+  const ReplayFlags& flags = context.flags;
+  if (flags.pages == 0 || flags.pages > kReplayPagesMax.value()) {
+    return absl::InvalidArgumentError("echo-server is run by other commands");
+  }
+  absl::StatusOr<SourceMemory> memory =
+      SourceMemory::Open(flags.memory, PageCount(flags.pages));
+  if (!memory.ok()) return memory.status();
+  absl::StatusOr<std::unique_ptr<EchoServer>> server = NewEchoServer(
+      flags.backend == "tcp" ? EchoKind::kTcp : EchoKind::kGrpc, &*memory);
+  if (!server.ok()) return server.status();
+  const absl::Status ready =
+      TellReady(flags.ready_fd, {{"address", (*server)->address()}});
+  if (!ready.ok()) return ready;
+  WaitForEnd();
+  return absl::OkStatus();
+}
+
+}  // namespace postcopy

@@ -1,0 +1,186 @@
+// synth, info, convert: traces without a replay.
+#include <algorithm>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "cmd/faultreplay/command.h"
+#include "cmd/faultreplay/samples.h"
+#include "cmd/faultreplay/synth.h"
+#include "cmd/postcopyctl/json_writer.h"
+#include "cmd/trace/trace_codec.h"
+#include "cmd/trace/trace_text.h"
+
+namespace postcopy {
+namespace {
+
+absl::StatusOr<std::string> ReadText(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream text;
+  text << file.rdbuf();
+  if (file.is_open() && file.good()) return text.str();
+  return absl::NotFoundError(absl::StrCat("cannot read ", path));
+}
+
+absl::Status Annotate(const std::string& path, const absl::Status& status) {
+  return absl::Status(status.code(),
+                      absl::StrCat(path, ": ", status.message()));
+}
+
+struct TraceSummary {
+  uint64_t pages = 0;
+  uint64_t threads = 0;
+  uint64_t writes = 0;
+  uint64_t with_times = 0;
+  uint64_t duration_ns = 0;
+  std::vector<int64_t> latencies;
+};
+
+TraceSummary SummaryOf(const Trace& trace) {
+  TraceSummary summary;
+  std::set<uint64_t> pages;
+  std::set<uint32_t> threads;
+  for (const TraceEvent& event : trace.events) {
+    pages.insert(event.page.value());
+    threads.insert(event.thread);
+    if (event.kind == TouchKind::kWrite ||
+        event.kind == TouchKind::kWriteProtect) {
+      ++summary.writes;
+    }
+    // From the read of the message on, as FaultLatency has it.
+    const uint64_t latency =
+        event.stages_ns[1] + event.stages_ns[2] + event.stages_ns[3];
+    if (latency > 0) summary.latencies.push_back(static_cast<int64_t>(latency));
+  }
+  std::sort(summary.latencies.begin(), summary.latencies.end());
+  summary.pages = pages.size();
+  summary.threads = threads.size();
+  summary.with_times = summary.latencies.size();
+  if (!trace.events.empty()) {
+    summary.duration_ns =
+        trace.events.back().time_ns - trace.events.front().time_ns;
+  }
+  return summary;
+}
+
+std::string InfoJson(const Trace& trace, const TraceSummary& summary) {
+  JsonObject json;
+  json.Add("origin", trace.origin)
+      .Add("pages", trace.pages.value())
+      .Add("events", uint64_t{trace.events.size()})
+      .Add("dropped", trace.dropped)
+      .Add("threads", summary.threads)
+      .Add("pages_touched", summary.pages)
+      .Add("writes", summary.writes)
+      .Add("duration_ns", summary.duration_ns)
+      .Add("events_with_times", summary.with_times)
+      .Add("p50_ns", static_cast<uint64_t>(PercentileOf(summary.latencies, 50)))
+      .Add("p99_ns",
+           static_cast<uint64_t>(PercentileOf(summary.latencies, 99)));
+  return json.ToString() + "\n";
+}
+
+std::string InfoTable(const Trace& trace, const TraceSummary& summary) {
+  std::string text = absl::StrFormat(
+      "origin    %s\nRAM       %s, %d pages\nevents    %d, of them %d writes; "
+      "%d dropped\ntouched   %d pages by %d threads in %.3f s\n",
+      trace.origin, ToString(BytesIn(trace.pages)), trace.pages.value(),
+      trace.events.size(), summary.writes, trace.dropped, summary.pages,
+      summary.threads, static_cast<double>(summary.duration_ns) / 1e9);
+  if (summary.with_times > 0) {
+    absl::StrAppendFormat(
+        &text, "latency   p50 %.1f us, p99 %.1f us, of %d faults\n",
+        static_cast<double>(PercentileOf(summary.latencies, 50)) / 1e3,
+        static_cast<double>(PercentileOf(summary.latencies, 99)) / 1e3,
+        summary.with_times);
+  }
+  return text;
+}
+
+}  // namespace
+
+absl::StatusOr<Trace> TraceFromFlags(const ReplayFlags& flags) {
+  absl::StatusOr<std::vector<Pattern>> patterns = ParsePatterns(flags.pattern);
+  if (!patterns.ok()) return patterns.status();
+  if (!IsPageAligned(flags.ram) || flags.touches > kTraceEventsMax ||
+      flags.think_time < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--ram must be whole pages, --touches at most ",
+                     kTraceEventsMax, ", --think_time not negative"));
+  }
+  return Synthesize({.patterns = *patterns,
+                     .pages = PagesIn(flags.ram),
+                     .touches = static_cast<size_t>(flags.touches),
+                     .threads = flags.threads,
+                     .seed = flags.seed,
+                     .think_ns = static_cast<uint64_t>(
+                         absl::ToInt64Nanoseconds(flags.think_time)),
+                     .write_percent = flags.write_percent,
+                     .description = absl::StrCat("synth ", flags.pattern,
+                                                 " seed ", flags.seed)});
+}
+
+absl::StatusOr<Trace> ReadAnyTrace(const std::string& path) {
+  const bool csv = absl::EndsWith(path, ".csv");
+  if (!csv && !absl::EndsWith(path, ".json")) return ReadTraceFile(path);
+  absl::StatusOr<std::string> text = ReadText(path);
+  if (!text.ok()) return text.status();
+  absl::StatusOr<Trace> trace =
+      csv ? TraceFromCsv(*text) : TraceFromJson(*text);
+  if (!trace.ok()) return Annotate(path, trace.status());
+  return trace;
+}
+
+absl::Status WriteAnyTrace(const std::string& path, const Trace& trace) {
+  if (absl::EndsWith(path, ".csv")) {
+    return WriteTextFile(path, TraceToCsv(trace));
+  }
+  if (absl::EndsWith(path, ".json")) {
+    return WriteTextFile(path, TraceToJson(trace));
+  }
+  return WriteTraceFile(path, trace);
+}
+
+absl::Status WriteTextFile(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file << text;
+  file.close();
+  if (file.good()) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("cannot write ", path));
+}
+
+absl::Status RunSynth(const ReplayContext& context) {
+  if (context.arguments.size() != 1) {
+    return absl::InvalidArgumentError("synth takes one argument, the new file");
+  }
+  absl::StatusOr<Trace> trace = TraceFromFlags(context.flags);
+  if (!trace.ok()) return trace.status();
+  return WriteAnyTrace(context.arguments[0], *trace);
+}
+
+absl::Status RunInfo(const ReplayContext& context) {
+  if (context.arguments.size() != 1) {
+    return absl::InvalidArgumentError("info takes one argument, the trace");
+  }
+  absl::StatusOr<Trace> trace = ReadAnyTrace(context.arguments[0]);
+  if (!trace.ok()) return trace.status();
+  const TraceSummary summary = SummaryOf(*trace);
+  *context.out << (context.flags.output == "json" ? InfoJson(*trace, summary)
+                                                  : InfoTable(*trace, summary));
+  return absl::OkStatus();
+}
+
+absl::Status RunConvert(const ReplayContext& context) {
+  if (context.arguments.size() != 2) {
+    return absl::InvalidArgumentError(
+        "convert takes two arguments, from and to; .csv and .json say what");
+  }
+  absl::StatusOr<Trace> trace = ReadAnyTrace(context.arguments[0]);
+  if (!trace.ok()) return trace.status();
+  return WriteAnyTrace(context.arguments[1], *trace);
+}
+
+}  // namespace postcopy
