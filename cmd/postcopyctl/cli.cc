@@ -28,7 +28,10 @@ absl::StatusOr<const Command*> Choose(const CommandLine& line) {
   if (line.arguments.empty()) {
     return absl::InvalidArgumentError("what to do?");
   }
-  if (line.arguments.size() > 1 && !line.help) {
+  // The only command with a word behind it: which shell.
+  const bool for_bash =
+      line.arguments == std::vector<std::string>{"completion", "bash"};
+  if (line.arguments.size() > 1 && !line.help && !for_bash) {
     return absl::InvalidArgumentError(absl::StrCat(
         "one command at a time, and flags start with --: ", line.arguments[1]));
   }

@@ -45,6 +45,8 @@ constexpr Command kCommands[] = {
      RunHealth},
     {"metrics", "print metrics (the flags name --metrics_address)", "",
      ValidateMetrics, RunMetrics},
+    {"completion", "print what makes bash complete commands and flags", "",
+     ValidateCompletion, RunCompletion},
     {"dev-certs", "make certificates for a trial", "dir hosts force",
      ValidateDevCerts, RunDevCerts},
     {"help", "print this text", "", ValidateHelp, RunHelp},

@@ -92,6 +92,8 @@ absl::Status ValidateSwitchOver(const Options& options);
 absl::Status RunSwitchOver(const CommandContext& context);
 absl::Status ValidateCancel(const Options& options);
 absl::Status RunCancel(const CommandContext& context);
+absl::Status ValidateCompletion(const Options& options);
+absl::Status RunCompletion(const CommandContext& context);
 absl::Status ValidateDevCerts(const Options& options);
 absl::Status RunDevCerts(const CommandContext& context);
 absl::Status ValidateCreate(const Options& options);
