@@ -818,6 +818,11 @@ DestinationSnapshot DestinationMigration::Snapshot() const {
   return snapshot;
 }
 
+bool DestinationMigration::ShowsLife() {
+  std::lock_guard lock(mutex_);
+  return vm_ == nullptr || vm_->ShowsLife();
+}
+
 uint64_t DestinationMigration::version() const {
   std::lock_guard lock(mutex_);
   return version_;

@@ -155,6 +155,8 @@ class DestinationMigration {
   DestinationSnapshot Snapshot() const;
   // The last changes of phase, oldest first.
   std::vector<PhaseChange> Changes() const;
+  // As DestinationVm's.
+  bool ShowsLife();
   // Counts changes of phase and message.
   uint64_t version() const;
   // Returns when version() differs from `seen`, or after `nanos`.

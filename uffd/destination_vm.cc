@@ -518,6 +518,10 @@ void DestinationVm::ResolveAll(PageRun run, int64_t answered_ns) {
   }
 }
 
+bool DestinationVm::ShowsLife() {
+  return !served_.load() || fault_loop_->ShowsLife();
+}
+
 LatencySnapshot DestinationVm::FaultLatency() const {
   return served_.load() ? fault_loop_->times().Latency() : LatencySnapshot();
 }

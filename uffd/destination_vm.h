@@ -243,6 +243,10 @@ class DestinationVm {
   // migration cancelled before the guest ran here. Idempotent.
   void Abort(bool release = false);
 
+  // False if the fault loop has not come round since the last call; true where
+  // none runs. By one thread at a time, any time.
+  bool ShowsLife();
+
   // Any thread, any time.
   DestinationCounters counters() const;
   // From reading a fault to its page being installed, for pages that a source

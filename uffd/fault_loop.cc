@@ -68,8 +68,12 @@ FaultLoop::FaultLoop(Parts parts, UniqueFd wake_fd)
 FaultLoop::~FaultLoop() { Stop(); }
 
 absl::Status FaultLoop::Start() {
+  runs_.store(true);
   absl::StatusOr<std::thread> thread = StartThread([this] { Run(); });
-  if (!thread.ok()) return thread.status();
+  if (!thread.ok()) {
+    runs_.store(false);
+    return thread.status();
+  }
   thread_ = *std::move(thread);
   return absl::OkStatus();
 }
@@ -79,6 +83,10 @@ void FaultLoop::Stop() {
   WakeUp();
   if (thread_.joinable()) thread_.join();
   pending_.EndWaits([](PageIndex) { return true; }, clock_.NowNanos());
+}
+
+bool FaultLoop::ShowsLife() {
+  return !runs_.load() || life_.Ask([this] { WakeUp(); });
 }
 
 absl::Status FaultLoop::SetSource(PageSource* source) {
@@ -120,6 +128,7 @@ void FaultLoop::OnPoisoned() {
 
 void FaultLoop::Run() {
   absl::Status status = Loop();
+  runs_.store(false);
   if (!status.ok() && !stopping_.load()) on_end_(std::move(status));
 }
 
@@ -151,6 +160,7 @@ absl::Status FaultLoop::Wait() {
   if (waited[0].revents & POLLIN) {
     eventfd_t ignored = 0;
     ::eventfd_read(wake_fd_.get(), &ignored);
+    life_.Answer();
   }
   if (waited[1].revents & (POLLERR | POLLHUP | POLLNVAL)) {
     return absl::InternalError(

@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "dirtytrack/clock.h"
+#include "dirtytrack/life_sign.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
 #include "uffd/destination_ram.h"
@@ -155,6 +156,10 @@ class FaultLoop {
   size_t outstanding() const { return pending_.size(); }
   const FaultCounters& counters() const { return counters_; }
 
+  // False if the thread has not come round since the last call; true before
+  // Start and once it has ended. By one thread at a time.
+  bool ShowsLife();
+
   // One read and what follows from it, for simulations that have no thread.
   // True if there was anything to do. REQUIRES: Start was not called.
   absl::StatusOr<bool> ServeOnce() { return Serve(); }
@@ -207,6 +212,8 @@ class FaultLoop {
   const UniqueFd wake_fd_;  // eventfd: stop, or there is room again
   std::thread thread_;
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> runs_{false};
+  LifeSign life_;
   std::atomic<bool> wants_room_{false};
   std::atomic<bool> poisoned_{false};
   FaultCounters counters_;

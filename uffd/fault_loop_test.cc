@@ -442,6 +442,43 @@ TEST_F(FaultLoopTest, ThreadServesAndStops) {
   EXPECT_EQ(loop_->outstanding(), 100u);
 }
 
+// A source whose network takes nothing more.
+class StuckSource final : public PageSource {
+ public:
+  absl::Status RequestUrgent(absl::Span<const PageIndex> /*pages*/) override {
+    entered = true;
+    while (stuck) std::this_thread::yield();
+    return absl::OkStatus();
+  }
+  absl::Status RequestBulk(PageRun /*run*/) override {
+    return absl::OkStatus();
+  }
+
+  std::atomic<bool> entered{false};
+  std::atomic<bool> stuck{true};
+};
+
+TEST_F(FaultLoopTest, ShowsLifeUnlessItsThreadIsStuck) {
+  EXPECT_TRUE(loop_->ShowsLife());
+  EXPECT_TRUE(loop_->ShowsLife()) << "no thread, no worry";
+  StuckSource source;
+  ASSERT_TRUE(loop_->SetSource(&source).ok());
+  ASSERT_TRUE(loop_->Start().ok());
+  for (int i = 0; i < 10; ++i) {
+    while (!loop_->ShowsLife()) std::this_thread::yield();
+  }
+  Fault(1);
+  while (!source.entered) std::this_thread::yield();
+  loop_->ShowsLife();  // whatever was asked before; asks
+  EXPECT_FALSE(loop_->ShowsLife());
+  EXPECT_FALSE(loop_->ShowsLife());
+  source.stuck = false;
+  while (!loop_->ShowsLife()) std::this_thread::yield();
+  loop_->Stop();
+  EXPECT_TRUE(loop_->ShowsLife());
+  EXPECT_TRUE(loop_->ShowsLife());
+}
+
 TEST_F(FaultLoopTest, ThreadReportsWhyItEnded) {
   ASSERT_TRUE(loop_->Start().ok());
   uffd_.FailNext(Call::kRead, EIO);

@@ -88,6 +88,8 @@ class SnapshotVm {
   // or nothing was to be recorded. REQUIRES: Stop has returned.
   WorkingSet recorded() const;
 
+  // As DestinationVm's.
+  bool ShowsLife() { return vm_->ShowsLife(); }
   DestinationCounters counters() const { return vm_->counters(); }
   LatencySnapshot FaultLatency() const { return vm_->FaultLatency(); }
   FaultTimesSnapshot FaultStages() const { return vm_->FaultStages(); }

@@ -254,6 +254,26 @@ absl::StatusOr<std::vector<std::string>> FlagConfig::Reload(
   return changed;
 }
 
+std::string ReloadConfig(FlagConfig& config,
+                         const std::vector<std::string>& reloadable) {
+  std::vector<std::string> waiting;
+  const auto changed = config.Reload(reloadable, &waiting);
+  if (!changed.ok()) {
+    return absl::StrCat(
+        "keeps its configuration, because the new one is wrong: ",
+        changed.status().message());
+  }
+  std::string text = "has read its configuration again";
+  if (!changed->empty()) {
+    absl::StrAppend(&text, "; changed: ", absl::StrJoin(*changed, ", "));
+  }
+  if (!waiting.empty()) {
+    absl::StrAppend(&text,
+                    "; waiting for a restart: ", absl::StrJoin(waiting, ", "));
+  }
+  return text;
+}
+
 std::string FlagConfig::Print() const {
   const std::unique_ptr<Message> message = FromFlags(type_);
   std::string text;

@@ -76,6 +76,10 @@ class FlagConfig {
   char** argv_ = nullptr;
 };
 
+// Reload for a daemon: a sentence for its log that says what came of it.
+std::string ReloadConfig(FlagConfig& config,
+                         const std::vector<std::string>& reloadable);
+
 }  // namespace postcopy
 
 #endif  // CMD_CONFIG_FLAG_CONFIG_H_

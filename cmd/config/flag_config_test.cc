@@ -189,6 +189,20 @@ TEST_F(FlagConfigTest, AReloadOfAWrongFileChangesNothing) {
   }
 }
 
+TEST_F(FlagConfigTest, AReloadSaysWhatCameOfIt) {
+  ASSERT_EQ(Load("test_name: \"a\""), std::nullopt);
+  EXPECT_EQ(ReloadConfig(config_, {"test_name"}),
+            "has read its configuration again");
+  Write("test_name: \"b\" test_count: 1 test_bytes: 1");
+  EXPECT_EQ(ReloadConfig(config_, {"test_name"}),
+            "has read its configuration again; changed: test_name; waiting for "
+            "a restart: test_bytes, test_count");
+  Write("test_count: 10");
+  EXPECT_EQ(ReloadConfig(config_, {}),
+            "keeps its configuration, because the new one is wrong: " + path_ +
+                ":1:1: test_count: must be at most 9");
+}
+
 TEST_F(FlagConfigTest, WhatIsFlagOrFieldAloneIsNamed) {
   EXPECT_THAT(config_.Unmatched(), IsEmpty());
   const test::LongerConfig other;

@@ -58,4 +58,16 @@ void DescribeChanges(const std::vector<PhaseChange>& changes,
   }
 }
 
+bool NeedsItsDaemon(v1::MigrationState state) {
+  switch (state) {
+    case v1::MIGRATION_STATE_SWITCHING:
+    case v1::MIGRATION_STATE_POSTCOPY:
+    case v1::MIGRATION_STATE_PAUSED:
+    case v1::MIGRATION_STATE_RECOVERING:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace postcopy

@@ -22,6 +22,10 @@ void DescribeState(MigrationPhase phase, const std::string& message,
 void DescribeChanges(const std::vector<PhaseChange>& changes,
                      v1::Migration& migration);
 
+// Whether a guest would wait for ever for missing pages if this side's daemon
+// ended in `state`: it is handed over, or may be any moment.
+bool NeedsItsDaemon(v1::MigrationState state);
+
 }  // namespace postcopy
 
 #endif  // CMD_CONTROL_DESCRIBE_H_

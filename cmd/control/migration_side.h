@@ -50,6 +50,10 @@ class MigrationSide {
   // Ends whatever runs, for the end of the daemon. Nothing is decided by it.
   virtual void Stop() = 0;
 
+  // False if a thread that the guest depends on has not come round since the
+  // last call. By one thread at a time.
+  virtual bool ShowsLife() { return true; }
+
   // Counts changes of state and message.
   virtual uint64_t version() const = 0;
   // Returns when version() differs from `seen`, or after `nanos`.

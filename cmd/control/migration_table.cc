@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cmd/control/describe.h"
 #include "dirtytrack/ram_layout.h"
 #include "dirtytrack/trace_id.h"
 
@@ -226,6 +227,7 @@ absl::StatusOr<v1::Migration> MigrationTable::CreateLocked(
         absl::StrCat("request_id \"", request.request_id(),
                      "\" was used for a different request"));
   }
+  if (!refusal_.empty()) return absl::UnavailableError(refusal_);
   if (absl::Status s = CheckFreeLocked(request); !s.ok()) return s;
   if (absl::Status s = MakeRoomLocked(evicted); !s.ok()) return s;
   v1::CreateMigrationRequest traced = request;
@@ -298,13 +300,47 @@ void MigrationTable::VmmGone(absl::string_view vm_name) {
   for (const auto& side : sides) side->VmmGone();
 }
 
-void MigrationTable::StopAll() {
+std::vector<std::shared_ptr<MigrationSide>> MigrationTable::Sides() const {
   std::vector<std::shared_ptr<MigrationSide>> sides;
+  std::lock_guard lock(mutex_);
+  for (const Entry& entry : entries_) sides.push_back(entry.side);
+  return sides;
+}
+
+void MigrationTable::StopTaking(std::string why) {
   {
     std::lock_guard lock(mutex_);
-    for (const Entry& entry : entries_) sides.push_back(entry.side);
+    refusal_ = std::move(why);
   }
-  for (const auto& side : sides) side->Stop();
+  for (const auto& side : Sides()) {
+    // One that is refused is committed, or soon known not to be.
+    if (!side->ended()) side->Cancel().IgnoreError();
+  }
+}
+
+MigrationTable::Load MigrationTable::load() const {
+  Load load;
+  for (const auto& side : Sides()) {
+    v1::Migration now;
+    side->Describe(now);
+    if (side->ended()) continue;
+    ++load.running;
+    if (NeedsItsDaemon(now.state())) ++load.needing;
+  }
+  return load;
+}
+
+bool MigrationTable::AllShowLife() {
+  bool all = true;
+  // Each is asked, so that each is asked again.
+  for (const auto& side : Sides()) {
+    if (!side->ShowsLife()) all = false;
+  }
+  return all;
+}
+
+void MigrationTable::StopAll() {
+  for (const auto& side : Sides()) side->Stop();
 }
 
 }  // namespace postcopy

@@ -83,6 +83,19 @@ class MigrationTable {
   // Forgets a migration. NOT_FOUND, or FAILED_PRECONDITION if it has not ended.
   absl::Status Delete(absl::string_view migration_id);
 
+  // Refuses new migrations from now on, UNAVAILABLE with `why`, and cancels
+  // those that can be cancelled.
+  void StopTaking(std::string why);
+  // How many have not ended, and for how many of these the guest is handed over
+  // or about to be, so that it needs this daemon.
+  struct Load {
+    size_t running = 0;
+    size_t needing = 0;
+  };
+  Load load() const;
+  // Whether all sides show life; see MigrationSide.
+  bool AllShowLife();
+
   // Passes it on to the VM's migration, if one is under way.
   void VmmGone(absl::string_view vm_name);
   // Stops every side.
@@ -100,6 +113,7 @@ class MigrationTable {
   absl::StatusOr<v1::Migration> CreateLocked(
       const v1::CreateMigrationRequest& request,
       std::shared_ptr<MigrationSide>& evicted);
+  std::vector<std::shared_ptr<MigrationSide>> Sides() const;
   const Entry* FindLocked(absl::string_view migration_id) const;
   absl::Status CheckFreeLocked(const v1::CreateMigrationRequest& request) const;
   // The oldest that has ended, if one must go for another; else the end.
@@ -118,6 +132,7 @@ class MigrationTable {
   std::vector<Entry> entries_;       // oldest first
   std::set<std::string> looked_at_;  // VMs that Validate is about
   MigrationTotals forgotten_;        // of migrations that are not in entries_
+  std::string refusal_;              // empty: takes new ones
 };
 
 }  // namespace postcopy

@@ -17,8 +17,7 @@ namespace {
 class FakeSide final : public MigrationSide {
  public:
   void Describe(v1::Migration& migration) const override {
-    migration.set_state(has_ended ? v1::MIGRATION_STATE_COMPLETED
-                                  : v1::MIGRATION_STATE_PRECOPY);
+    migration.set_state(has_ended ? v1::MIGRATION_STATE_COMPLETED : state);
     migration.add_state_changes();
   }
   SideTotals Totals() const override {
@@ -30,7 +29,14 @@ class FakeSide final : public MigrationSide {
   }
   bool ended() const override { return has_ended; }
   absl::Status SwitchOver() override { return absl::OkStatus(); }
-  absl::Status Cancel() override { return absl::OkStatus(); }
+  absl::Status Cancel() override {
+    ++cancel_count;
+    return absl::OkStatus();
+  }
+  bool ShowsLife() override {
+    ++ask_count;
+    return alive;
+  }
   absl::Status Pause() override { return absl::OkStatus(); }
   absl::Status Recover(const std::string& /*address*/) override {
     return absl::OkStatus();
@@ -48,8 +54,12 @@ class FakeSide final : public MigrationSide {
   uint64_t version() const override { return 0; }
   void WaitForChange(uint64_t /*seen*/, int64_t /*nanos*/) const override {}
 
+  v1::MigrationState state = v1::MIGRATION_STATE_PRECOPY;
   bool has_ended = false;
   uint64_t precopied = 0;
+  bool alive = true;
+  int ask_count = 0;
+  int cancel_count = 0;
   int gone_count = 0;
   int stop_count = 0;
 };
@@ -106,6 +116,42 @@ TEST_F(MigrationTableTest, CreatesFindsAndLists) {
   EXPECT_EQ(table_.Find("x").status().message(),
             "no migration \"x\" on this daemon");
   EXPECT_EQ(table_.Describe("x").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(MigrationTableTest, KnowsHowManyGuestsNeedTheDaemon) {
+  EXPECT_EQ(table_.load().running, 0u);
+  for (const char* id : {"a", "b", "c"}) ASSERT_TRUE(Create(id).ok());
+  sides_["a"]->has_ended = true;
+  EXPECT_EQ(table_.load().running, 2u);
+  EXPECT_EQ(table_.load().needing, 0u) << "in precopy the guest is elsewhere";
+  for (const auto state :
+       {v1::MIGRATION_STATE_SWITCHING, v1::MIGRATION_STATE_POSTCOPY,
+        v1::MIGRATION_STATE_PAUSED, v1::MIGRATION_STATE_RECOVERING}) {
+    sides_["b"]->state = state;
+    EXPECT_EQ(table_.load().needing, 1u) << state;
+  }
+}
+
+TEST_F(MigrationTableTest, AfterStopTakingNothingBegins) {
+  ASSERT_TRUE(Create("a").ok());
+  ASSERT_TRUE(Create("b").ok());
+  sides_["b"]->has_ended = true;
+  table_.StopTaking("this daemon is ending");
+  EXPECT_EQ(sides_["a"]->cancel_count, 1);
+  EXPECT_EQ(sides_["b"]->cancel_count, 0);
+  const auto refused = Create("c");
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(refused.status().message(), "this daemon is ending");
+  EXPECT_TRUE(Create("a").ok()) << "the same request again is answered";
+}
+
+TEST_F(MigrationTableTest, OneThatIsStuckIsEnoughAndAllAreAsked) {
+  EXPECT_TRUE(table_.AllShowLife());
+  for (const char* id : {"a", "b", "c"}) ASSERT_TRUE(Create(id).ok());
+  EXPECT_TRUE(table_.AllShowLife());
+  sides_["b"]->alive = false;
+  EXPECT_FALSE(table_.AllShowLife());
+  EXPECT_EQ(sides_["c"]->ask_count, 2);
 }
 
 // What could not be created is not there, and its id is free.

@@ -23,13 +23,22 @@ sigset_t EndSignals() {
   return set;
 }
 
-}  // namespace
-
-void BlockEndSignals() {
-  const sigset_t set = EndSignals();
+void BlockSignals(const sigset_t& set) {
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   signal(SIGPIPE, SIG_IGN);
 }
+
+}  // namespace
+
+sigset_t DaemonSignals() {
+  sigset_t set = EndSignals();
+  sigaddset(&set, SIGHUP);
+  return set;
+}
+
+void BlockDaemonSignals() { BlockSignals(DaemonSignals()); }
+
+void BlockEndSignals() { BlockSignals(EndSignals()); }
 
 void WaitForEnd() {
   const sigset_t set = EndSignals();

@@ -3,6 +3,8 @@
 #ifndef CMD_DAEMON_DAEMON_H_
 #define CMD_DAEMON_DAEMON_H_
 
+#include <signal.h>
+
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +15,12 @@
 #include "absl/time/time.h"
 
 namespace postcopy {
+
+// What a daemon is told by: SIGINT, SIGTERM, SIGHUP.
+sigset_t DaemonSignals();
+
+// As BlockEndSignals, for DaemonSignals and Serve.
+void BlockDaemonSignals();
 
 // Blocks SIGINT and SIGTERM for the calling thread and those it starts, so that
 // WaitForEnd gets them; ignores SIGPIPE. To be called before any thread.

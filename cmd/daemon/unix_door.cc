@@ -16,7 +16,10 @@ constexpr absl::Duration kQuiet = absl::Seconds(1);
 
 absl::StatusOr<std::unique_ptr<UnixDoor>> UnixDoor::Create(Options options) {
   std::unique_ptr<UnixDoor> door(new UnixDoor(std::move(options)));
-  absl::Status status = door->loop_.Start(door->options_.path, SOCK_STREAM);
+  absl::StatusOr<ListeningSocket> listening =
+      ListeningSocket::Create(door->options_.path, SOCK_STREAM);
+  if (!listening.ok()) return listening.status();
+  absl::Status status = door->loop_.Start(*std::move(listening));
   if (!status.ok()) return status;
   return door;
 }

@@ -57,6 +57,7 @@ absl::StatusOr<std::unique_ptr<DestinationDaemon>> DestinationDaemon::Create(
   DestinationDaemon* const self = daemon.get();
   auto vmms = VmmListener::Create(
       {.socket_path = options.vmm_socket,
+       .inherited_socket = options.inherited_vmm_socket,
        .role = VmmRole::kDestination,
        .allowed_uids = {options.vmm_uids.begin(), options.vmm_uids.end()},
        .vms_max = options.vms_max,
@@ -92,6 +93,24 @@ void DestinationDaemon::AddMetrics(MetricFamilies& families) const {
   AddMigrationMetrics("destination", table_.Totals(), families);
   vm_events_.AddMetrics(families);
   if (bulk_share_ != nullptr) AddBulkShareMetrics(*bulk_share_, families);
+}
+
+DaemonLoad DestinationDaemon::Load() const {
+  const MigrationTable::Load migrations = table_.load();
+  return {.vms = vmms_->names().size(),
+          .migrations = migrations.running,
+          .needing = migrations.needing};
+}
+
+void DestinationDaemon::StopTaking() {
+  control_->SetServing(false);
+  table_.StopTaking(
+      "this faultd is ending: use another host, or wait until it runs again");
+}
+
+bool DestinationDaemon::ShowsLife() {
+  const bool listens = vmms_->ShowsLife();
+  return table_.AllShowLife() && listens;
 }
 
 void DestinationDaemon::Shutdown() {

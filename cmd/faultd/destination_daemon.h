@@ -12,6 +12,7 @@
 #include "cmd/control/migration_service.h"
 #include "cmd/control/migration_table.h"
 #include "cmd/daemon/grpc_listener.h"
+#include "cmd/daemon/serve.h"
 #include "cmd/daemon/vm_events.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/faultd/destination_side.h"
@@ -31,6 +32,8 @@ class DestinationDaemon {
     std::string control_address;
     SecurityOptions security;
     std::string vmm_socket;
+    // See VmmListener::Options.
+    int inherited_vmm_socket = -1;
     std::vector<unsigned> vmm_uids;
     absl::Duration reconnect_timeout = absl::Seconds(10);
     absl::Duration command_timeout = absl::Seconds(10);
@@ -56,6 +59,10 @@ class DestinationDaemon {
 
   // Adds what the daemon counts. Any thread.
   void AddMetrics(MetricFamilies& families) const;
+  // For Serve; see ServeHooks.
+  DaemonLoad Load() const;
+  void StopTaking();
+  bool ShowsLife();
 
   // Ends. Guests with missing pages wait from then on at each of them, as long
   // as their VMMs keep the userfaultfd. Idempotent.

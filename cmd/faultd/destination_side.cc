@@ -182,6 +182,7 @@ class DestinationSide final : public MigrationSide {
   absl::Status MayDelete() const override {
     return migration_->Refuse(MigrationEvent::kDelete);
   }
+  bool ShowsLife() override { return migration_->ShowsLife(); }
   void VmmGone() override { migration_->VmmGone(); }
   void Stop() override { migration_->Stop(); }
   uint64_t version() const override { return migration_->version(); }

@@ -12,12 +12,14 @@
 #include "cmd/daemon/daemon.h"
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/daemon/observation_flags.h"
+#include "cmd/daemon/serve.h"
 #include "cmd/daemon/serve_metrics.h"
 #include "cmd/faultd/destination_daemon.h"
 #include "cmd/faultd/faultd_flags.h"
 #include "cmd/faultd/snapshot_service.h"
 #include "cmd/log/daemon_log.h"
 #include "cmd/log/log.h"
+#include "cmd/systemd/service_manager.h"
 #include "dirtytrack/clock.h"
 #include "postcopy/v1/config.pb.h"
 #include "uffd/bulk_share.h"
@@ -30,19 +32,25 @@ int main(int argc, char** argv) {
   const std::optional<int> ended = config.Load(argc, argv);
   if (ended.has_value()) return *ended;
   ChooseGrpcPolling();
-  BlockEndSignals();
+  BlockDaemonSignals();
 
   DaemonLog log(ChooseLogSink("faultd"), LogLevelFlag());
   auto options = FaultdOptionsFromFlags(&log);
   if (!options.ok()) return FailWith(options.status(), 1);
+  auto sockets = TakePassedSockets();
+  if (!sockets.ok()) return FailWith(sockets.status(), 1);
   BulkShare share(options->bulk_requests, Clock::Monotonic());
   options->destination.bulk_share = &share;
+  options->destination.inherited_vmm_socket =
+      TakeSocket(*sockets, kVmmSocketName);
   auto daemon = DestinationDaemon::Create(options->destination);
   if (!daemon.ok()) return FailWith(daemon.status(), 1);
   std::unique_ptr<SnapshotService> snapshots;
   if (options->snapshot.has_value()) {
     options->snapshot->bulk_share = &share;
     options->snapshot->dialling = (*daemon)->security().dialling();
+    options->snapshot->inherited_socket =
+        TakeSocket(*sockets, kFirecrackerSocketName);
     auto created = SnapshotService::Create(*std::move(options->snapshot));
     if (!created.ok()) return FailWith(created.status(), 1);
     snapshots = *std::move(created);
@@ -60,7 +68,26 @@ int main(int argc, char** argv) {
   WriteTo(&log, LogSeverity::kNotice, "ready",
           {{"CONTROL_ADDRESS", (*daemon)->control_address()},
            {"METRICS_ADDRESS", metrics_address}});
-  WaitForEnd();
+  Serve({.log =
+             [&](const std::string& sentence) {
+               WriteTo(&log, LogSeverity::kNotice, sentence);
+             },
+         .load =
+             [&] {
+               DaemonLoad load = (*daemon)->Load();
+               if (snapshots != nullptr) load += snapshots->Load();
+               return load;
+             },
+         .stop_taking = [&] { (*daemon)->StopTaking(); },
+         .shows_life =
+             [&] {
+               // Both are asked, so that both are asked again.
+               const bool alive =
+                   snapshots == nullptr || snapshots->ShowsLife();
+               return (*daemon)->ShowsLife() && alive;
+             },
+         .drain_timeout = FaultdDrainTimeout,
+         .reload = [&] { return ReloadConfig(config, {"drain_timeout"}); }});
   WriteTo(&log, LogSeverity::kNotice, "stopping");
   if (snapshots != nullptr) snapshots->Shutdown();
   (*daemon)->Shutdown();

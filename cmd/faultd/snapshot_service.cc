@@ -93,6 +93,7 @@ absl::StatusOr<std::unique_ptr<SnapshotService>> SnapshotService::Create(
   service->undertaker_ = *std::move(undertaker);
   auto listener = FirecrackerListener::Create(
       {.socket_path = self->options_.socket_path,
+       .inherited_socket = self->options_.inherited_socket,
        .allowed_uids = self->options_.allowed_uids,
        .vms_max = self->options_.vms_max,
        .on_attach =
@@ -321,6 +322,15 @@ void SnapshotService::Bury() {
     gone.vm.reset();
     lock.lock();
   }
+}
+
+bool SnapshotService::ShowsLife() {
+  bool all = listener_->ShowsLife();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (auto& [id, attached] : attached_) {
+    if (!attached.vm->ShowsLife()) all = false;
+  }
+  return all;
 }
 
 size_t SnapshotService::vms() const {

@@ -19,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cmd/daemon/serve.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/firecracker/firecracker_listener.h"
 #include "cmd/metrics/metric_families.h"
@@ -45,6 +46,7 @@ class SnapshotService {
   struct Options {
     // See FirecrackerListener::Options.
     std::string socket_path;
+    int inherited_socket = -1;
     std::vector<uid_t> allowed_uids;
     size_t vms_max = kMaxVms;
     // Firecracker's mem_file_path. Must not change while a VM is served.
@@ -83,6 +85,12 @@ class SnapshotService {
 
   // Adds what was counted of all VMs since the beginning. Any thread.
   void AddMetrics(MetricFamilies& families) const;
+  // A VM needs this daemon as long as it lives.
+  DaemonLoad Load() const { return {.vms = vms(), .needing = vms()}; }
+
+  // False if a fault loop, or the thread that accepts, has not come round since
+  // the last call. By one thread at a time.
+  bool ShowsLife();
 
   // Serves no longer. VMs with missing pages wait from then on at each of them.
   // Idempotent.

@@ -152,8 +152,12 @@ class FirecrackerListener::Impl : private AcceptLoop::Handler {
 
   // Once, before anything else.
   absl::Status Start() {
-    return loop_.Start(options_.socket_path, SOCK_STREAM);
+    absl::StatusOr<ListeningSocket> listening = ListeningSocket::Open(
+        options_.inherited_socket, options_.socket_path, SOCK_STREAM);
+    if (!listening.ok()) return listening.status();
+    return loop_.Start(*std::move(listening));
   }
+  bool ShowsLife() { return loop_.ShowsLife(); }
   void Shutdown() { loop_.Stop(); }
 
  private:
@@ -318,6 +322,8 @@ FirecrackerListener::Create(Options options) {
   return std::unique_ptr<FirecrackerListener>(
       new FirecrackerListener(std::move(impl)));
 }
+
+bool FirecrackerListener::ShowsLife() { return impl_->ShowsLife(); }
 
 void FirecrackerListener::Shutdown() { impl_->Shutdown(); }
 

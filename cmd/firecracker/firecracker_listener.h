@@ -50,6 +50,9 @@ class FirecrackerListener {
   struct Options {
     // At most 107 bytes. Beside it lies a lock file, "<socket_path>.lock".
     std::string socket_path;
+    // A socket that listens there already, of which the listener becomes the
+    // owner; -1: it makes one.
+    int inherited_socket = -1;
     // Who may attach; checked before a byte of theirs is read. Empty: root and
     // the user this process runs as.
     std::vector<uid_t> allowed_uids;
@@ -84,6 +87,10 @@ class FirecrackerListener {
   ~FirecrackerListener();
   FirecrackerListener(const FirecrackerListener&) = delete;
   FirecrackerListener& operator=(const FirecrackerListener&) = delete;
+
+  // False if the thread has not come round since the last call. By one thread
+  // at a time.
+  bool ShowsLife();
 
   // Listens no longer, removes the socket file, ends all connections, turns
   // away who is not attached yet, and calls on_detach for each VM. When it

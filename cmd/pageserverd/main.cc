@@ -9,11 +9,13 @@
 #include "cmd/daemon/daemon.h"
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/daemon/observation_flags.h"
+#include "cmd/daemon/serve.h"
 #include "cmd/daemon/serve_metrics.h"
 #include "cmd/log/daemon_log.h"
 #include "cmd/log/log.h"
 #include "cmd/pageserverd/pageserverd_flags.h"
 #include "cmd/pageserverd/source_daemon.h"
+#include "cmd/systemd/service_manager.h"
 #include "postcopy/v1/config.pb.h"
 
 int main(int argc, char** argv) {
@@ -24,11 +26,14 @@ int main(int argc, char** argv) {
   const std::optional<int> ended = config.Load(argc, argv);
   if (ended.has_value()) return *ended;
   ChooseGrpcPolling();
-  BlockEndSignals();
+  BlockDaemonSignals();
 
   DaemonLog log(ChooseLogSink("pageserverd"), LogLevelFlag());
-  const auto options = PageserverdOptions(&log);
+  auto options = PageserverdOptions(&log);
   if (!options.ok()) return FailWith(options.status(), 1);
+  auto sockets = TakePassedSockets();
+  if (!sockets.ok()) return FailWith(sockets.status(), 1);
+  options->inherited_vmm_socket = TakeSocket(*sockets, kVmmSocketName);
   auto daemon = SourceDaemon::Create(*options);
   if (!daemon.ok()) return FailWith(daemon.status(), 1);
   const auto metrics = ServeMetrics(
@@ -44,7 +49,15 @@ int main(int argc, char** argv) {
           {{"CONTROL_ADDRESS", (*daemon)->control_address()},
            {"DATA_ADDRESS", (*daemon)->data_address()},
            {"METRICS_ADDRESS", metrics_address}});
-  WaitForEnd();
+  Serve({.log =
+             [&](const std::string& sentence) {
+               WriteTo(&log, LogSeverity::kNotice, sentence);
+             },
+         .load = [&] { return (*daemon)->Load(); },
+         .stop_taking = [&] { (*daemon)->StopTaking(); },
+         .shows_life = [&] { return (*daemon)->ShowsLife(); },
+         .drain_timeout = PageserverdDrainTimeout,
+         .reload = [&] { return ReloadConfig(config, {"drain_timeout"}); }});
   WriteTo(&log, LogSeverity::kNotice, "stopping");
   (*daemon)->Shutdown();
   return 0;

@@ -50,6 +50,7 @@ absl::StatusOr<std::unique_ptr<SourceDaemon>> SourceDaemon::Create(
   }
   auto vmms = VmmListener::Create(
       {.socket_path = options.vmm_socket,
+       .inherited_socket = options.inherited_vmm_socket,
        .role = VmmRole::kSource,
        .allowed_uids = {options.vmm_uids.begin(), options.vmm_uids.end()},
        .vms_max = options.vms_max,
@@ -94,6 +95,26 @@ absl::StatusOr<std::unique_ptr<SourceDaemon>> SourceDaemon::Create(
 void SourceDaemon::AddMetrics(MetricFamilies& families) const {
   AddMigrationMetrics("source", table_.Totals(), families);
   events_.AddMetrics(families);
+}
+
+DaemonLoad SourceDaemon::Load() const {
+  const MigrationTable::Load migrations = table_.load();
+  return {.vms = vmms_->names().size(),
+          .migrations = migrations.running,
+          .needing = migrations.needing};
+}
+
+void SourceDaemon::StopTaking() {
+  control_->SetServing(false);
+  data_->SetServing(false);
+  table_.StopTaking(
+      "this pageserverd is ending: use another host, or wait until it runs "
+      "again");
+}
+
+bool SourceDaemon::ShowsLife() {
+  const bool listens = vmms_->ShowsLife();
+  return table_.AllShowLife() && listens;
 }
 
 void SourceDaemon::Shutdown() {

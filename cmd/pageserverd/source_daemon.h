@@ -12,6 +12,7 @@
 #include "cmd/control/migration_service.h"
 #include "cmd/control/migration_table.h"
 #include "cmd/daemon/grpc_listener.h"
+#include "cmd/daemon/serve.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/log/log.h"
 #include "cmd/metrics/metric_families.h"
@@ -36,6 +37,8 @@ class SourceDaemon {
     std::string data_address;
     SecurityOptions security;
     std::string vmm_socket;
+    // See VmmListener::Options.
+    int inherited_vmm_socket = -1;
     std::vector<unsigned> vmm_uids;
     absl::Duration reconnect_timeout = absl::Seconds(10);
     absl::Duration command_timeout = absl::Seconds(10);
@@ -64,6 +67,10 @@ class SourceDaemon {
 
   // Adds what the daemon counts. Any thread.
   void AddMetrics(MetricFamilies& families) const;
+  // For Serve; see ServeHooks.
+  DaemonLoad Load() const;
+  void StopTaking();
+  bool ShowsLife();
 
   // Cancels what can be cancelled, then ends. The destination of a migration
   // after its commit goes on looking for this daemon. Idempotent.

@@ -22,7 +22,7 @@ struct FlagValues {
 };
 constexpr FlagValues kFlagValues[] = {
     {"--output", "table json"},
-    {"--policy", "precopy-then-postcopy postcopy-only precopy-only"},
+    {"--policy", "manual auto postcopy-only precopy-only"},
     {"--pull_order",
      "adaptive linear after-fault around-faults recently-dirtied"},
 };

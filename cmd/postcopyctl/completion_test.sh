@@ -32,7 +32,7 @@ expect "postcopyctl migrate --bandw" "--bandwidth="
 expect "postcopyctl migrate --compr" "--compress"
 expect "postcopyctl list --output = j" "json"
 expect "postcopyctl list --output =" "table json"
-expect "postcopyctl migrate --policy = pre" "precopy-then-postcopy precopy-only"
+expect "postcopyctl migrate --policy = pre" "precopy-only"
 expect "postcopyctl migrate --source = h" ""
 
 # Each command that the help lists can be completed.

@@ -31,11 +31,8 @@ constexpr absl::Duration kAcceptRest = absl::Milliseconds(100);
 
 }  // namespace
 
-absl::Status AcceptLoop::Start(std::string path, int type) {
-  absl::StatusOr<ListeningSocket> listening =
-      ListeningSocket::Create(std::move(path), type);
-  if (!listening.ok()) return listening.status();
-  listening_ = *std::move(listening);
+absl::Status AcceptLoop::Start(ListeningSocket listening) {
+  listening_ = std::move(listening);
   epoll_ = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_.valid()) return absl::ErrnoToStatus(errno, "epoll_create1");
   wake_ = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -52,11 +49,29 @@ void AcceptLoop::Stop() {
   std::lock_guard lock(stop_mutex_);
   if (thread_.joinable()) {
     POSTCOPY_CHECK(thread_.get_id() != std::this_thread::get_id());
-    const uint64_t one = 1;
-    POSTCOPY_CHECK(::write(wake_.get(), &one, sizeof(one)) == sizeof(one));
+    stopping_.store(true);
+    Wake();
     thread_.join();
   }
   listening_.Close();
+}
+
+bool AcceptLoop::ShowsLife() {
+  std::lock_guard lock(stop_mutex_);
+  return !thread_.joinable() || life_.Ask([this] { Wake(); });
+}
+
+void AcceptLoop::Wake() {
+  const uint64_t one = 1;
+  POSTCOPY_CHECK(::write(wake_.get(), &one, sizeof(one)) == sizeof(one));
+}
+
+bool AcceptLoop::Woken() {
+  uint64_t ignored = 0;
+  POSTCOPY_CHECK(::read(wake_.get(), &ignored, sizeof(ignored)) ==
+                 sizeof(ignored));
+  life_.Answer();
+  return stopping_.load();
 }
 
 absl::Status AcceptLoop::Watch(int fd, uint64_t id, uint32_t events) {
@@ -91,8 +106,9 @@ void AcceptLoop::Run() {
     POSTCOPY_CHECK(count >= 0 || errno == EINTR);
     for (int i = 0; i < count; ++i) {
       const uint64_t id = events[i].data.u64;
-      if (id == kWakeId) return handler_->OnStop();
-      if (id == kListenId) {
+      if (id == kWakeId) {
+        if (Woken()) return handler_->OnStop();
+      } else if (id == kListenId) {
         AcceptOne();
       } else {
         handler_->OnReady(id);

@@ -2,15 +2,16 @@
 #ifndef CMD_VMM_CHANNEL_ACCEPT_LOOP_H_
 #define CMD_VMM_CHANNEL_ACCEPT_LOOP_H_
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <optional>
-#include <string>
 #include <thread>
 
 #include "absl/status/status.h"
 #include "cmd/vmm_channel/deadline.h"
 #include "cmd/vmm_channel/listening_socket.h"
+#include "dirtytrack/life_sign.h"
 #include "dirtytrack/unique_fd.h"
 
 namespace postcopy {
@@ -45,9 +46,12 @@ class AcceptLoop {
   AcceptLoop(const AcceptLoop&) = delete;
   AcceptLoop& operator=(const AcceptLoop&) = delete;
 
-  // Listens at `path` and starts the thread. See ListeningSocket::Create for
-  // `type` and errors. Once.
-  absl::Status Start(std::string path, int type);
+  // Accepts from `listening` and starts the thread. RESOURCE_EXHAUSTED, or what
+  // the kernel said. Once.
+  absl::Status Start(ListeningSocket listening);
+
+  // See LifeSign::Ask. True before Start and after Stop. By one thread.
+  bool ShowsLife();
 
   // Watches `fd` for `events` (EPOLLIN, ...) as long as they hold; Rewatch
   // changes the events. RESOURCE_EXHAUSTED if the kernel does not.
@@ -64,6 +68,9 @@ class AcceptLoop {
  private:
   absl::Status Control(int operation, int fd, uint64_t id, uint32_t events);
   void Run();
+  void Wake();
+  // Takes a wake-up; true if it is Stop's.
+  bool Woken();
   // How long epoll may wait.
   Deadline NextDeadline() const;
   void AcceptOne();
@@ -76,6 +83,8 @@ class AcceptLoop {
   UniqueFd wake_;
   // While accepting rests: until when.
   std::optional<Deadline> resting_;
+  LifeSign life_;
+  std::atomic<bool> stopping_{false};
 
   // Held through Stop, so that a second call returns no earlier.
   std::mutex stop_mutex_;

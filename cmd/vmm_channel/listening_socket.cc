@@ -100,6 +100,14 @@ absl::StatusOr<UniqueFd> Listen(const std::string& path,
   return fd;
 }
 
+// The value of an option, or -1.
+int OptionOf(int fd, int option) {
+  int value = -1;
+  socklen_t length = sizeof(value);
+  if (::getsockopt(fd, SOL_SOCKET, option, &value, &length) != 0) return -1;
+  return value;
+}
+
 bool IsAllowed(uid_t uid, absl::Span<const uid_t> allowed_uids) {
   if (allowed_uids.empty()) return uid == 0 || uid == ::geteuid();
   return std::find(allowed_uids.begin(), allowed_uids.end(), uid) !=
@@ -120,6 +128,32 @@ absl::StatusOr<ListeningSocket> ListeningSocket::Create(std::string path,
   return ListeningSocket(std::move(path), *std::move(lock), *std::move(socket));
 }
 
+absl::StatusOr<ListeningSocket> ListeningSocket::Adopt(UniqueFd socket,
+                                                       int type) {
+  const int fd = socket.get();
+  if (OptionOf(fd, SO_DOMAIN) != AF_UNIX || OptionOf(fd, SO_TYPE) != type ||
+      OptionOf(fd, SO_ACCEPTCONN) != 1) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the socket that was passed to this daemon is not a Unix socket that ",
+        "listens for ", type == SOCK_SEQPACKET ? "packets" : "streams",
+        ": its socket unit must say ",
+        type == SOCK_SEQPACKET ? "ListenSequentialPacket=" : "ListenStream=",
+        " and Accept=no"));
+  }
+  if (::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0 ||
+      ::fcntl(fd, F_SETFL, O_NONBLOCK) != 0) {
+    return SystemError("the socket that was passed to this daemon", errno);
+  }
+  return ListeningSocket("", UniqueFd(), std::move(socket));
+}
+
+absl::StatusOr<ListeningSocket> ListeningSocket::Open(int inherited,
+                                                      std::string path,
+                                                      int type) {
+  if (inherited >= 0) return Adopt(UniqueFd(inherited), type);
+  return Create(std::move(path), type);
+}
+
 ListeningSocket& ListeningSocket::operator=(ListeningSocket&& other) noexcept {
   Close();
   path_ = std::move(other.path_);
@@ -130,7 +164,7 @@ ListeningSocket& ListeningSocket::operator=(ListeningSocket&& other) noexcept {
 
 void ListeningSocket::Close() {
   // Without a listening socket the file belongs to somebody else.
-  if (socket_.valid()) ::unlink(path_.c_str());
+  if (socket_.valid() && !path_.empty()) ::unlink(path_.c_str());
   socket_.Reset();
   lock_.Reset();
 }

@@ -36,10 +36,20 @@ class ListeningSocket {
   // kernel said.
   static absl::StatusOr<ListeningSocket> Create(std::string path, int type);
 
+  // Takes over a Unix socket that listens already: whoever made it, a service
+  // manager, keeps its file, and others from using it. It becomes
+  // close-on-exec and does not block. FAILED_PRECONDITION if it is no listening
+  // Unix socket of `type`; then it is closed.
+  static absl::StatusOr<ListeningSocket> Adopt(UniqueFd socket, int type);
+
+  // Adopts descriptor `inherited`, or creates if that is negative.
+  static absl::StatusOr<ListeningSocket> Open(int inherited, std::string path,
+                                              int type);
+
   int fd() const { return socket_.get(); }
 
-  // Listens no longer, removes the socket file and lets go of the lock. Later
-  // calls do nothing.
+  // Listens no longer, removes the socket file that Create made and lets go of
+  // the lock. Later calls do nothing.
   void Close();
 
  private:
@@ -48,7 +58,7 @@ class ListeningSocket {
         lock_(std::move(lock)),
         socket_(std::move(socket)) {}
 
-  std::string path_;
+  std::string path_;  // empty: adopted
   UniqueFd lock_;
   UniqueFd socket_;
 };

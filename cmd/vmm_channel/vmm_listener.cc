@@ -78,8 +78,12 @@ class VmmListener::Impl : private AcceptLoop::Handler {
 
   // Once, before anything else.
   absl::Status Start() {
-    return loop_.Start(options_.socket_path, SOCK_SEQPACKET);
+    absl::StatusOr<ListeningSocket> listening = ListeningSocket::Open(
+        options_.inherited_socket, options_.socket_path, SOCK_SEQPACKET);
+    if (!listening.ok()) return listening.status();
+    return loop_.Start(*std::move(listening));
   }
+  bool ShowsLife() { return loop_.ShowsLife(); }
   std::shared_ptr<VmmConnection> Find(absl::string_view vm_name) const;
   std::vector<std::string> names() const;
   void Shutdown() { loop_.Stop(); }
@@ -312,6 +316,8 @@ std::shared_ptr<VmmConnection> VmmListener::Find(
 }
 
 std::vector<std::string> VmmListener::names() const { return impl_->names(); }
+
+bool VmmListener::ShowsLife() { return impl_->ShowsLife(); }
 
 void VmmListener::Shutdown() { impl_->Shutdown(); }
 

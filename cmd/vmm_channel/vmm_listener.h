@@ -33,6 +33,9 @@ class VmmListener {
   struct Options {
     // At most 107 bytes. Beside it lies a lock file, "<socket_path>.lock".
     std::string socket_path;
+    // A socket that listens there already, of which the listener becomes the
+    // owner; -1: it makes one.
+    int inherited_socket = -1;
     VmmRole role = VmmRole::kSource;
     // Who may attach; checked before a byte of theirs is read. Empty: root and
     // the user this process runs as.
@@ -77,6 +80,10 @@ class VmmListener {
 
   // The attached VMs, sorted.
   std::vector<std::string> names() const;
+
+  // False if the thread has not come round since the last call. By one thread
+  // at a time.
+  bool ShowsLife();
 
   // Listens no longer, removes the socket file, ends all connections and calls
   // on_detach for each. When it returns no callback runs or will run. Later

@@ -11,6 +11,7 @@
 #include <random>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "cmd/vmm_channel/packet_socket.h"
 #include "cmd/vmm_channel/test_support.h"
@@ -86,6 +87,66 @@ class VmmListenerTest : public testing::Test {
   VmmListener::Options options_;
   std::unique_ptr<VmmListener> listener_;
 };
+
+// As a service manager makes it.
+int ListenAt(const std::string& path, int type) {
+  const int fd = ::socket(AF_UNIX, type, 0);
+  const sockaddr_un address = *UnixAddress(path);
+  EXPECT_EQ(
+      ::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)),
+      0);
+  EXPECT_EQ(::listen(fd, 8), 0);
+  return fd;
+}
+
+TEST_F(VmmListenerTest, TakesOverASocketAndLeavesItsFile) {
+  options_.inherited_socket = ListenAt(options_.socket_path, SOCK_SEQPACKET);
+  Listen();
+  EXPECT_TRUE(Attach("vm1").ok());
+  listener_->Shutdown();
+  EXPECT_EQ(::access(options_.socket_path.c_str(), F_OK), 0)
+      << "who made it listens on for the next daemon";
+  EXPECT_NE(::access((options_.socket_path + ".lock").c_str(), F_OK), 0);
+}
+
+TEST_F(VmmListenerTest, RefusesToTakeOverWhatIsNoSuchSocket) {
+  int pipe_ends[2];
+  ASSERT_EQ(::pipe(pipe_ends), 0);
+  ::close(pipe_ends[1]);
+  for (const int fd : {ListenAt(options_.socket_path, SOCK_STREAM),
+                       ::socket(AF_UNIX, SOCK_SEQPACKET, 0), pipe_ends[0]}) {
+    options_.inherited_socket = fd;
+    const absl::Status status = VmmListener::Create(options_).status();
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+    EXPECT_TRUE(absl::StrContains(status.message(), "ListenSequentialPacket="))
+        << status;
+  }
+}
+
+TEST_F(VmmListenerTest, ShowsLifeUnlessACallbackIsStuck) {
+  std::atomic<bool> entered{false};
+  std::atomic<bool> stuck{true};
+  options_.on_attach = [&](const std::shared_ptr<VmmConnection>&) {
+    entered = true;
+    while (stuck) std::this_thread::yield();
+    return absl::OkStatus();
+  };
+  Listen();
+  for (int i = 0; i < 10; ++i) {
+    while (!listener_->ShowsLife()) std::this_thread::yield();
+  }
+  std::thread vmm([&] { EXPECT_TRUE(Attach("vm1").ok()); });
+  while (!entered) std::this_thread::yield();
+  listener_->ShowsLife();  // whatever was asked before; asks
+  EXPECT_FALSE(listener_->ShowsLife());
+  EXPECT_FALSE(listener_->ShowsLife());
+  stuck = false;
+  vmm.join();
+  while (!listener_->ShowsLife()) std::this_thread::yield();
+  listener_->Shutdown();
+  EXPECT_TRUE(listener_->ShowsLife());
+  EXPECT_TRUE(listener_->ShowsLife());
+}
 
 TEST_F(VmmListenerTest, AttachesAndDetaches) {
   const size_t before = OpenFds();

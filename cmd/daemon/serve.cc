@@ -1,0 +1,164 @@
+#include "cmd/daemon/serve.h"
+
+#include <signal.h>
+
+#include <algorithm>
+#include <ctime>
+
+#include "absl/strings/str_cat.h"
+#include "cmd/daemon/daemon.h"
+#include "cmd/systemd/service_manager.h"
+#include "dirtytrack/clock.h"
+
+namespace postcopy {
+namespace {
+
+// How often the status line is looked at, and the service manager told that a
+// stop takes longer.
+constexpr absl::Duration kTick = absl::Seconds(1);
+
+// The same while it is told to end: who waits for it waits no longer than this.
+constexpr absl::Duration kDrainTick = absl::Milliseconds(100);
+
+// A sign of life is sent this many times in the watchdog's time.
+constexpr int kSignsPerWatchdog = 4;
+
+// How much longer than now a stop may take, each time it is told. What hangs is
+// killed after that.
+constexpr absl::Duration kMoreTime = absl::Seconds(30);
+
+// By a clock that nobody sets.
+absl::Time Now() { return absl::FromUnixNanos(Clock::Monotonic()->NowNanos()); }
+
+std::string Counted(size_t count, const char* what) {
+  return absl::StrCat(count, " ", what, count == 1 ? "" : "s");
+}
+
+// The signal that came within `patience`, or 0.
+int WaitForSignal(absl::Duration patience) {
+  const sigset_t set = DaemonSignals();
+  if (patience == absl::InfiniteDuration()) {
+    return std::max(0, ::sigwaitinfo(&set, nullptr));
+  }
+  const timespec time = absl::ToTimespec(patience);
+  return std::max(0, ::sigtimedwait(&set, nullptr, &time));
+}
+
+// What Serve does. Of main's thread.
+class Service {
+ public:
+  explicit Service(const ServeHooks& hooks) : hooks_(hooks) {}
+
+  void Run() {
+    TellStatus();
+    manager_.Ready();
+    while (!MayEnd()) {
+      const int signal = WaitForSignal(Patience());
+      if (signal == SIGHUP) Reload();
+      if (signal == SIGTERM || signal == SIGINT) OnAskedToEnd();
+      Tick();
+    }
+    manager_.Stopping();
+    manager_.Status("ending");
+  }
+
+ private:
+  absl::Duration Patience() const {
+    if (drain_.asked()) return kDrainTick;
+    if (!manager_.there()) return absl::InfiniteDuration();
+    return std::min(kTick, manager_.watchdog() / kSignsPerWatchdog);
+  }
+
+  bool MayEnd() {
+    if (!drain_.asked()) return false;
+    const DaemonLoad load = hooks_.load();
+    if (!drain_.IsOver(load, hooks_.drain_timeout(), Now())) return false;
+    if (load.needing > 0) {
+      hooks_.log(absl::StrCat("ends although ", Counted(load.needing, "guest"),
+                              " will wait for ever for missing pages"));
+    }
+    return true;
+  }
+
+  void OnAskedToEnd() {
+    if (!drain_.Ask(Now())) return;
+    hooks_.stop_taking();
+    if (MayEnd()) return;
+    hooks_.log(WhyNotYet());
+  }
+
+  std::string WhyNotYet() const {
+    return drain_.WhyNot(hooks_.load(), hooks_.drain_timeout(), Now());
+  }
+
+  void Reload() {
+    manager_.Reloading();
+    hooks_.log(hooks_.reload());
+    manager_.Ready();
+  }
+
+  void Tick() {
+    // A stuck thread is not helped by more time either.
+    if (hooks_.shows_life()) {
+      if (manager_.watchdog() < absl::InfiniteDuration()) manager_.Alive();
+      if (drain_.asked()) manager_.NeedsTime(kMoreTime);
+    }
+    TellStatus();
+  }
+
+  void TellStatus() {
+    if (!manager_.there()) return;
+    std::string line = drain_.asked() ? WhyNotYet() : Describe(hooks_.load());
+    if (line == told_) return;
+    manager_.Status(line);
+    told_ = std::move(line);
+  }
+
+  const ServeHooks& hooks_;
+  const ServiceManager manager_;
+  Drain drain_;
+  std::string told_;
+};
+
+}  // namespace
+
+std::string Describe(const DaemonLoad& load) {
+  std::string text = absl::StrCat(Counted(load.vms, "VM"), ", ",
+                                  Counted(load.migrations, "migration"));
+  if (load.needing > 0) {
+    absl::StrAppend(&text, ", ", Counted(load.needing, "guest"),
+                    load.needing == 1 ? " needs" : " need",
+                    " this daemon for missing pages");
+  }
+  return text;
+}
+
+bool Drain::Ask(absl::Time now) {
+  if (asks_++ > 0) return false;
+  since_ = now;
+  return true;
+}
+
+bool Drain::IsOver(const DaemonLoad& load, absl::Duration timeout,
+                   absl::Time now) const {
+  return load.needing == 0 || asks_ > 1 || now - since_ >= timeout;
+}
+
+std::string Drain::WhyNot(const DaemonLoad& load, absl::Duration timeout,
+                          absl::Time now) const {
+  std::string text =
+      absl::StrCat("told to end, but stays: ", Counted(load.needing, "guest"),
+                   load.needing == 1 ? " needs" : " need",
+                   " it for missing pages. SIGTERM once more ends it at once");
+  if (timeout < absl::InfiniteDuration()) {
+    const absl::Duration left =
+        std::max(absl::ZeroDuration(), timeout - (now - since_));
+    absl::StrAppend(&text, "; else it ends in ",
+                    absl::FormatDuration(absl::Ceil(left, absl::Seconds(1))));
+  }
+  return text;
+}
+
+void Serve(const ServeHooks& hooks) { Service(hooks).Run(); }
+
+}  // namespace postcopy

@@ -1,0 +1,252 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# The real units of the package in a real systemd. Each function below that
+# starts with a capital letter is one thing that must hold; they run in order,
+# and the first that does not ends the test.
+set -euo pipefail
+
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+readonly HERE
+# shellcheck source=tests/systemd/private_systemd.sh
+source "${HERE}/private_systemd.sh"
+# shellcheck source=tests/systemd/operated_daemons.sh
+source "${HERE}/operated_daemons.sh"
+
+readonly DAEMONS=(pageserverd faultd)
+# Nothing below takes longer than a few seconds on an idle machine.
+readonly PATIENCE=60
+
+fail() {
+  echo "FAILED: $*" >&2
+  in_system journalctl --no-pager --lines=60 >&2 || true
+  exit 1
+}
+
+# Waits until "$@" succeeds.
+await() {
+  local deadline=$((SECONDS + PATIENCE))
+  until "$@"; do
+    ((SECONDS < deadline)) || fail "waited in vain for: $*"
+    sleep 0.1
+  done
+}
+
+# A pattern, not a word.
+# shellcheck disable=SC2053
+has() { [[ "$(property "$1" "$2")" == $3 ]]; }
+restarted() { has "$1" ActiveState active && has "$1" NRestarts "$2"; }
+journal_has() {
+  in_system journalctl --no-pager --output=cat --unit="$1" |
+    grep --quiet --fixed-strings -- "$2"
+}
+
+install_all() {
+  packaging/install.sh "$1" .
+  install -D cmd/demovm/demovm "$1/usr/libexec/demovm"
+  # A hang is noticed sooner here, and a stop that is not extended ends sooner.
+  local daemon
+  for daemon in pageserverd faultd; do
+    mkdir -p "$1/etc/systemd/system/${daemon}.service.d"
+    printf '[Service]\nWatchdogSec=3s\nTimeoutStopSec=4s\nRestartSec=0\n' \
+      > "$1/etc/systemd/system/${daemon}.service.d/quick.conf"
+  done
+}
+
+# --- VMs and migrations ------------------------------------------------------
+
+# Starts one of a guest that writes little: attach_quiet ROLE DAEMON
+attach_quiet() {
+  attach "$1" "$2" vm1 --guest=process --ram=32MiB --write_rate_mib_per_s=1
+}
+
+state_at() {
+  control get --migration_id=m1 "$@" --output=json 2> /dev/null |
+    grep --only-matching '"state":"[A-Z]*"' || true
+}
+destination_is() {
+  [[ "$(state_at --destination=127.0.0.1:7410)" == "\"state\":\"$1\"" ]]
+}
+
+# Brings a migration to where pages are missing at the destination, with
+# `seconds` of background left: begin_postcopy BANDWIDTH
+begin_postcopy() {
+  in_system systemctl start "${DAEMONS[@]}"
+  attach_quiet source pageserverd
+  attach_quiet destination faultd
+  await vm_attached pageserverd
+  await vm_attached faultd
+  in_system systemd-run --quiet --unit=migration --property=RemainAfterExit=yes \
+    postcopyctl migrate --vm=vm1 --migration_id=m1 --source=127.0.0.1:7400 \
+    --destination=127.0.0.1:7410 --policy=postcopy-only --bandwidth="$1" \
+    "${control_flags[@]}"
+  await destination_is POSTCOPY
+}
+
+end_vms() {
+  # One whose threads wait for pages that do not come hears no other signal.
+  in_system systemctl kill --signal=KILL vm-source vm-destination 2> /dev/null ||
+    true
+  in_system systemctl stop migration vm-source vm-destination || true
+  in_system systemctl reset-failed || true
+}
+
+stays() {
+  has "$1" ActiveState deactivating &&
+    has "$1" StatusText "told to end, but stays: 1 guest needs it *"
+}
+
+# --- What must hold ----------------------------------------------------------
+
+UnitsAreWrittenWell() {
+  local daemon unit
+  for unit in packaging/systemd/*; do
+    in_system systemd-analyze verify --man=no \
+      "/usr/lib/systemd/system/$(basename "${unit}")"
+  done
+  for daemon in "${DAEMONS[@]}"; do
+    in_system systemd-analyze security --no-pager --offline=true \
+      --threshold=20 "/usr/lib/systemd/system/${daemon}.service" > /dev/null ||
+      fail "${daemon}: exposure above 2.0"
+  done
+  # The two have no reason to be hardened differently.
+  cmp <(sed -n '/^# --- Hardening/,/^\[Install\]/p' packaging/systemd/faultd.service) \
+    <(sed -n '/^# --- Hardening/,/^\[Install\]/p' packaging/systemd/pageserverd.service)
+}
+
+UserAndFolderAreMade() {
+  in_system systemd-sysusers
+  in_system systemd-tmpfiles --create postcopy.conf
+  in_system getent passwd postcopy > /dev/null || fail "no user"
+  [[ "$(in_system stat --format=%U:%G:%a /run/postcopy)" == \
+    postcopy:postcopy:750 ]] || fail "/run/postcopy"
+  secure_daemons
+}
+
+AVmmStartsItsDaemonByTheSocket() {
+  in_system systemctl start pageserverd.socket faultd.socket
+  [[ "$(in_system stat --format=%U:%G:%a /run/postcopy/faultd.sock)" == \
+    postcopy:postcopy:660 ]] || fail "faultd.sock"
+  has faultd.service ActiveState inactive || fail "faultd runs already"
+  attach_quiet destination faultd
+  await vm_attached faultd
+  in_system systemctl stop vm-destination
+  await has faultd StatusText "0 VMs, 0 migrations"
+}
+
+ReadyMeansThatItServes() {
+  in_system systemctl start "${DAEMONS[@]}"
+  control list --source=127.0.0.1:7400 --destination=127.0.0.1:7410 > /dev/null || fail "not served"
+  local daemon
+  for daemon in "${DAEMONS[@]}"; do
+    has "${daemon}" StatusText "0 VMs, 0 migrations" || fail "no status line"
+    [[ "$(in_system ps -o user= -p "$(property "${daemon}" MainPID)")" == \
+      postcopy ]] || fail "${daemon} is somebody else"
+  done
+}
+
+ACrashIsFollowedByARestart() {
+  local daemon
+  for daemon in "${DAEMONS[@]}"; do
+    in_system systemctl kill --signal=KILL "${daemon}.service"
+    await restarted "${daemon}" 1
+  done
+}
+
+AHangIsFollowedByARestart() {
+  local daemon
+  for daemon in "${DAEMONS[@]}"; do
+    in_system systemctl kill --signal=STOP "${daemon}.service"
+  done
+  for daemon in "${DAEMONS[@]}"; do
+    await restarted "${daemon}" 2
+    journal_has "${daemon}" "Watchdog timeout" || fail "not by the watchdog"
+  done
+}
+
+AReloadTakesOverWhatItCan() {
+  local pid
+  pid="$(property faultd MainPID)"
+  configure faultd 'drain_timeout: "1h" vms_max: 7'
+  in_system systemctl reload faultd
+  await journal_has faultd \
+    "changed: drain_timeout; waiting for a restart: vms_max"
+  configure faultd 'drain_time: "2h"'
+  ! in_system systemctl reload faultd 2> /dev/null || fail "took a wrong file"
+  journal_has faultd "/etc/postcopy/faultd.conf:2:" || fail "does not say where it is wrong"
+  has faultd MainPID "${pid}" || fail "did not survive it"
+  has faultd ActiveState active || fail "is not active"
+}
+
+AWrongConfigurationIsNotTriedAgain() {
+  in_system systemctl stop faultd.service faultd.socket
+  ! in_system systemctl start faultd.service 2> /dev/null || fail "started"
+  has faultd ActiveState failed || fail "tries again"
+  has faultd ExecMainStatus 2 || fail "another reason"
+  configure faultd ""
+  in_system systemctl start faultd.socket faultd.service
+}
+
+AStopWaitsForGuestsThatMissPages() {
+  begin_postcopy 4MiB
+  in_system systemctl stop --no-block pageserverd.service faultd.service
+  await stays faultd
+  await stays pageserverd
+  journal_has faultd "told to end, but stays" || fail "says nothing"
+  # TimeoutStopSec= passes meanwhile.
+  await has faultd ActiveState inactive
+  await has pageserverd ActiveState inactive
+  has faultd Result success || fail "faultd was killed"
+  has pageserverd Result success || fail "pageserverd was killed"
+  has migration ExecMainStatus 0 || fail "the migration did not complete"
+  in_system systemctl kill --signal=TERM vm-destination
+  await has vm-destination SubState exited
+  has vm-destination ExecMainStatus 0 || fail "the guest is not whole"
+  end_vms
+}
+
+ASecondSignalEndsItAtOnce() {
+  begin_postcopy 1MiB
+  in_system systemctl stop --no-block faultd.service
+  await stays faultd
+  in_system systemctl kill --signal=TERM faultd.service
+  await has faultd ActiveState inactive
+  journal_has faultd "ends although 1 guest will wait for ever" ||
+    fail "does not say what it does"
+  in_system systemctl stop --no-block pageserverd.service
+  await stays pageserverd
+  in_system systemctl kill --signal=TERM pageserverd.service
+  await has pageserverd ActiveState inactive
+  end_vms
+}
+
+# --- Main --------------------------------------------------------------------
+
+main() {
+  local why thing
+  why="$(private_systemd_why_not)"
+  if [[ -n "${why}" ]]; then
+    echo "SKIPPED: ${why}"
+    exit 0
+  fi
+  if grep --quiet __asan_init cmd/faultd/faultd; then
+    echo "SKIPPED: the units forbid what a sanitizer does at the end"
+    exit 0
+  fi
+  export -f install_all
+  trap private_systemd_stop EXIT
+  private_systemd_start install_all
+  for thing in UnitsAreWrittenWell UserAndFolderAreMade \
+    AVmmStartsItsDaemonByTheSocket ReadyMeansThatItServes \
+    ACrashIsFollowedByARestart AHangIsFollowedByARestart \
+    AReloadTakesOverWhatItCan AWrongConfigurationIsNotTriedAgain \
+    AStopWaitsForGuestsThatMissPages ASecondSignalEndsItAtOnce; do
+    echo "${thing} (${SECONDS} s)"
+    "${thing}"
+  done
+  private_systemd_stop
+  [[ ! -e "${private_systemd_cgroup}" ]] || fail "left a cgroup"
+  echo "all held (${SECONDS} s)"
+}
+
+main
