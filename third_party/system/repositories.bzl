@@ -133,13 +133,6 @@ def system_repositories():
         min_version = "2.3",
     )
     system_library(
-        name = "com_github_systemd_systemd",
-        checked_modules = ["libsystemd"],
-        debian_package = "libsystemd-dev",
-        libraries = {":libsystemd": "libsystemd"},
-        min_version = "252",
-    )
-    system_library(
         name = "com_github_facebook_zstd",
         checked_modules = ["libzstd"],
         debian_package = "libzstd-dev",
