@@ -28,7 +28,7 @@ struct DaemonLoad {
   }
 };
 
-// "3 VMs, 2 migrations, 1 guest needs this daemon for its pages"
+// "3 VMs, 2 migrations, 1 guest needs this daemon for missing pages"
 std::string Describe(const DaemonLoad& load);
 
 struct ServeHooks {
