@@ -54,6 +54,8 @@ put_documents() {
   for page in "${SOURCE}"/docs/man/*.scd; do
     name="$(basename "${page}" .scd)"
     section="${name##*.}"
+    [[ "${name}" != faultreplay.1 || -f "${ROOT}/usr/bin/faultreplay" ]] ||
+      continue
     scdoc < "${page}" | put_compressed "/usr/share/man/man${section}/${name}.gz"
   done
   mkdir -p "${ROOT}/usr/share/bash-completion/completions"
