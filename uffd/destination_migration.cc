@@ -119,6 +119,7 @@ absl::StatusOr<std::unique_ptr<SourceConnection>> DestinationMigration::Dial() {
     std::lock_guard lock(mutex_);
     if (StopWantedLocked()) return absl::CancelledError("stopped");
     if (held_) return absl::CancelledError("paused");
+    dialled_after_pauses_ = pauses_;
     dial_now_ = false;
     if (next_dialer_ != nullptr) dialer_ = std::move(next_dialer_);
     EnterLocked(MigrationEvent::kDial, snapshot_.message);
@@ -132,7 +133,10 @@ absl::Status DestinationMigration::Serve(
   {
     std::lock_guard lock(mutex_);
     if (StopWantedLocked()) return absl::CancelledError("stopped");
-    if (held_) return absl::CancelledError("paused");
+    // Also if Recover came since: it may have named another source.
+    if (held_ || pauses_ != dialled_after_pauses_) {
+      return absl::CancelledError("paused");
+    }
     connection_ = shared;
   }
   absl::Status urgent_end;
@@ -687,6 +691,7 @@ absl::Status DestinationMigration::Pause() {
         "every page is here: there is nothing to pause");
   }
   held_ = true;
+  ++pauses_;
   dial_now_ = false;
   snapshot_.pause_requested = true;
   EnterLocked(MigrationEvent::kPause,
@@ -720,6 +725,7 @@ absl::Status DestinationMigration::Abandon() {
   absl::Status permitted = PermitLocked(MigrationEvent::kAbandon);
   if (!permitted.ok()) return permitted;
   held_ = true;
+  ++pauses_;
   dial_now_ = false;
   snapshot_.pause_requested = true;
   abandon_requested_ = true;
@@ -792,7 +798,8 @@ void DestinationMigration::Enter(MigrationEvent event, std::string message) {
 void DestinationMigration::SetMessageLocked(std::string message) {
   snapshot_.message = std::move(message);
   ++version_;
-  if (options_.on_change) options_.on_change(snapshot_.phase, snapshot_.message);
+  if (options_.on_change)
+    options_.on_change(snapshot_.phase, snapshot_.message);
   changed_.notify_all();
 }
 

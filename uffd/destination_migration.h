@@ -226,6 +226,7 @@ class DestinationMigration {
   // Used by the driver thread only.
   std::unique_ptr<SourceDialer> dialer_;
   uint64_t epoch_ = 0;
+  uint64_t dialled_after_pauses_ = 0;  // the last dial
   PageBitmap stale_;
   std::string device_state_;  // by the guest thread after the commit
   uint64_t damaged_in_round_ = 0;
@@ -250,6 +251,7 @@ class DestinationMigration {
   std::unique_ptr<SourceDialer> next_dialer_;  // null: none
   ByteCount bulk_limit_;
   bool held_ = false;      // by Pause: not dialling
+  uint64_t pauses_ = 0;    // that were asked for
   bool dial_now_ = false;  // Recover was called
   bool abandon_requested_ = false;
   bool abandoned_ = false;
