@@ -65,6 +65,7 @@ class GrpcListenerTest : public ::testing::Test {
  protected:
   std::unique_ptr<GrpcListener> Listen(GrpcListener::Options options) {
     options.address = "127.0.0.1:0";
+    options.security.credentials = grpc::InsecureServerCredentials();
     auto listener = GrpcListener::Create(options, {&service_});
     EXPECT_TRUE(listener.ok()) << listener.status();
     return *std::move(listener);

@@ -44,13 +44,13 @@ _postcopyctl() {
       elif ((COMP_CWORD == 1)); then
         values="%s"
       else
-        return
+        return 0
       fi
       ;;
-%s    *) return ;;
+%s    *) return 0 ;;
   esac
   mapfile -t COMPREPLY < <(compgen -W "${values}" -- "${word}")
-  if [[ "${COMPREPLY[*]}" == *= ]]; then compopt -o nospace 2> /dev/null; fi
+  if [[ "${COMPREPLY[*]}" == *= ]]; then compopt -o nospace 2> /dev/null || true; fi
 }
 complete -F _postcopyctl postcopyctl
 )";

@@ -60,9 +60,10 @@ attach_quiet() {
   attach "$1" "$2" vm1 --guest=process --ram=32MiB --write_rate_mib_per_s=1
 }
 
+# Its state now, which comes before those it has been in.
 state_at() {
   control get --migration_id=m1 "$@" --output=json 2> /dev/null |
-    grep --only-matching '"state":"[A-Z]*"' || true
+    grep --only-matching '"state":"[A-Z]*"' | head -n 1 || true
 }
 destination_is() {
   [[ "$(state_at --destination=127.0.0.1:7410)" == "\"state\":\"$1\"" ]]
