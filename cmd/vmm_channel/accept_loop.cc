@@ -113,6 +113,9 @@ void AcceptLoop::Run() {
       } else {
         handler_->OnReady(id);
       }
+      // Each may take long by itself, and is not to be counted together with
+      // the others: a loop that gets on is alive.
+      life_.Answer();
     }
     handler_->OnDeadline();
     if (resting_ && resting_->passed()) ResumeAccepting();
