@@ -155,8 +155,9 @@ absl::StatusOr<SessionKey> SourceMigration::OpenSession(
 
 absl::StatusOr<std::shared_ptr<const GuestMemory>>
 SourceMigration::AttachUrgent(SessionKey key) {
-  if (absl::Status s = CheckEpoch(key); !s.ok()) return s;
   std::lock_guard lock(mutex_);
+  // With the lock, so that no older one comes behind a newer one.
+  if (absl::Status s = CheckEpoch(key); !s.ok()) return s;
   if (memory_ == nullptr) {
     return absl::AbortedError(
         absl::StrCat("the migration has ended: ", snapshot_.message));
