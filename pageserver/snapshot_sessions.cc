@@ -100,18 +100,26 @@ absl::Status SnapshotSessions::Reopen(Session& session,
   return absl::OkStatus();
 }
 
+std::shared_ptr<const ServedSnapshot> SnapshotSessions::Find(
+    absl::string_view name) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = snapshots_.find(std::string(name));
+  return found == snapshots_.end() ? nullptr : found->second;
+}
+
 absl::StatusOr<SnapshotSessions::Opened> SnapshotSessions::Open(
     absl::string_view name, SessionKey lost, absl::string_view peer,
     bool any_order) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const auto found = snapshots_.find(std::string(name));
-  if (found == snapshots_.end()) {
+  const std::shared_ptr<const ServedSnapshot> snapshot = Find(name);
+  if (snapshot == nullptr) {
     return absl::NotFoundError(
         absl::StrCat("this source serves no snapshot \"", name,
                      "\": name it in pageserverd's --serve_snapshot"));
   }
-  const std::shared_ptr<const ServedSnapshot>& snapshot = found->second;
+  // Without the lock: a file server that hangs would keep those of the other
+  // snapshots waiting.
   if (absl::Status s = snapshot->CheckLength(); !s.ok()) return s;
+  const std::lock_guard<std::mutex> lock(mutex_);
   ForgetUnattached();
   const auto known = by_id_.find(lost.id);
   if (known != by_id_.end()) {

@@ -112,6 +112,9 @@ class SnapshotSessions {
     std::array<std::function<void()>, 2> aborts;
   };
 
+  // Null: there is none of that name.
+  std::shared_ptr<const ServedSnapshot> Find(absl::string_view name) const;
+
   // REQUIRE mutex_.
   void ForgetUnattached();
   absl::Status Reopen(Session& session, const ServedSnapshot& snapshot,
