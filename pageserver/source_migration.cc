@@ -227,9 +227,13 @@ bool SourceMigration::ClaimDriverLocked() {
 
 absl::Status SourceMigration::AttachLane(SessionKey key, BulkLane* lane) {
   std::unique_lock lock(mutex_);
+  // Of this session there is one: that will not change, so nobody waits.
+  const auto taken = [&] {
+    return key.id == session_id_ && attached_epoch_ == key.epoch;
+  };
   // The stream of the epoch before has been aborted and is on its way out.
-  const bool free = changed_.wait_for(lock, kDetachTimeout,
-                                      [this] { return !driver_active_; });
+  const bool free = changed_.wait_for(
+      lock, kDetachTimeout, [&] { return !driver_active_ || taken(); });
   if (!free) {
     return absl::UnavailableError(
         "the stream of the session before has not ended: try again");
@@ -239,7 +243,7 @@ absl::Status SourceMigration::AttachLane(SessionKey key, BulkLane* lane) {
     return absl::AbortedError(
         absl::StrCat("the migration has ended: ", snapshot_.message));
   }
-  if (attached_epoch_ == key.epoch) {
+  if (taken()) {
     return absl::FailedPreconditionError(
         "the session has a bulk stream already: open a new session");
   }
@@ -831,7 +835,9 @@ void SourceMigration::EnterLocked(MigrationEvent event, std::string message) {
 void SourceMigration::SetMessageLocked(std::string message) {
   snapshot_.message = std::move(message);
   ++version_;
-  if (options_.on_change) options_.on_change(snapshot_.phase, snapshot_.message);
+  if (options_.on_change) {
+    options_.on_change(snapshot_.phase, snapshot_.message);
+  }
   changed_.notify_all();
 }
 

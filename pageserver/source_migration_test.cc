@@ -1433,6 +1433,16 @@ TEST(SourceMigrationSessionTest, NewSessionBeatsAReadyOfTheOld) {
   EXPECT_EQ(h.vmm().resumes, 1);
 }
 
+// Proves that it need not wait for the first to end, which it would in vain.
+TEST(SourceMigrationSessionTest, NoSecondBulkStreamBesideTheFirst) {
+  Harness h({});
+  FakeLane* lane = h.RunToPostcopy();
+  EXPECT_EQ(h.ServeKey(h.key())->AwaitReturn(),
+            absl::FailedPreconditionError(
+                "the session has a bulk stream already: open a new session"));
+  lane->Abort();
+}
+
 TEST(SourceMigrationSessionTest, OneBulkStreamPerSession) {
   Harness h({.reconnect_nanos = 60 * kNanosPerSecond,
              .fault = FaultAt(0, Fault::kLost)});
