@@ -19,11 +19,11 @@ bool WorthAnotherTry(const absl::Status& status) {
          absl::IsDeadlineExceeded(status) || absl::IsDataLoss(status);
 }
 
-// What only the source says, and only when the guest stays its own.
 // Times a source that cannot be reached is told of the end of a guest that is
 // gone itself.
 constexpr int kTriesAfterVmmMax = 20;
 
+// What only the source says, and only when the guest stays its own.
 bool SourceHasGivenUp(const absl::Status& status) {
   return absl::IsAborted(status) || absl::IsNotFound(status);
 }
@@ -109,6 +109,8 @@ void DestinationMigration::Drive() {
       Conclude(connection.get());
       return;
     }
+    // One that Pause kept from being used would stay open meanwhile.
+    connection.reset();
     WaitToDial(retry_nanos);
     retry_nanos = std::min(retry_nanos * 2, options_.retry_nanos_last);
   }
@@ -121,10 +123,17 @@ absl::StatusOr<std::unique_ptr<SourceConnection>> DestinationMigration::Dial() {
     if (held_) return absl::CancelledError("paused");
     dialled_after_pauses_ = pauses_;
     dial_now_ = false;
-    if (next_dialer_ != nullptr) dialer_ = std::move(next_dialer_);
+    TakeDialerLocked();
     EnterLocked(MigrationEvent::kDial, snapshot_.message);
   }
   return dialer_->Open(++epoch_);
+}
+
+void DestinationMigration::TakeDialerLocked() {
+  if (next_dialer_ == nullptr) return;
+  dialer_ = std::move(next_dialer_);
+  // Another address of the same source.
+  if (compression_forgone_) dialer_->ForgoCompression();
 }
 
 absl::Status DestinationMigration::Serve(
@@ -372,6 +381,8 @@ void DestinationMigration::Complete(SourceConnection* connection) {
       // A guest that has ended leaves nothing to be right about; the source is
       // told for its own sake.
       if (vmm_gone_ && ++tries_after_vmm > kTriesAfterVmmMax) break;
+      // Recover may have brought one that has not been needed for pages.
+      TakeDialerLocked();
     }
     retry_nanos = std::min(retry_nanos * 2, options_.retry_nanos_last);
     absl::StatusOr<std::unique_ptr<SourceConnection>> again =
@@ -423,6 +434,7 @@ absl::Status DestinationMigration::SeeToCompression(const PagesArrived& pages) {
   damaged_compressed_ += pages.damaged_compressed_runs;
   if (damaged_compressed_ < kDamagedCompressedRunsMax) return absl::OkStatus();
   damaged_compressed_ = 0;
+  compression_forgone_ = true;
   dialer_->ForgoCompression();
   return absl::DataLossError(
       absl::StrCat(kDamagedCompressedRunsMax,
@@ -731,9 +743,15 @@ absl::Status DestinationMigration::Abandon() {
   abandon_requested_ = true;
   SetMessageLocked("abandoned by request: poisoning the missing pages");
   changed_.wait(lock, [this] {
-    return !abandon_requested_ || HasEnded(snapshot_.phase) || stopping_;
+    return !abandon_requested_ || CompleteLocked() ||
+           HasEnded(snapshot_.phase) || stopping_;
   });
   if (abandoned_) return absl::OkStatus();
+  // The end may take as long as its source cannot be told of it.
+  if (CompleteLocked() && !HasEnded(snapshot_.phase)) {
+    return absl::FailedPreconditionError(
+        "every page is here: there is nothing to abandon");
+  }
   if (HasEnded(snapshot_.phase)) return PermitLocked(MigrationEvent::kAbandon);
   if (stopping_) return absl::UnavailableError("the daemon is ending");
   return abandon_status_;
@@ -798,8 +816,9 @@ void DestinationMigration::Enter(MigrationEvent event, std::string message) {
 void DestinationMigration::SetMessageLocked(std::string message) {
   snapshot_.message = std::move(message);
   ++version_;
-  if (options_.on_change)
+  if (options_.on_change) {
     options_.on_change(snapshot_.phase, snapshot_.message);
+  }
   changed_.notify_all();
 }
 

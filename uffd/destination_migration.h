@@ -166,6 +166,8 @@ class DestinationMigration {
   // The driver thread.
   void Drive();
   absl::StatusOr<std::unique_ptr<SourceConnection>> Dial();
+  // What Recover has brought, if anything.
+  void TakeDialerLocked();
   absl::Status Serve(const std::shared_ptr<SourceConnection>& shared);
   absl::Status Begin(SourceConnection* connection);
   absl::Status ReceiveAll(SourceConnection* connection);
@@ -231,6 +233,7 @@ class DestinationMigration {
   std::string device_state_;  // by the guest thread after the commit
   uint64_t damaged_in_round_ = 0;
   uint64_t damaged_compressed_ = 0;  // in a row
+  bool compression_forgone_ = false;
   int64_t lost_since_ns_ = 0;
 
   std::thread driver_;

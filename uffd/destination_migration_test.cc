@@ -1373,6 +1373,23 @@ TEST_F(PausedTest, RecoversFromAnotherAddress) {
   EXPECT_THAT(elsewhere.completed(), ElementsAre(3));
 }
 
+// Proves that what was found out about the source holds wherever it is.
+TEST_F(PausedTest, AnotherAddressIsAskedForPlainRunsToo) {
+  world_.options.retry_nanos_first = kHour;
+  world_.options.retry_nanos_last = kHour;
+  RunGuest();
+  world_.session->SayUndecodable(kDamagedCompressedRunsMax);
+  world_.AwaitPhase(Phase::kPaused);
+  Network elsewhere;
+  const auto again = elsewhere.Accept(/*committed=*/true);
+  EXPECT_TRUE(
+      world_.migration->Recover(std::make_unique<FakeDialer>(&elsewhere)).ok());
+  again->AwaitUrgent({64});
+  EXPECT_EQ(elsewhere.forgone(), 1);
+  again->Serve();
+  world_.ExpectCompleted();
+}
+
 // Proves that Recover does not wait for the pause between two tries.
 TEST_F(PausedTest, RecoverDialsALostSourceAtOnce) {
   world_.options.retry_nanos_first = kHour;
