@@ -105,6 +105,9 @@ void AcceptLoop::Run() {
                                    NextDeadline().PollMillis());
     POSTCOPY_CHECK(count >= 0 || errno == EINTR);
     for (int i = 0; i < count; ++i) {
+      // Each event by itself may take seconds, a crowd of them minutes: the
+      // thread is not stuck as long as it gets on.
+      life_.Answer();
       const uint64_t id = events[i].data.u64;
       if (id == kWakeId) {
         if (Woken()) return handler_->OnStop();
