@@ -4,11 +4,13 @@
 #include <google/protobuf/util/time_util.h>
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "cmd/control/describe.h"
 #include "dirtytrack/ram_layout.h"
+#include "dirtytrack/start_thread.h"
 #include "dirtytrack/trace_id.h"
 
 namespace postcopy {
@@ -312,10 +314,20 @@ void MigrationTable::StopTaking(std::string why) {
     std::lock_guard lock(mutex_);
     refusal_ = std::move(why);
   }
+  // Each may wait for a peer or a VMM: none for that of another.
+  std::vector<std::thread> cancelling;
   for (const auto& side : Sides()) {
+    if (side->ended()) continue;
     // One that is refused is committed, or soon known not to be.
-    if (!side->ended()) side->Cancel().IgnoreError();
+    const auto cancel = [side] { side->Cancel().IgnoreError(); };
+    absl::StatusOr<std::thread> thread = StartThread(cancel);
+    if (thread.ok()) {
+      cancelling.push_back(*std::move(thread));
+    } else {
+      cancel();
+    }
   }
+  for (std::thread& thread : cancelling) thread.join();
 }
 
 MigrationTable::Load MigrationTable::load() const {

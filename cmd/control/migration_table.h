@@ -84,7 +84,7 @@ class MigrationTable {
   absl::Status Delete(absl::string_view migration_id);
 
   // Refuses new migrations from now on, UNAVAILABLE with `why`, and cancels
-  // those that can be cancelled.
+  // those that can be cancelled; returns when they are.
   void StopTaking(std::string why);
   // How many have not ended, and for how many of these the guest is handed over
   // or about to be, so that it needs this daemon.

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <latch>
 #include <map>
 #include <memory>
 #include <string>
@@ -30,6 +31,7 @@ class FakeSide final : public MigrationSide {
   bool ended() const override { return has_ended; }
   absl::Status SwitchOver() override { return absl::OkStatus(); }
   absl::Status Cancel() override {
+    if (on_cancel) on_cancel();
     ++cancel_count;
     return absl::OkStatus();
   }
@@ -58,6 +60,7 @@ class FakeSide final : public MigrationSide {
   bool has_ended = false;
   uint64_t precopied = 0;
   bool alive = true;
+  std::function<void()> on_cancel;
   int ask_count = 0;
   int cancel_count = 0;
   int gone_count = 0;
@@ -143,6 +146,18 @@ TEST_F(MigrationTableTest, AfterStopTakingNothingBegins) {
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(refused.status().message(), "this daemon is ending");
   EXPECT_TRUE(Create("a").ok()) << "the same request again is answered";
+}
+
+TEST_F(MigrationTableTest, ACancellationThatHasToWaitKeepsNoOtherWaiting) {
+  ASSERT_TRUE(Create("a").ok());
+  ASSERT_TRUE(Create("b").ok());
+  std::latch both(2);
+  for (const char* id : {"a", "b"}) {
+    sides_[id]->on_cancel = [&] { both.arrive_and_wait(); };
+  }
+  table_.StopTaking("this daemon is ending");
+  EXPECT_EQ(sides_["a"]->cancel_count, 1);
+  EXPECT_EQ(sides_["b"]->cancel_count, 1);
 }
 
 TEST_F(MigrationTableTest, OneThatIsStuckIsEnoughAndAllAreAsked) {

@@ -3,12 +3,18 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <chrono>
 #include <ctime>
+#include <future>
+#include <thread>
+#include <utility>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "cmd/daemon/daemon.h"
 #include "cmd/systemd/service_manager.h"
 #include "dirtytrack/clock.h"
+#include "dirtytrack/start_thread.h"
 
 namespace postcopy {
 namespace {
@@ -48,11 +54,15 @@ int WaitForSignal(absl::Duration patience) {
 class Service {
  public:
   explicit Service(const ServeHooks& hooks) : hooks_(hooks) {}
+  ~Service() {
+    if (stopper_.joinable()) stopper_.join();
+  }
 
   void Run() {
     TellStatus();
     manager_.Ready();
     while (!MayEnd()) {
+      Explain();
       const int signal = WaitForSignal(Patience());
       if (signal == SIGHUP) Reload();
       if (signal == SIGTERM || signal == SIGINT) OnAskedToEnd();
@@ -71,8 +81,12 @@ class Service {
 
   bool MayEnd() {
     if (!drain_.asked()) return false;
+    // Before the load: what is given up must not be seen as it was before.
+    const bool given_up = HasGivenUp();
     const DaemonLoad load = hooks_.load();
-    if (!drain_.IsOver(load, hooks_.drain_timeout(), Now())) return false;
+    const DaemonLoad waited_for =
+        given_up ? load : DaemonLoad{.needing = load.needing + 1};
+    if (!drain_.IsOver(waited_for, hooks_.drain_timeout(), Now())) return false;
     if (load.needing > 0) {
       hooks_.log(absl::StrCat("ends although ", Counted(load.needing, "guest"),
                               " will wait for ever for missing pages"));
@@ -82,12 +96,39 @@ class Service {
 
   void OnAskedToEnd() {
     if (!drain_.Ask(Now())) return;
-    hooks_.stop_taking();
-    if (MayEnd()) return;
+    // A peer or a VMM that does not answer holds it up: not this thread, which
+    // feeds the watchdog.
+    absl::StatusOr<std::thread> stopper = StartThread([this] {
+      hooks_.stop_taking();
+      stopped_.set_value();
+    });
+    if (stopper.ok()) {
+      stopper_ = *std::move(stopper);
+    } else {
+      hooks_.stop_taking();
+      stopped_.set_value();
+    }
+    // Mostly it takes no time.
+    given_up_.wait_for(absl::ToChronoMilliseconds(kDrainTick));
+  }
+
+  // Whether stop_taking has returned.
+  bool HasGivenUp() const {
+    return given_up_.wait_for(std::chrono::seconds(0)) ==
+           std::future_status::ready;
+  }
+
+  // Once, as soon as it is known.
+  void Explain() {
+    if (explained_ || !drain_.asked() || !HasGivenUp()) return;
+    explained_ = true;
     hooks_.log(WhyNotYet());
   }
 
   std::string WhyNotYet() const {
+    if (!HasGivenUp()) {
+      return "told to end: cancels the migrations that are not decided";
+    }
     return drain_.WhyNot(hooks_.load(), hooks_.drain_timeout(), Now());
   }
 
@@ -117,7 +158,11 @@ class Service {
   const ServeHooks& hooks_;
   const ServiceManager manager_;
   Drain drain_;
+  bool explained_ = false;
   std::string told_;
+  std::promise<void> stopped_;
+  const std::future<void> given_up_ = stopped_.get_future();
+  std::thread stopper_;
 };
 
 }  // namespace

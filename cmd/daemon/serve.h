@@ -36,8 +36,9 @@ struct ServeHooks {
   std::function<void(const std::string&)> log;
   std::function<DaemonLoad()> load;
   // Takes nothing new from now on, and gives up what can be given up: called
-  // once, when the daemon is told to end. What needs it then needs it until it
-  // is done.
+  // once, when the daemon is told to end, by a thread of its own, as it may
+  // have to wait. What needs the daemon when it returns needs it until it is
+  // done.
   std::function<void()> stop_taking;
   // Whether every thread that guests depend on has come round since the last
   // call.

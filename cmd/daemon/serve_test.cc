@@ -98,7 +98,11 @@ class ServeTest : public ::testing::Test {
                  [this] {
                    return DaemonLoad{.vms = 1, .needing = needing_.load()};
                  },
-             .stop_taking = [this] { ++stops_; },
+             .stop_taking =
+                 [this] {
+                   ++stops_;
+                   while (slow_) std::this_thread::yield();
+                 },
              .shows_life = [this] { return alive_.load(); },
              .drain_timeout = [] { return absl::InfiniteDuration(); },
              .reload =
@@ -111,6 +115,7 @@ class ServeTest : public ::testing::Test {
   }
   void TearDown() override {
     if (thread_.joinable()) {
+      slow_ = false;
       needing_ = 0;
       Send(SIGTERM);
       thread_.join();
@@ -124,6 +129,7 @@ class ServeTest : public ::testing::Test {
   NotifySocket manager_;
   std::atomic<size_t> needing_{0};
   std::atomic<bool> alive_{true};
+  std::atomic<bool> slow_{false};
   std::atomic<int> stops_{0};
   std::atomic<int> reloads_{0};
   std::atomic<bool> ended_{false};
@@ -144,12 +150,26 @@ TEST_F(ServeTest, TellsItsLifeToTheServiceManager) {
             "pages");
   Send(SIGTERM);
   EXPECT_EQ(manager_.Await("EXTEND"), "EXTEND_TIMEOUT_USEC=30000000");
-  EXPECT_EQ(stops_, 1);
   EXPECT_NE(manager_.Await("STATUS=told to end, but stays").size(), 0u);
+  EXPECT_EQ(stops_, 1);
   EXPECT_FALSE(ended_);
   needing_ = 0;
   EXPECT_EQ(manager_.Await("STOPPING"), "STOPPING=1");
   thread_.join();
+}
+
+// A VMM that does not answer must not get the daemon killed under the others.
+TEST_F(ServeTest, IsAliveWhileWhatCanBeGivenUpIs) {
+  slow_ = true;
+  Send(SIGTERM);
+  manager_.Await("STATUS=told to end: cancels");
+  EXPECT_EQ(manager_.Await("WATCHDOG"), "WATCHDOG=1");
+  EXPECT_EQ(manager_.Await("EXTEND"), "EXTEND_TIMEOUT_USEC=30000000");
+  EXPECT_FALSE(ended_);
+  slow_ = false;
+  EXPECT_EQ(manager_.Await("STOPPING"), "STOPPING=1");
+  thread_.join();
+  EXPECT_EQ(stops_, 1);
 }
 
 TEST_F(ServeTest, IsSilentWhileAThreadIsStuck) {
