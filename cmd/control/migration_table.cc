@@ -183,6 +183,7 @@ absl::StatusOr<v1::Migration> MigrationTable::Validate(
     const v1::CreateMigrationRequest& request) {
   {
     std::lock_guard lock(mutex_);
+    if (!refusal_.empty()) return absl::UnavailableError(refusal_);
     if (absl::Status s = CheckFreeLocked(request); !s.ok()) return s;
     if (absl::Status s = RoomLocked().status(); !s.ok()) return s;
     looked_at_.insert(request.vm_name());

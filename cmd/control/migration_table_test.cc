@@ -145,6 +145,9 @@ TEST_F(MigrationTableTest, AfterStopTakingNothingBegins) {
   const auto refused = Create("c");
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(refused.status().message(), "this daemon is ending");
+  v1::CreateMigrationRequest look = Request("d", "vm-d");
+  look.set_validate_only(true);
+  EXPECT_EQ(table_.Create(look).status(), refused.status());
   EXPECT_TRUE(Create("a").ok()) << "the same request again is answered";
 }
 
