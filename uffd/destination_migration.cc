@@ -69,14 +69,16 @@ absl::Status DestinationMigration::Start() {
   return absl::OkStatus();
 }
 
+void DestinationMigration::AskToStop() {
+  std::lock_guard lock(mutex_);
+  stopping_ = true;
+  stop_poisoning_.store(true);
+  if (connection_ != nullptr) connection_->Abort();
+  changed_.notify_all();
+}
+
 void DestinationMigration::Stop() {
-  {
-    std::lock_guard lock(mutex_);
-    stopping_ = true;
-    stop_poisoning_.store(true);
-    if (connection_ != nullptr) connection_->Abort();
-    changed_.notify_all();
-  }
+  AskToStop();
   if (driver_.joinable()) driver_.join();
   if (guest_thread_.joinable()) guest_thread_.join();
 }

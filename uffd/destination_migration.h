@@ -150,6 +150,9 @@ class DestinationMigration {
   // Ends all threads and leaves the VM as it is: registered, with waiting
   // threads waiting. For the daemon's own end.
   void Stop();
+  // Begins it: Cancel, Pause and Abandon, if they wait, return soon. Does not
+  // block.
+  void AskToStop();
 
   MigrationPhase phase() const;
   DestinationSnapshot Snapshot() const;

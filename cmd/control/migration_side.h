@@ -49,6 +49,9 @@ class MigrationSide {
 
   // Ends whatever runs, for the end of the daemon. Nothing is decided by it.
   virtual void Stop() = 0;
+  // Stop will follow: ends calls of the above that would wait until then. Does
+  // not block.
+  virtual void AskToStop() {}
 
   // False if a thread that the guest depends on has not come round since the
   // last call. By one thread at a time.

@@ -356,4 +356,8 @@ void MigrationTable::StopAll() {
   for (const auto& side : Sides()) side->Stop();
 }
 
+void MigrationTable::AskAllToStop() {
+  for (const auto& side : Sides()) side->AskToStop();
+}
+
 }  // namespace postcopy

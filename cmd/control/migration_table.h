@@ -100,6 +100,8 @@ class MigrationTable {
   void VmmGone(absl::string_view vm_name);
   // Stops every side.
   void StopAll();
+  // As MigrationSide::AskToStop.
+  void AskAllToStop();
 
  private:
   struct Entry {

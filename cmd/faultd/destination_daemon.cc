@@ -116,6 +116,9 @@ bool DestinationDaemon::ShowsLife() {
 void DestinationDaemon::Shutdown() {
   if (control_ != nullptr) control_->SetServing(false);
   control_service_.StopWatches();
+  // The control plane waits for its calls, and an AbandonMigration takes as
+  // long as there are pages.
+  table_.AskAllToStop();
   if (control_ != nullptr) control_->Shutdown();
   // Before the migrations: a VMM that loads its device state may wait for a
   // page that will not come.

@@ -185,6 +185,7 @@ class DestinationSide final : public MigrationSide {
   bool ShowsLife() override { return migration_->ShowsLife(); }
   void VmmGone() override { migration_->VmmGone(); }
   void Stop() override { migration_->Stop(); }
+  void AskToStop() override { migration_->AskToStop(); }
   uint64_t version() const override { return migration_->version(); }
   void WaitForChange(uint64_t seen, int64_t nanos) const override {
     migration_->WaitForChange(seen, nanos);
