@@ -90,9 +90,8 @@ absl::Status DaemonSecurity::LoadFiles(bool server, bool client) {
   auto feed = CertificateFeed::Create(now->authorities, now->server);
   if (!feed.ok()) return feed.status();
   feed_ = *std::move(feed);
-  files_->OnChange([feed = feed_, log = options_.log](const TlsFileSet& set) {
-    absl::Status status = feed->Publish(set.authorities, set.server);
-    if (!status.ok()) log(std::string(status.message()));
+  files_->OnChange([feed = feed_](const TlsFileSet& set) {
+    return feed->Publish(set.authorities, set.server);
   });
   return absl::OkStatus();
 }

@@ -91,11 +91,11 @@ std::shared_ptr<const TlsFileSet> TlsFiles::Current() const {
   return current_;
 }
 
-void TlsFiles::OnChange(std::function<void(const TlsFileSet&)> taken) {
+void TlsFiles::OnChange(std::function<absl::Status(const TlsFileSet&)> take) {
   std::lock_guard lock(reload_mutex_);
-  on_change_ = std::move(taken);
+  on_change_ = std::move(take);
   // What came between construction and this call is not missed.
-  on_change_(*Current());
+  if (!on_change_(*Current()).ok()) taken_ = {};
 }
 
 absl::Status TlsFiles::Reload() {
@@ -122,12 +122,14 @@ absl::Status TlsFiles::ReloadLocked() {
   // Replaced while they were read: the next look finds them at rest.
   if (MarksOfAll() != marks) return absl::OkStatus();
   auto taken = std::make_shared<const TlsFileSet>(*std::move(set));
+  if (on_change_) {
+    if (absl::Status s = on_change_(*taken); !s.ok()) return s;
+  }
   {
     std::lock_guard lock(mutex_);
     current_ = taken;
   }
   taken_ = marks;
-  if (on_change_) on_change_(*taken);
   const std::string& certificate =
       options_.server ? taken->server.certificate : taken->client.certificate;
   options_.log(absl::StrCat(

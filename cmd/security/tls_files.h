@@ -66,9 +66,10 @@ class TlsFiles {
   // The newest usable files; never null.
   std::shared_ptr<const TlsFileSet> Current() const;
 
-  // Calls `taken` with every new set from now on, from whichever thread reads
-  // it. Once, before the first reload.
-  void OnChange(std::function<void(const TlsFileSet&)> taken);
+  // Calls `take` with every new set from now on, from whichever thread reads
+  // it, before that is in use. If it fails the set is not, and is read and
+  // tried again at the next look. Once, before the first reload.
+  void OnChange(std::function<absl::Status(const TlsFileSet&)> take);
 
   // Looks at the files now. The error is that of the files; they are looked at
   // again next time.
@@ -105,7 +106,7 @@ class TlsFiles {
   // Guarded by reload_mutex_.
   Marks taken_{};
   std::string last_complaint_;
-  std::function<void(const TlsFileSet&)> on_change_;
+  std::function<absl::Status(const TlsFileSet&)> on_change_;
 
   mutable std::mutex mutex_;
   // Guarded by mutex_.

@@ -163,6 +163,7 @@ TEST_F(TlsFilesTest, NewFilesAreTakenAndWhoWantsToKnowIsTold) {
   std::vector<std::string> told;
   files_->OnChange([&told](const TlsFileSet& set) {
     told.push_back(set.server.certificate);
+    return absl::OkStatus();
   });
   const std::string first = server_.certificate;
   const auto before = files_->Current();
@@ -172,6 +173,22 @@ TEST_F(TlsFilesTest, NewFilesAreTakenAndWhoWantsToKnowIsTold) {
   EXPECT_EQ(files_->Current()->server.certificate, server_.certificate);
   EXPECT_THAT(told, ElementsAre(first, server_.certificate));
   EXPECT_THAT(said(), ElementsAre(HasSubstr("are in use for new connections")));
+}
+
+TEST_F(TlsFilesTest, WhatCouldNotBeTakenIsTriedAgain) {
+  Start();
+  absl::Status may;
+  files_->OnChange([&may](const TlsFileSet& /*set*/) { return may; });
+  const std::string first = server_.certificate;
+  Fill();
+  may = absl::ResourceExhaustedError("no descriptor");
+  EXPECT_EQ(files_->Reload(), may);
+  EXPECT_EQ(files_->Reload(), may);
+  EXPECT_EQ(files_->Current()->server.certificate, first);
+  EXPECT_THAT(said(), ElementsAre(HasSubstr("no descriptor")));
+  may = absl::OkStatus();
+  EXPECT_TRUE(files_->Reload().ok());
+  EXPECT_EQ(files_->Current()->server.certificate, server_.certificate);
 }
 
 TEST_F(TlsFilesTest, FilesThatDidNotChangeAreLeftAlone) {
