@@ -130,7 +130,7 @@ absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags(Log* log) {
   if (!uids.ok()) return uids.status();
   const auto vms_max = VmsMax(log);
   if (!vms_max.ok()) return vms_max.status();
-  auto security = SecurityOptionsFromFlags("faultd");
+  auto security = SecurityOptionsFromFlags(log);
   if (!security.ok()) return security.status();
   FaultdOptions options = {
       .destination = {.control_address = absl::GetFlag(FLAGS_control_address),

@@ -74,7 +74,7 @@ absl::StatusOr<SourceDaemon::Options> PageserverdOptions(Log* log) {
   if (!limit->note.empty()) {
     WriteTo(log, LogSeverity::kWarning, limit->note);
   }
-  auto security = SecurityOptionsFromFlags("pageserverd");
+  auto security = SecurityOptionsFromFlags(log);
   if (!security.ok()) return security.status();
   return SourceDaemon::Options{
       .control_address = absl::GetFlag(FLAGS_control_address),

@@ -1,6 +1,6 @@
 #include "cmd/security/security_flags.h"
 
-#include <cstdio>
+#include <string>
 
 #include "absl/flags/flag.h"
 #include "absl/status/status.h"
@@ -61,8 +61,7 @@ std::vector<FlagCheck> SecurityChecks() {
        [] { return ParseUids(absl::GetFlag(FLAGS_control_uids)).status(); }}};
 }
 
-absl::StatusOr<SecurityOptions> SecurityOptionsFromFlags(
-    const std::string& program) {
+absl::StatusOr<SecurityOptions> SecurityOptionsFromFlags(Log* log) {
   const absl::StatusOr<std::vector<unsigned>> uids =
       ParseUids(absl::GetFlag(FLAGS_control_uids));
   if (!uids.ok()) return uids.status();
@@ -74,8 +73,8 @@ absl::StatusOr<SecurityOptions> SecurityOptionsFromFlags(
       .control_peers = absl::GetFlag(FLAGS_control_peers),
       .data_peers = absl::GetFlag(FLAGS_data_peers),
       .control_uids = {uids->begin(), uids->end()},
-      .log = [program](const std::string& sentence) {
-        std::fprintf(stderr, "%s: %s\n", program.c_str(), sentence.c_str());
+      .log = [log](const std::string& sentence) {
+        WriteTo(log, LogSeverity::kNotice, sentence);
       }};
 }
 
