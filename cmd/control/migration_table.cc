@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "cmd/control/describe.h"
 #include "dirtytrack/ram_layout.h"
@@ -103,6 +104,12 @@ absl::Status CheckBulkLimit(uint64_t bytes_per_second) {
 }
 
 absl::Status CheckSourceAddress(const std::string& address) {
+  // Sources are at TCP ports; a Unix socket would be dialled without TLS, and
+  // past --data_peers.
+  if (absl::StartsWith(address, "unix:")) {
+    return absl::InvalidArgumentError(
+        "source_address must be host:port, not a Unix socket");
+  }
   if (address.size() <= kAddressBytesMax) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("source_address must have at most ", kAddressBytesMax,

@@ -33,7 +33,8 @@ inline constexpr size_t kAddressBytesMax = 512;
 
 // INVALID_ARGUMENT for a limit that is none.
 absl::Status CheckBulkLimit(uint64_t bytes_per_second);
-// INVALID_ARGUMENT for one that is too long to be a host and a port.
+// INVALID_ARGUMENT for one that is too long to be a host and a port, or a Unix
+// socket.
 absl::Status CheckSourceAddress(const std::string& address);
 
 // What a table's migrations counted, for metrics. A value.

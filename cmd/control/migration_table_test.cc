@@ -367,6 +367,9 @@ TEST_F(MigrationTableTest, LimitsOfWhatIsNew) {
   request.set_source_address(std::string(kAddressBytesMax + 1, 'x'));
   EXPECT_EQ(table_.Create(request).status().message(),
             "source_address must have at most 512 bytes, not 513");
+  request.set_source_address("unix:/run/source.sock");
+  EXPECT_EQ(table_.Create(request).status().code(),
+            absl::StatusCode::kInvalidArgument);
   request.set_source_address(std::string(kAddressBytesMax, 'x'));
   // What a newer orchestrator may send. NOLINTNEXTLINE(*EnumCastOutOfRange)
   request.set_switch_over_mode(static_cast<v1::SwitchOverMode>(99));
