@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -49,18 +50,20 @@ std::vector<uint64_t> StatFields() {
   return fields;
 }
 
-// When the host booted, in seconds since 1970; 0 if unknown.
-uint64_t BootSeconds() {
-  const std::string text = ReadFile("/proc/stat");
-  for (absl::string_view line : absl::StrSplit(text, '\n')) {
-    const std::vector<absl::string_view> words = absl::StrSplit(line, ' ');
-    uint64_t seconds = 0;
-    if (words.size() == 2 && words[0] == "btime" &&
-        absl::SimpleAtoi(words[1], &seconds)) {
-      return seconds;
-    }
-  }
-  return 0;
+double Seconds(clockid_t clock) {
+  timespec time = {};
+  ::clock_gettime(clock, &time);
+  return static_cast<double>(time.tv_sec) +
+         static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+// When the host booted, in seconds since 1970, as seen by the first call: a
+// clock that is set later must not look like a restart. Not from /proc/stat,
+// which a service with ProcSubset=pid does not have.
+double BootSeconds() {
+  static const double seconds =
+      Seconds(CLOCK_REALTIME) - Seconds(CLOCK_BOOTTIME);
+  return seconds;
 }
 
 void AddStat(MetricFamilies& families) {
@@ -82,17 +85,19 @@ void AddStat(MetricFamilies& families) {
                  static_cast<double>(fields[kVirtualBytes]));
   families.Gauge("process_start_time_seconds",
                  "When this process started, in seconds since 1970.",
-                 static_cast<double>(BootSeconds()) + seconds(kStartTicks));
+                 BootSeconds() + seconds(kStartTicks));
 }
 
 std::optional<size_t> OpenDescriptors() {
   std::error_code error;
-  const std::filesystem::directory_iterator begin("/proc/self/fd", error);
-  if (error) return std::nullopt;
-  const auto count =
-      std::distance(begin, std::filesystem::directory_iterator());
+  std::filesystem::directory_iterator at("/proc/self/fd", error);
+  size_t count = 0;
+  for (; !error && at != std::filesystem::directory_iterator();
+       at.increment(error)) {
+    ++count;
+  }
   // Less the one that counts.
-  return static_cast<size_t>(count) - 1;
+  return error ? std::nullopt : std::optional<size_t>(count - 1);
 }
 
 void AddDescriptors(MetricFamilies& families) {
