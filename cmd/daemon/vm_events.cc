@@ -12,7 +12,7 @@ void VmEvents::Attached(const std::string& vm_name) {
 }
 
 void VmEvents::Detached(const std::string& vm_name) {
-  detached_.fetch_add(1, std::memory_order_relaxed);
+  detached_.fetch_add(1, std::memory_order_release);
   comings_.Write(
       {LogSeverity::kInfo, "a VM has gone", {{kVmNameField, vm_name}}});
 }
@@ -25,8 +25,8 @@ void VmEvents::Refused(const absl::Status& why) {
 }
 
 void VmEvents::AddMetrics(MetricFamilies& families) const {
-  // In this order: who attaches meanwhile cannot have gone already.
-  const uint64_t detached = detached_.load(std::memory_order_relaxed);
+  // In this order: whoever is seen to have gone is seen to have come.
+  const uint64_t detached = detached_.load(std::memory_order_acquire);
   const uint64_t attached = attached_.load(std::memory_order_relaxed);
   const uint64_t refused = refused_.load(std::memory_order_relaxed);
   AddAttachMetrics(role_,
