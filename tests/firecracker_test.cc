@@ -337,6 +337,18 @@ TEST_P(FirecrackerTest, AVmThatTheSnapshotIsTooShortForIsTurnedAway) {
   EXPECT_EQ(service_->vms(), 0u);
 }
 
+// Or a stop that waits for the VMs that are there would never end.
+TEST_P(FirecrackerTest, AVmThatComesDuringAStopIsTurnedAway) {
+  Serve();
+  FirecrackerVmm* const vmm = NewVmm({{.bytes = kPage, .file_offset = 0}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  service_->StopTaking();
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  EXPECT_TRUE(vmm->IsTurnedAway());
+  AwaitSaid("this faultd is ending");
+  EXPECT_EQ(service_->vms(), 0u);
+}
+
 // Whoever connects in a loop must not fill the disk.
 TEST_P(FirecrackerTest, RefusalsAreNotAllTold) {
   Serve();

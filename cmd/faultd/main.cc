@@ -78,7 +78,11 @@ int main(int argc, char** argv) {
                if (snapshots != nullptr) load += snapshots->Load();
                return load;
              },
-         .stop_taking = [&] { (*daemon)->StopTaking(); },
+         .stop_taking =
+             [&] {
+               if (snapshots != nullptr) snapshots->StopTaking();
+               (*daemon)->StopTaking();
+             },
          .shows_life =
              [&] {
                // Both are asked, so that both are asked again.

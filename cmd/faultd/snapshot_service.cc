@@ -249,6 +249,11 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
 }
 
 absl::Status SnapshotService::Attach(FirecrackerVm vm) {
+  if (!taking_.load()) {
+    return absl::UnavailableError(
+        "this faultd is ending: restore the VM on another host, or when it "
+        "runs again");
+  }
   const uint64_t id = vm.id;
   const pid_t pid = vm.pid;
   const std::string name = NameOf(id, pid);

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -88,6 +89,10 @@ class SnapshotService {
   // A VM needs this daemon as long as it lives.
   DaemonLoad Load() const { return {.vms = vms(), .needing = vms()}; }
 
+  // Refuses VMs that come from now on; those that are attached are served. Any
+  // thread.
+  void StopTaking() { taking_.store(false); }
+
   // False if a fault loop, or the thread that accepts, has not come round since
   // the last call. By one thread at a time.
   bool ShowsLife();
@@ -147,6 +152,8 @@ class SnapshotService {
   bool closing_ = false;
   std::shared_ptr<const WorkingSet> working_set_;  // null: there is none yet
   bool recording_ = false;                         // one VM's pages
+
+  std::atomic<bool> taking_{true};
 
   // Of the listener's thread.
   int64_t second_began_ns_ = 0;
