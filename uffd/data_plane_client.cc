@@ -155,6 +155,7 @@ class GrpcSourceConnection final : public SourceConnection {
     return bulk_.Write(request);
   }
 
+  uint64_t session_id() const override { return session_.session_id(); }
   bool committed() const override { return committed_; }
 
   absl::Status RequestUrgent(absl::Span<const PageIndex> pages) override {

@@ -184,6 +184,7 @@ absl::Status DestinationMigration::Begin(SourceConnection* connection) {
     }
   }
   if (!committed && !connection->committed()) {
+    source_id_ = connection->session_id();
     // If ready, the source may still hand over what has been received.
     if (ready) return absl::OkStatus();
     // Whatever a broken switch-over left is void.
@@ -199,14 +200,10 @@ absl::Status DestinationMigration::Begin(SourceConnection* connection) {
            "the source committed a switch-over that never arrived here");
       return ProtocolError("it committed before it was told to");
     }
+    if (absl::Status s = CheckSource(*connection); !s.ok()) return s;
     return TakeOver(connection);
   }
-  if (!connection->committed()) {
-    // Not the source that handed the guest over: its pages may be of another
-    // time. The right one may yet come back.
-    return absl::FailedPreconditionError(
-        "who answers there has not handed this guest over");
-  }
+  if (absl::Status s = CheckSource(*connection); !s.ok()) return s;
   if (absl::Status s = vm_->OnSourceBack(connection); !s.ok()) return s;
   {
     std::lock_guard lock(mutex_);
@@ -216,6 +213,17 @@ absl::Status DestinationMigration::Begin(SourceConnection* connection) {
   }
   TellResumed();
   return absl::OkStatus();
+}
+
+// The pages of another source may be another guest's, or of another time. The
+// right one may yet come back.
+absl::Status DestinationMigration::CheckSource(
+    const SourceConnection& connection) const {
+  if (connection.committed() && connection.session_id() == source_id_) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      "who answers there has not handed this guest over");
 }
 
 void DestinationMigration::TellResumed() {

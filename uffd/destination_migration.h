@@ -219,6 +219,8 @@ class DestinationMigration {
   bool CompleteLocked() const;
   bool StopWantedLocked() const;
   void EndIfComplete();
+  // For a session with which the guest is, or becomes, this host's.
+  absl::Status CheckSource(const SourceConnection& connection) const;
   void TellResumed();
   // Ends with an error after which nothing can be done here.
   void Fail(MigrationEvent event, std::string message);
@@ -232,6 +234,7 @@ class DestinationMigration {
   std::unique_ptr<SourceDialer> dialer_;
   uint64_t epoch_ = 0;
   uint64_t dialled_after_pauses_ = 0;  // the last dial
+  uint64_t source_id_ = 0;             // of the last session before the commit
   PageBitmap stale_;
   std::string device_state_;  // by the guest thread after the commit
   uint64_t damaged_in_round_ = 0;

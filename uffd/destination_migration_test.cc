@@ -70,6 +70,10 @@ class Session {
   explicit Session(bool committed) : committed_(committed) {}
 
   bool committed() const { return committed_; }
+  // Of a source that never had this guest, though it has committed another of
+  // its name. Before it is offered.
+  void BelongToAnother() { id_ = 2; }
+  uint64_t id() const { return id_; }
 
   // What the source says on the bulk lane, in order.
   void Say(std::function<BulkEvent()> event) {
@@ -279,6 +283,7 @@ class Session {
   }
 
   const bool committed_;
+  std::atomic<uint64_t> id_{1};
   std::atomic<bool> deaf_{false};
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -302,8 +307,10 @@ class Session {
 class Network {
  public:
   // One of the next dials gets this; in the order of the calls.
-  std::shared_ptr<Session> Accept(bool committed = false) {
+  std::shared_ptr<Session> Accept(bool committed = false,
+                                  bool of_another = false) {
     auto session = std::make_shared<Session>(committed);
+    if (of_another) session->BelongToAnother();
     const std::lock_guard<std::mutex> lock(mutex_);
     answers_.push_back({absl::OkStatus(), session});
     return session;
@@ -386,6 +393,7 @@ class FakeConnection final : public SourceConnection {
                  std::shared_ptr<Session> session)
       : network_(*network), epoch_(epoch), session_(std::move(session)) {}
 
+  uint64_t session_id() const override { return session_->id(); }
   bool committed() const override { return session_->committed(); }
   absl::Status RequestUrgent(absl::Span<const PageIndex> pages) override {
     return session_->RequestUrgent(pages);
@@ -1247,6 +1255,9 @@ TEST_F(DestinationMigrationTest, TakesNoPagesOfAnotherSource) {
   session->AwaitEnd();
   const auto impostor = world_.network.Accept(/*committed=*/false);
   impostor->AwaitEnd();
+  const auto namesake =
+      world_.network.Accept(/*committed=*/true, /*of_another=*/true);
+  namesake->AwaitEnd();
   EXPECT_EQ(world_.migration->Snapshot().recoveries, 0u);
   const auto again = world_.network.Accept(/*committed=*/true);
   again->Serve();

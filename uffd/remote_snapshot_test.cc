@@ -142,6 +142,7 @@ class ScriptedConnection final : public SourceConnection {
   explicit ScriptedConnection(std::shared_ptr<Session> session)
       : session_(std::move(session)) {}
 
+  uint64_t session_id() const override { return 1; }
   bool committed() const override { return true; }
   absl::Status RequestUrgent(absl::Span<const PageIndex> pages) override {
     return session_->TakeUrgent(pages);

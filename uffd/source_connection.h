@@ -78,6 +78,9 @@ using BulkEvent =
 // protocol.
 class SourceConnection : public PageSource {
  public:
+  // What the source calls the migration: random, the same in all sessions with
+  // the one that has this guest's memory, and another with any other.
+  virtual uint64_t session_id() const = 0;
   // True if the source had committed when the session was opened.
   virtual bool committed() const = 0;
 
