@@ -16,12 +16,12 @@ absl::Status CheckTraceHeader(uint64_t pages, const std::string& origin) {
         absl::StrCat("its origin takes ", origin.size(), " bytes; at most ",
                      kTraceOriginBytesMax, " are allowed"));
   }
-  const bool printable = std::none_of(origin.begin(), origin.end(), [](char c) {
-    return static_cast<unsigned char>(c) < ' ';
+  const bool printable = std::all_of(origin.begin(), origin.end(), [](char c) {
+    return ' ' <= c && c <= '~';
   });
   if (printable) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      "its origin has control characters: it must be one line");
+      "its origin must be one line of printable ASCII");
 }
 
 absl::Status TraceEventChecker::Check(const TraceEvent& event) {
