@@ -10,6 +10,19 @@ namespace {
 // that large, and in time every one of the runs may have.
 constexpr size_t kRetainedBytesMax = 2 << 20;
 
+absl::Span<const uint8_t> PageAt(absl::Span<const uint8_t> bytes, uint64_t i) {
+  return bytes.subspan(i * kPageSize, kPageSize);
+}
+
+// How many pages from the first on are zero if it is, or not if it is not.
+PageCount AlikePages(absl::Span<const uint8_t> bytes) {
+  const uint64_t count = bytes.size() / kPageSize;
+  const bool zero = IsZero(PageAt(bytes, 0));
+  uint64_t alike = 1;
+  while (alike < count && IsZero(PageAt(bytes, alike)) == zero) ++alike;
+  return PageCount(alike);
+}
+
 }  // namespace
 
 void PageBatch::Clear() {
@@ -49,9 +62,15 @@ void PageBatch::AddZero(PageRun pages) {
 void PageBatch::AddData(PageRun pages, absl::Span<const uint8_t> bytes) {
   Run& run = NextRun(pages);
   run.data.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  run.crc32c = RunChecksum(pages, bytes);
-  data_pages_ += pages.count;
-  sent_bytes_ += BytesIn(pages.count);
+  FinishData(run);
+}
+
+void PageBatch::FinishData(Run& run) {
+  run.crc32c = RunChecksum(
+      run.pages,
+      {reinterpret_cast<const uint8_t*>(run.data.data()), run.data.size()});
+  data_pages_ += run.pages.count;
+  sent_bytes_ += BytesIn(run.pages.count);
 }
 
 void PageBatch::Compress(RunCompressor& compressor) {
@@ -64,28 +83,41 @@ void PageBatch::Compress(RunCompressor& compressor) {
 
 absl::Status PageBatch::AddFrom(const GuestMemory& memory, PageRun pages) {
   POSTCOPY_CHECK(!pages.count.empty() && pages.count <= room());
-  buffer_.resize(BytesIn(kBatchPagesMax).value());
-  const absl::Span<uint8_t> bytes =
-      absl::MakeSpan(buffer_).subspan(0, BytesIn(pages.count).value());
-  if (absl::Status s = memory.Read(pages, bytes); !s.ok()) return s;
+  // Into the run that it will be unless there are zeros in it, which is seldom:
+  // the bytes are copied once less.
+  Run& run = NextRun(pages);
+  run.data.resize(BytesIn(pages.count).value());
+  const absl::Span<uint8_t> bytes(reinterpret_cast<uint8_t*>(run.data.data()),
+                                  run.data.size());
+  if (absl::Status s = memory.Read(pages, bytes); !s.ok()) {
+    --used_;
+    return s;
+  }
+  if (AlikePages(bytes) == pages.count && !IsZero(PageAt(bytes, 0))) {
+    FinishData(run);
+    return absl::OkStatus();
+  }
+  buffer_.swap(run.data);
+  --used_;
+  AddBuffered(pages);
+  return absl::OkStatus();
+}
 
-  const auto page_bytes = [&](uint64_t i) {
-    return bytes.subspan(i * kPageSize, kPageSize);
-  };
-  const uint64_t count = pages.count.value();
-  for (uint64_t begin = 0; begin < count;) {
-    const bool zero = IsZero(page_bytes(begin));
-    uint64_t end = begin + 1;
-    while (end < count && IsZero(page_bytes(end)) == zero) ++end;
-    const PageRun run{pages.first + PageCount(begin), PageCount(end - begin)};
-    if (zero) {
+void PageBatch::AddBuffered(PageRun pages) {
+  absl::Span<const uint8_t> bytes(
+      reinterpret_cast<const uint8_t*>(buffer_.data()),
+      BytesIn(pages.count).value());
+  while (!pages.count.empty()) {
+    const PageRun run{pages.first, AlikePages(bytes)};
+    const size_t size = BytesIn(run.count).value();
+    if (IsZero(PageAt(bytes, 0))) {
       AddZero(run);
     } else {
-      AddData(run, bytes.subspan(begin * kPageSize, (end - begin) * kPageSize));
+      AddData(run, bytes.subspan(0, size));
     }
-    begin = end;
+    bytes.remove_prefix(size);
+    pages = {run.end(), pages.count - run.count};
   }
-  return absl::OkStatus();
 }
 
 absl::Status ReadAsked(const GuestMemory& memory,

@@ -75,13 +75,17 @@ class PageBatch {
  private:
   Run& NextRun(PageRun pages);
   void AddData(PageRun pages, absl::Span<const uint8_t> bytes);
+  // Counts a run that has its data.
+  void FinishData(Run& run);
+  // Adds `pages`, whose bytes are in buffer_, as runs of data and of zeros.
+  void AddBuffered(PageRun pages);
 
   std::vector<Run> runs_;
   size_t used_ = 0;
   PageCount data_pages_;
   PageCount zero_pages_;
   ByteCount sent_bytes_;
-  std::vector<uint8_t> buffer_;
+  std::string buffer_;
 };
 
 // Adds the pages that an urgent request names, in the order named; those that

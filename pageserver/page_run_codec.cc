@@ -9,15 +9,20 @@ namespace postcopy {
 
 void EncodeRuns(PageBatch& batch,
                 google::protobuf::RepeatedPtrField<v1::PageRun>* runs) {
-  // Clear and Add keep the messages and their strings.
-  runs->Clear();
-  for (PageBatch::Run& run : batch.runs()) {
-    v1::PageRun* out = runs->Add();
+  // Messages are written over, not cleared first: their strings come back to
+  // the batch at the size they had, and need not be filled with zeros to be
+  // read into.
+  const int count = static_cast<int>(batch.runs().size());
+  while (runs->size() > count) runs->RemoveLast();
+  for (int i = 0; i < count; ++i) {
+    PageBatch::Run& run = batch.runs()[static_cast<size_t>(i)];
+    v1::PageRun* out = i < runs->size() ? runs->Mutable(i) : runs->Add();
     out->set_ram_offset_bytes(OffsetOf(run.pages.first).value());
     out->set_page_count(run.pages.count.value());
     out->mutable_data()->swap(run.data);
     out->set_crc32c(run.crc32c);
-    if (run.compressed) out->set_encoding(v1::PAGE_ENCODING_ZSTD);
+    out->set_encoding(run.compressed ? v1::PAGE_ENCODING_ZSTD
+                                     : v1::PAGE_ENCODING_UNSPECIFIED);
   }
 }
 

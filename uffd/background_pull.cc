@@ -8,10 +8,12 @@
 namespace postcopy {
 
 bool RoomForBulk(absl::Span<const PageRun> in_flight) {
-  if (in_flight.size() < kFullBulkOutstanding) return true;
+  constexpr PageCount kPagesMax{(kFullBulkOutstanding - 1) *
+                                kMaxBulkPages.value()};
+  if (in_flight.size() < kLargeBulkOutstanding) return true;
   PageCount pages;
   for (const PageRun& run : in_flight) pages += run.count;
-  return in_flight.size() < kMaxBulkOutstanding && pages <= kMaxBulkPages;
+  return in_flight.size() < kMaxBulkOutstanding && pages <= kPagesMax;
 }
 
 BackgroundPull::BackgroundPull(const DestinationRam* ram, PageState* state,

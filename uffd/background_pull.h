@@ -25,12 +25,16 @@
 
 namespace postcopy {
 
-// Bulk requests in flight. Of the largest there are kFullBulkOutstanding: one
-// on the wire while the other is being read. Missing pages that lie scattered
+// Bulk requests in flight. Of full ones (kMaxBulkPages) there are
+// kFullBulkOutstanding: one each is read at the source, on the wire, and
+// installed, and one makes up for who comes late; with two, as it was, the
+// three waited for each other (docs/performance.md). Of larger ones, for pages
+// of 2 MiB, there are kLargeBulkOutstanding. Missing pages that lie scattered
 // make small requests, of which so few would leave the wire idle for most of
 // each round trip: so there are more of them, as long as all but one of them
-// together are no more pages than a full one.
-inline constexpr size_t kFullBulkOutstanding = 2;
+// together are no more pages than all but one of the full ones.
+inline constexpr size_t kLargeBulkOutstanding = 2;
+inline constexpr size_t kFullBulkOutstanding = 4;
 inline constexpr size_t kMaxBulkOutstanding = 16;
 
 // True if beside `in_flight` another request may be sent.

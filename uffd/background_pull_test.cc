@@ -60,26 +60,32 @@ TEST_F(BackgroundPullTest, AsksNothingUntilEnabled) {
   EXPECT_TRUE(source_.bulk().empty());
 }
 
-TEST_F(BackgroundPullTest, KeepsTwoInFlight) {
+TEST_F(BackgroundPullTest, KeepsFourInFlight) {
   Begin(1000, 0);
   pull_->SetSource(&source_);
   pull_->Enable();
-  source_.AwaitBulk(2);
+  source_.AwaitBulk(4);
   Receive(Pages(64, 64));
-  source_.AwaitBulk(3);
-  Receive(Pages(500, 10));  // not an answer to a request
+  source_.AwaitBulk(5);
+  Receive(Pages(900, 10));  // not an answer to a request
   pull_->Stop();
-  EXPECT_EQ(source_.bulk(), (std::vector<PageRun>{Pages(0, 64), Pages(64, 64),
-                                                  Pages(128, 64)}));
-  EXPECT_EQ(pull_->requests(), 3u);
+  EXPECT_EQ(source_.bulk(),
+            (std::vector<PageRun>{Pages(0, 64), Pages(64, 64), Pages(128, 64),
+                                  Pages(192, 64), Pages(256, 64)}));
+  EXPECT_EQ(pull_->requests(), 5u);
 }
 
-TEST(RoomForBulkTest, TwoLargeRequestsOrManySmallOnes) {
+TEST(RoomForBulkTest, TwoLargeRequestsFourFullOnesOrManySmallOnes) {
   EXPECT_TRUE(RoomForBulk({}));
   EXPECT_TRUE(RoomForBulk({Pages(0, 512)}));
   EXPECT_FALSE(RoomForBulk({Pages(0, 512), Pages(512, 512)}));
-  EXPECT_TRUE(RoomForBulk({Pages(0, 32), Pages(100, 32)}));
-  EXPECT_FALSE(RoomForBulk({Pages(0, 32), Pages(100, 33)}));
+  std::vector<PageRun> full(kFullBulkOutstanding - 1,
+                            {PageIndex(0), kMaxBulkPages});
+  EXPECT_TRUE(RoomForBulk(full));
+  full.push_back(full.front());
+  EXPECT_FALSE(RoomForBulk(full));
+  EXPECT_TRUE(RoomForBulk({Pages(0, 96), Pages(100, 96)}));
+  EXPECT_FALSE(RoomForBulk({Pages(0, 96), Pages(100, 97)}));
   std::vector<PageRun> small(kMaxBulkOutstanding - 1, Pages(7, 1));
   EXPECT_TRUE(RoomForBulk(small));
   small.push_back(Pages(8, 1));
@@ -258,7 +264,7 @@ class SharedPullTest : public BackgroundPullTest {
     pull_->Enable();
   }
   void TakeAll() {
-    for (size_t i = 0; i < kMinBulkRequests; ++i) {
+    for (size_t i = 0; i < kFullBulkOutstanding; ++i) {
       taken_.push_back(*share_.Acquire(&other_));
     }
   }
@@ -271,17 +277,17 @@ class SharedPullTest : public BackgroundPullTest {
 
   // On a clock of its own: permits expire when a test says so.
   SimulatedClock share_clock_;
-  BulkShare share_{kMinBulkRequests, &share_clock_};
+  BulkShare share_{kFullBulkOutstanding, &share_clock_};
   BulkShare::Member other_;
   std::vector<BulkShare::Permit> taken_;
 };
 
 TEST_F(SharedPullTest, OneVmAloneHasAllItCanUse) {
   BeginShared(1000);
-  source_.AwaitBulk(2);
+  source_.AwaitBulk(kFullBulkOutstanding);
   EXPECT_EQ(share_.in_flight(), kFullBulkOutstanding);
   Receive(Pages(0, 64));
-  source_.AwaitBulk(3);
+  source_.AwaitBulk(kFullBulkOutstanding + 1);
   pull_->Stop();
   EXPECT_EQ(share_.expired(), 0u);
 }
@@ -372,13 +378,13 @@ TEST_F(SharedPullTest, IsDestroyedWhileItWaits) {
   AwaitWaiting(1);
   pull_.reset();
   EXPECT_EQ(share_.waiting(), 0u);
-  EXPECT_EQ(share_.in_flight(), kMinBulkRequests);
+  EXPECT_EQ(share_.in_flight(), kFullBulkOutstanding);
   EXPECT_TRUE(source_.bulk().empty());
 }
 
 TEST_F(SharedPullTest, ALostSourceGivesPermitsBack) {
   BeginShared(1000);
-  source_.AwaitBulk(2);
+  source_.AwaitBulk(kFullBulkOutstanding);
   pull_->SetSource(nullptr);
   EXPECT_EQ(share_.in_flight(), 0u);
 }
@@ -432,7 +438,7 @@ TEST_F(SharedPullTest, ASourceThatHangsIsNotWaitedFor) {
   // And its answer, when it comes after all, takes nothing away.
   Receive(Pages(0, 64));
   AwaitWaiting(1);
-  EXPECT_EQ(share_.in_flight(), kMinBulkRequests);
+  EXPECT_EQ(share_.in_flight(), kFullBulkOutstanding);
   share_.Release(taken_[0]);
   source_.AwaitBulk(3);
 }

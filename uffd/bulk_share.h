@@ -16,11 +16,11 @@
 namespace postcopy {
 
 // Bulk requests in flight over all VMs. One VM has kFullBulkOutstanding of full
-// size, so that eight VMs go at full speed, or kMaxBulkOutstanding small ones;
+// size, so that four VMs go at full speed, or kMaxBulkOutstanding small ones;
 // and a faulted page has at most 16 x 256 KiB of bulk before it where they
 // share a wire: 3.4 ms of 10 Gbit/s.
 inline constexpr size_t kDefaultBulkRequests = 16;
-// Fewer would slow down a VM that is served alone.
+// With fewer nothing is on the wire while the next is read.
 inline constexpr size_t kMinBulkRequests = 2;
 inline constexpr size_t kMaxBulkRequests = 64;
 

@@ -11,6 +11,7 @@ namespace postcopy {
 namespace {
 
 constexpr uint32_t kBulkReads{kFullBulkOutstanding};
+constexpr uint32_t kLargeReads{kLargeBulkOutstanding};
 
 SnapshotRead ReadOf(const SnapshotExtents::Place& place) {
   return {.pages = place.pages,
@@ -29,7 +30,7 @@ SnapshotLane::Limits BulkLimits(bool large) {
   return {.max_outstanding = kMaxBulkOutstanding,
           .max_reads_per_answer = 1,
           .small = {BytesIn(kMaxBulkPages), kBulkReads},
-          .large = {kLargePageBytes, large ? kBulkReads : 0}};
+          .large = {kLargePageBytes, large ? kLargeReads : 0}};
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "absl/flags/usage.h"
 #include "cmd/config/flag_config.h"
 #include "cmd/daemon/daemon.h"
+#include "cmd/daemon/freed_memory.h"
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/daemon/observation_flags.h"
 #include "cmd/daemon/serve.h"
@@ -31,6 +32,7 @@ int main(int argc, char** argv) {
   FlagConfig config(&type, FaultdChecks());
   const std::optional<int> ended = config.Load(argc, argv);
   if (ended.has_value()) return *ended;
+  KeepFreedMemory();
   ChooseGrpcPolling();
   BlockDaemonSignals();
 

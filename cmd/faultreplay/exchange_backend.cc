@@ -21,6 +21,7 @@
 #include "absl/time/time.h"
 #include "cmd/faultreplay/cpu_time.h"
 #include "cmd/faultreplay/delay_proxy.h"
+#include "cmd/faultreplay/faulting_memory.h"
 #include "cmd/faultreplay/loopback.h"
 #include "cmd/process/child_process.h"
 #include "cmd/process/ready_line.h"
@@ -35,9 +36,11 @@ constexpr absl::Duration kServerEnd = absl::Seconds(10);
 // Where the answers go: pages of this process, each brought once.
 class ArrivedPages {
  public:
-  explicit ArrivedPages(PageCount pages)
-      : memory_(BytesIn(pages).value() / sizeof(uint64_t)),
-        states_(pages.value()) {}
+  ArrivedPages(PageCount pages, FaultingMemory memory)
+      : memory_(std::move(memory)), states_(pages.value()) {}
+
+  // Has memory behind each page from now on.
+  void Populate() { std::memset(memory_.data(), 0, memory_.size().value()); }
 
   bool IsHere(PageIndex page) const {
     return states_[page.value()].load(std::memory_order_acquire) == kHere;
@@ -65,7 +68,7 @@ class ArrivedPages {
   void Fail(PageIndex page) { SetState(page, kAbsent); }
 
   uint8_t* At(PageIndex page) {
-    return reinterpret_cast<uint8_t*>(memory_.data()) + OffsetOf(page).value();
+    return memory_.data() + OffsetOf(page).value();
   }
   uint64_t count() const { return count_.load(); }
   PageCount pages() const { return PageCount(states_.size()); }
@@ -80,7 +83,7 @@ class ArrivedPages {
     ::syscall(SYS_futex, &states_[page.value()], FUTEX_WAKE_PRIVATE, INT_MAX);
   }
 
-  std::vector<uint64_t> memory_;
+  const FaultingMemory memory_;
   std::vector<std::atomic<int32_t>> states_;
   std::atomic<int32_t> waiting_{0};
   std::atomic<uint64_t> count_{0};
@@ -277,14 +280,11 @@ std::unique_ptr<Exchange> NewExchange(const ExchangeOptions& options,
 class ExchangeBackend final : public Backend {
  public:
   ExchangeBackend(const SourceMemory* source, ExchangeOptions options)
-      : source_(*source),
-        options_(std::move(options)),
-        pages_(source->pages()),
-        exchange_(NewExchange(options_, &pages_)) {}
+      : source_(*source), options_(std::move(options)) {}
 
   absl::Status Start() override;
-  bool IsHere(PageIndex page) override { return pages_.IsHere(page); }
-  PageCount CountHere() override { return PageCount(pages_.count()); }
+  bool IsHere(PageIndex page) override { return pages_->IsHere(page); }
+  PageCount CountHere() override { return PageCount(pages_->count()); }
   const uint8_t* Touch(uint32_t thread, PageIndex page, bool write) override;
   void GiveUp() override {
     given_up_.store(true);
@@ -292,23 +292,39 @@ class ExchangeBackend final : public Backend {
   }
   absl::Status Report(BackendReport* report) override {
     report->cpu_ns = ProcessCpuNanos(server_->pid()) - cpu_before_ns_;
-    report->pages_moved = pages_.count();
+    report->pages_moved = pages_->count();
     return absl::OkStatus();
   }
   absl::Status Finish() override;
 
  private:
+  absl::Status CreatePages();
+
   const SourceMemory& source_;
   const ExchangeOptions options_;
   std::optional<ChildProcess> server_;
   std::unique_ptr<DelayProxy> proxy_;
-  ArrivedPages pages_;
+  std::optional<ArrivedPages> pages_;
   std::unique_ptr<Exchange> exchange_;
   std::atomic<bool> given_up_{false};
   int64_t cpu_before_ns_ = 0;
 };
 
+absl::Status ExchangeBackend::CreatePages() {
+  absl::StatusOr<FaultingMemory> memory =
+      FaultingMemory::Create(source_.pages());
+  if (!memory.ok()) return memory.status();
+  pages_.emplace(source_.pages(), *std::move(memory));
+  // Whoever answers single pages is a floor of what the network takes. The
+  // stream is one of a whole migration, and the RAM of a guest that has just
+  // been started has no memory yet: finding it is part of the work.
+  if (!options_.stream) pages_->Populate();
+  exchange_ = NewExchange(options_, &*pages_);
+  return absl::OkStatus();
+}
+
 absl::Status ExchangeBackend::Start() {
+  if (absl::Status s = CreatePages(); !s.ok()) return s;
   ChildOptions child;
   child.argv = {
       options_.program, "echo-server",
@@ -336,16 +352,16 @@ absl::Status ExchangeBackend::Start() {
 }
 
 const uint8_t* ExchangeBackend::Touch(uint32_t thread, PageIndex page, bool) {
-  while (!pages_.IsHere(page)) {
+  while (!pages_->IsHere(page)) {
     if (given_up_.load()) return nullptr;
-    if (pages_.Claim(page)) {
+    if (pages_->Claim(page)) {
       exchange_->Bring(thread, page);
-      pages_.AwaitEnd(page);
-      if (!pages_.IsHere(page)) return nullptr;
+      pages_->AwaitEnd(page);
+      if (!pages_->IsHere(page)) return nullptr;
     }
-    pages_.AwaitEnd(page);
+    pages_->AwaitEnd(page);
   }
-  return pages_.At(page);
+  return pages_->At(page);
 }
 
 absl::Status ExchangeBackend::Finish() {

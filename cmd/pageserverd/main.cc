@@ -7,6 +7,7 @@
 #include "absl/flags/usage.h"
 #include "cmd/config/flag_config.h"
 #include "cmd/daemon/daemon.h"
+#include "cmd/daemon/freed_memory.h"
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/daemon/observation_flags.h"
 #include "cmd/daemon/serve.h"
@@ -25,6 +26,7 @@ int main(int argc, char** argv) {
   FlagConfig config(&type, PageserverdChecks());
   const std::optional<int> ended = config.Load(argc, argv);
   if (ended.has_value()) return *ended;
+  KeepFreedMemory();
   ChooseGrpcPolling();
   BlockDaemonSignals();
 
