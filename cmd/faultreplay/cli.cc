@@ -23,6 +23,7 @@ constexpr Command kCommands[] = {
     {"synth", RunSynth},
     {"info", RunInfo},
     {"convert", RunConvert},
+    {"record", RunRecord},
     {"run", RunRun},
     {"compare", RunCompare},
     {"bench", RunBench},
