@@ -90,6 +90,10 @@ absl::StatusOr<ExperimentOptions> ExperimentFromFlags(
 // NOT_FOUND if it is not there.
 absl::Status FindDaemon(const char* name, std::string* path);
 
+// The path of a trace that comes with this program: beside a build's own, or
+// installed. NOT_FOUND if it is at neither place.
+absl::StatusOr<std::string> FindRecordedTrace(const std::string& name);
+
 // Replaces a file's content. The message names it.
 absl::Status WriteTextFile(const std::string& path, const std::string& text);
 

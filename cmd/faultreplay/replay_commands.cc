@@ -11,6 +11,10 @@ namespace {
 
 constexpr char kFloors[] = "local,tcp,grpc-echo,service:idle";
 
+// Where recorded traces lie: among the files of a build, and of the package.
+constexpr char kTracesInBuild[] = "cmd/faultreplay/testdata/";
+constexpr char kTracesInstalled[] = "/usr/share/postcopy/traces/";
+
 // Of this program.
 std::string OwnPath() {
   char link[4096];
@@ -73,6 +77,17 @@ absl::Status FindDaemon(const char* name, std::string* path) {
   return absl::NotFoundError(absl::StrCat("the program ", name, " is not at ",
                                           *path, "; build it, or name it with ",
                                           "--", name));
+}
+
+absl::StatusOr<std::string> FindRecordedTrace(const std::string& name) {
+  const std::string built =
+      absl::StrCat(OwnPath(), ".runfiles/postcopy/", kTracesInBuild, name);
+  std::string installed = absl::StrCat(kTracesInstalled, name);
+  if (::access(built.c_str(), R_OK) == 0) return built;
+  if (::access(installed.c_str(), R_OK) == 0) return installed;
+  return absl::NotFoundError(absl::StrCat(
+      "the recorded trace ", name, " is at neither ", built, " nor ", installed,
+      "; build with bazel, or install the package"));
 }
 
 absl::StatusOr<ExperimentOptions> ExperimentFromFlags(
