@@ -38,6 +38,9 @@ put_programs() {
   "${SOURCE}/packaging/install.sh" "${ROOT}" "${BUILT}"
   if [[ -f "${BUILT}/cmd/faultreplay/faultreplay" ]]; then
     put 755 "${BUILT}/cmd/faultreplay/faultreplay" /usr/bin/faultreplay
+    for file in "${SOURCE}"/cmd/faultreplay/testdata/*.trace; do
+      put 644 "${file}" "/usr/share/postcopy/traces/${file##*/}"
+    done
   fi
   put 644 "${BUILT}/cmd/vmm_library/libpostcopy_vmm.so" \
     "$(library_directory)/libpostcopy_vmm.so"

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -17,9 +18,11 @@
 
 #include "absl/status/status.h"
 #include "cmd/daemon/grpc_listener.h"
+#include "cmd/faultd/fault_recorder.h"
 #include "cmd/faultd/snapshot_service.h"
 #include "cmd/pageserverd/source_daemon.h"
 #include "cmd/security/client_security.h"
+#include "cmd/trace/trace_codec.h"
 #include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
@@ -441,6 +444,37 @@ TEST_P(FirecrackerTest, OneVmAtATimeIsRecorded) {
   AwaitSaid("recorded in");
   EXPECT_EQ(ReadWorkingSet(working_set_)->runs,
             (std::vector<PageRun>{{PageIndex(5), PageCount(1)}}));
+}
+
+// What a VM touches is in its trace, with the file of pages in the same order.
+TEST_P(FirecrackerTest, FaultsAreRecorded) {
+  const std::string traces = testing::TempDir() + "/fc.traces";
+  std::filesystem::remove_all(traces);
+  ASSERT_EQ(::mkdir(traces.c_str(), 0700), 0);
+  const auto recorder = FaultRecorder::Create({.directory = traces});
+  ASSERT_TRUE(recorder.ok()) << recorder.status();
+  SnapshotService::Options options = ServiceOptions();
+  options.recorder = recorder->get();
+  ASSERT_TRUE(Serve(options).ok());
+  ServeAndTouch(64, {63, 0, 7});
+  if (vmms_.back() == nullptr) GTEST_SKIP() << skip_reason_;
+  AwaitSaid("has gone");
+  service_.reset();
+  std::vector<std::string> files;
+  for (const auto& entry : std::filesystem::directory_iterator(traces)) {
+    files.push_back(entry.path());
+  }
+  ASSERT_EQ(files.size(), 1u);
+  const absl::StatusOr<Trace> trace = ReadTraceFile(files[0]);
+  ASSERT_TRUE(trace.ok()) << trace.status();
+  EXPECT_EQ(trace->pages, PageCount(64));
+  std::vector<uint64_t> touched;
+  for (const TraceEvent& event : trace->events) {
+    touched.push_back(event.page.value());
+    EXPECT_GT(event.stages_ns[2], 0u);
+  }
+  EXPECT_EQ(touched, (std::vector<uint64_t>{63, 0, 7}));
+  std::filesystem::remove_all(traces);
 }
 
 // The end of the daemon is the end of its VMs.

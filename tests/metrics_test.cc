@@ -109,7 +109,8 @@ class MetricsTest : public ::testing::Test {
     ASSERT_NO_FATAL_FAILURE(
         Start("faultd",
               {"--control_address=127.0.0.1:0", "--snapshot=" + In("memory"),
-               "--firecracker_socket=" + In("firecracker.sock")},
+               "--firecracker_socket=" + In("firecracker.sock"),
+               "--trace_dir=" + directory_},
               destination_, destination_metrics_));
   }
 

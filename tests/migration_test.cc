@@ -3,14 +3,20 @@
 // it, at the end.
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <tuple>
 #include <vector>
 
+#include "cmd/faultd/fault_recorder.h"
+#include "cmd/trace/trace_codec.h"
 #include "dirtytrack/write_tracking.h"
 #include "tests/two_hosts.h"
 #include "uffd/bulk_share.h"
@@ -253,6 +259,46 @@ TEST_F(MigrationTest, TellsWhereTheTimeOfFaultsWent) {
     EXPECT_LE(thread.wait_max_us(), times.stalled_us());
   }
   ExpectArrived();
+}
+
+// The trace of a migration has each of its faults, with the times that the
+// daemon counts.
+TEST_F(MigrationTest, RecordsItsFaults) {
+  const std::string directory = ::testing::TempDir() + "/traces";
+  std::filesystem::remove_all(directory);
+  ASSERT_EQ(::mkdir(directory.c_str(), 0700), 0);
+  auto recorder = FaultRecorder::Create({.directory = directory});
+  ASSERT_OK(recorder.status());
+  Begin({.recorder = recorder->get()});
+  ASSERT_OK(
+      hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_POSTCOPY_ONLY, kSlowBulk));
+  ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_PRECOPY)));
+  ASSERT_OK(hosts_->SwitchOver(kVm));
+  ASSERT_OK(hosts_->AwaitDestination(kVm, MigrationHasEnded));
+  const v1::Migration migration = hosts_->AtDestination(kVm);
+  ExpectArrived();
+  hosts_.reset();
+  std::vector<std::string> files;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    files.push_back(entry.path());
+  }
+  ASSERT_EQ(files.size(), 1u);
+  EXPECT_TRUE(Contains(files[0], std::string("/") + kVm + "-"));
+  const absl::StatusOr<Trace> trace = ReadTraceFile(files[0]);
+  ASSERT_OK(trace.status());
+  EXPECT_EQ(trace->pages.value(), migration.pages().total());
+  EXPECT_EQ(trace->dropped, 0u);
+  uint64_t with_times = 0;
+  std::set<uint32_t> threads;
+  for (const TraceEvent& event : trace->events) {
+    threads.insert(event.thread);
+    if (event.stages_ns[2] > 0) ++with_times;
+  }
+  EXPECT_EQ(with_times, migration.fault_latency().count());
+  EXPECT_EQ(threads.size(),
+            static_cast<size_t>(migration.fault_times().threads_size()));
+  EXPECT_EQ((*recorder)->totals().events.load(), trace->events.size());
+  std::filesystem::remove_all(directory);
 }
 
 // A connection that breaks after the switch-over: the migration pauses, comes

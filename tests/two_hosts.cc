@@ -135,6 +135,7 @@ absl::Status TwoHosts::StartDestinationDaemon() {
        .vmm_socket = absl::StrCat(directory_, "/destination.sock"),
        .reconnect_timeout = options_.reconnect_timeout,
        .bulk_share = &bulk_share_,
+       .recorder = options_.recorder,
        .log = options_.destination_log});
   if (!daemon.ok()) return daemon.status();
   destination_ = *std::move(daemon);

@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "cmd/demovm/demo_vmm.h"
 #include "cmd/faultd/destination_daemon.h"
+#include "cmd/faultd/fault_recorder.h"
 #include "cmd/log/log.h"
 #include "cmd/pageserverd/source_daemon.h"
 #include "cmd/security/client_security.h"
@@ -45,6 +46,8 @@ class TwoHosts {
     // What each daemon says; may be null. Outlives the object.
     Log* source_log = nullptr;
     Log* destination_log = nullptr;
+    // Of the destination's faults; may be null. Outlives the object.
+    FaultRecorder* recorder = nullptr;
   };
 
   // Both daemons run, and nothing is attached to them.

@@ -201,13 +201,25 @@ absl::StatusOr<PageCount> DestinationVm::DiscardStale(PageBitmapView stale) {
   return result.removed;
 }
 
-absl::Status DestinationVm::SetPullOrder(std::unique_ptr<PullOrder> order) {
+absl::Status DestinationVm::NotServingYet(const char* call) const {
   const Stage stage = stage_.load();
-  if (stage != Stage::kPrecopy && stage != Stage::kDiscarded) {
-    return WrongStage("SetPullOrder");
+  if (stage == Stage::kPrecopy || stage == Stage::kDiscarded) {
+    return absl::OkStatus();
   }
-  order_ = std::move(order);
-  return absl::OkStatus();
+  return WrongStage(call);
+}
+
+absl::Status DestinationVm::SetPullOrder(std::unique_ptr<PullOrder> order) {
+  const absl::Status allowed = NotServingYet("SetPullOrder");
+  if (allowed.ok()) order_ = std::move(order);
+  return allowed;
+}
+
+absl::Status DestinationVm::RecordFaults(
+    std::shared_ptr<FaultRecords> records) {
+  const absl::Status allowed = NotServingYet("RecordFaults");
+  if (allowed.ok()) records_ = std::move(records);
+  return allowed;
 }
 
 absl::Status DestinationVm::StartServing(
@@ -229,6 +241,7 @@ absl::Status DestinationVm::StartServing(
        .installer = &installer_,
        .order = order_.get(),
        .clock = &clock_,
+       .records = records_.get(),
        .on_given_up =
            [this] {
              if (state_->missing().empty()) pull_->OnComplete();

@@ -22,6 +22,7 @@
 #include "uffd/bulk_share.h"
 #include "uffd/destination_ram.h"
 #include "uffd/fault_loop.h"
+#include "uffd/fault_records.h"
 #include "uffd/fault_times.h"
 #include "uffd/install_gate.h"
 #include "uffd/install_strategy.h"
@@ -168,6 +169,11 @@ class DestinationVm {
   // only.
   absl::Status SetPullOrder(std::unique_ptr<PullOrder> order);
 
+  // Has every fault told to `records` from the next StartServing on; nullptr,
+  // as from the start: nobody. It is let go when the object is destroyed, with
+  // all that it will be told. Before StartServing only.
+  absl::Status RecordFaults(std::shared_ptr<FaultRecords> records);
+
   // Serves faults from now on. `source` outlives the serving, or the next
   // OnSourceLost. Must follow a DiscardStale with no StorePrecopied between.
   // RESOURCE_EXHAUSTED, and not begun, if there is no thread or descriptor.
@@ -281,6 +287,8 @@ class DestinationVm {
   absl::StatusOr<PageCount> Validate(absl::Span<const ReceivedRun> runs) const;
   absl::StatusOr<PageCount> CheckRun(const ReceivedRun& run) const;
   absl::StatusOr<PageCount> CountUnits(PageRun run) const;
+  // Before StartServing; else WrongStage(call).
+  absl::Status NotServingYet(const char* call) const;
   // FAILED_PRECONDITION, saying why not `call`.
   absl::Status WrongStage(const char* call) const;
   ReceiveResult InstallUrgent(const ReceivedRun& run, int64_t answered_ns);
@@ -307,7 +315,8 @@ class DestinationVm {
   Installer installer_;
   PrecopyStore store_;
   MapAhead map_ahead_;
-  std::unique_ptr<PullOrder> order_;  // set before kServing
+  std::unique_ptr<PullOrder> order_;       // set before kServing
+  std::shared_ptr<FaultRecords> records_;  // likewise; may be null
   // Of the bulk receiver.
   size_t dirtied_runs_ = 0;
   PageCount dirtied_pages_;

@@ -27,6 +27,13 @@ absl::Status SystemError(absl::string_view call, int error) {
       absl::StrCat(call, ": ", ::strerrordesc_np(error)));
 }
 
+FaultKind KindOf(uint64_t flags) {
+  if ((flags & UFFD_PAGEFAULT_FLAG_WP) != 0) return FaultKind::kWriteProtect;
+  if ((flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0) return FaultKind::kMinor;
+  return (flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0 ? FaultKind::kWrite
+                                                  : FaultKind::kRead;
+}
+
 absl::Status UnexpectedEvent(const uffd_msg& message) {
   return absl::FailedPreconditionError(absl::StrCat(
       "the userfaultfd reports event 0x", absl::Hex(message.event),
@@ -61,6 +68,7 @@ FaultLoop::FaultLoop(Parts parts, UniqueFd wake_fd)
       installer_(*parts.installer),
       order_(*parts.order),
       clock_(*parts.clock),
+      records_(parts.records),
       on_given_up_(std::move(parts.on_given_up)),
       on_end_(std::move(parts.on_end)),
       wake_fd_(std::move(wake_fd)) {}
@@ -104,7 +112,7 @@ std::optional<int64_t> FaultLoop::Resolve(PageIndex page, int64_t answered_ns,
   // this sees that the loop wants it.
   if (wants_room_.exchange(false)) WakeUp();
   if (fault->duplicated) installer_.Wake(ram_.UnitOf(page));
-  if (!fault->ended) times_.Record(*fault, answered_ns, installed_ns);
+  if (!fault->ended) times_.Record(page, *fault, answered_ns, installed_ns);
   return fault->first_read_ns;
 }
 
@@ -258,6 +266,14 @@ absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
     return absl::OkStatus();
   }
   const PageIndex page = ram_.UnitOf(*touched).first;
+  const PendingFaults::Message told = {
+      .read_ns = now_ns,
+      .unread_ns = polled_ns_ == 0 ? 0 : now_ns - polled_ns_,
+      .thread = message.arg.pagefault.feat.ptid};
+  // Before its end, which another thread may record as soon as it is asked for.
+  if (records_ != nullptr) {
+    RecordFault(page, message.arg.pagefault.flags, told);
+  }
   if ((message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0) {
     return Unprotect(page);
   }
@@ -270,9 +286,16 @@ absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
     Count(&counters_.minor);
   }
   if (state_.IsReceived(page)) return HandleReceived(page);
-  return Collect(page, {.read_ns = now_ns,
-                        .unread_ns = polled_ns_ == 0 ? 0 : now_ns - polled_ns_,
-                        .thread = message.arg.pagefault.feat.ptid});
+  return Collect(page, told);
+}
+
+void FaultLoop::RecordFault(PageIndex page, uint64_t flags,
+                            const PendingFaults::Message& message) {
+  records_->Add({.page = page,
+                 .read_ns = message.read_ns,
+                 .stages_ns = {static_cast<uint64_t>(message.unread_ns)},
+                 .thread = message.thread,
+                 .kind = KindOf(flags)});
 }
 
 bool FaultLoop::IsExpected(const uffd_msg& message) const {

@@ -22,6 +22,7 @@
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
 #include "uffd/destination_ram.h"
+#include "uffd/fault_records.h"
 #include "uffd/fault_times.h"
 #include "uffd/install_gate.h"
 #include "uffd/installer.h"
@@ -100,6 +101,8 @@ class FaultLoop {
     Installer* installer;
     PullOrder* order;
     Clock* clock;
+    // Told of every fault of the VM's RAM. May be null.
+    FaultRecords* records = nullptr;
     // Pages that were missing have been given up. By the thread.
     std::function<void()> on_given_up;
     // Called at most once, by the thread, and not after Stop has begun.
@@ -179,6 +182,8 @@ class FaultLoop {
   // Those of removals, then faults.
   absl::Status HandleAll(absl::Span<const uffd_msg> messages);
   absl::Status Handle(const uffd_msg& message, int64_t now_ns);
+  void RecordFault(PageIndex page, uint64_t flags,
+                   const PendingFaults::Message& message);
   absl::Status HandleReceived(PageIndex page);
   absl::Status FillLocally(PageIndex page);
   absl::Status Show(PageIndex page);
@@ -207,6 +212,7 @@ class FaultLoop {
   Installer& installer_;
   PullOrder& order_;
   Clock& clock_;
+  FaultRecords* const records_;  // may be null
   const std::function<void()> on_given_up_;
   const std::function<void(absl::Status)> on_end_;
   const UniqueFd wake_fd_;  // eventfd: stop, or there is room again
@@ -217,7 +223,7 @@ class FaultLoop {
   std::atomic<bool> wants_room_{false};
   std::atomic<bool> poisoned_{false};
   FaultCounters counters_;
-  FaultTimes times_;
+  FaultTimes times_{records_};
   PendingFaults pending_{&times_};
 
   // Of the thread alone.

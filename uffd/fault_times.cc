@@ -4,20 +4,21 @@
 
 namespace postcopy {
 
-void FaultTimes::Record(const PendingFaults::Fault& fault, int64_t answered_ns,
-                        int64_t installed_ns) {
+void FaultTimes::Record(PageIndex page, const PendingFaults::Fault& fault,
+                        int64_t answered_ns, int64_t installed_ns) {
   const int64_t read = fault.first_read_ns;
   const int64_t installed = std::max(installed_ns, read);
   const int64_t answered = std::clamp(answered_ns, read, installed);
   const int64_t asked = std::clamp(fault.asked_ns, read, answered);
-  const auto record = [this](FaultStage stage, int64_t ns) {
-    stages_[static_cast<size_t>(stage)].Record(ns);
-  };
-  record(FaultStage::kReading, fault.unread_ns);
-  record(FaultStage::kAsking, asked - read);
-  record(FaultStage::kAnswering, answered - asked);
-  record(FaultStage::kInstalling, installed - answered);
+  // By FaultStage.
+  const std::array<int64_t, kFaultStages> times_ns = {
+      fault.unread_ns, asked - read, answered - asked, installed - answered};
+  for (size_t i = 0; i < kFaultStages; ++i) stages_[i].Record(times_ns[i]);
   latency_.Record(installed - read);
+  if (records_ == nullptr) return;
+  FaultRecord ended = {.page = page, .read_ns = read, .ended = true};
+  std::copy(times_ns.begin(), times_ns.end(), ended.stages_ns.begin());
+  records_->Add(ended);
 }
 
 std::array<LatencySnapshot, kFaultStages> FaultTimes::Stages() const {

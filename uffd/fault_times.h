@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dirtytrack/types.h"
+#include "uffd/fault_records.h"
 #include "uffd/latency_histogram.h"
 #include "uffd/pending_faults.h"
 #include "uffd/waiting_threads.h"
@@ -55,17 +57,21 @@ struct FaultTimesSnapshot {
 // Thread-safe, lock-free, 40 KiB.
 class FaultTimes {
  public:
-  // The page of `fault` came with an answer that was here at `answered_ns`, and
+  // `records`, which may be null and outlives this, is told of each end.
+  explicit FaultTimes(FaultRecords* records = nullptr) : records_(records) {}
+
+  // `page`, of `fault`, came with an answer that was here at `answered_ns`, and
   // is in place since `installed_ns`. A time before that of the stage before it
   // counts as that: of what was never asked for, all is kAsking.
-  void Record(const PendingFaults::Fault& fault, int64_t answered_ns,
-              int64_t installed_ns);
+  void Record(PageIndex page, const PendingFaults::Fault& fault,
+              int64_t answered_ns, int64_t installed_ns);
 
   LatencySnapshot Latency() const { return latency_.Snapshot(); }
   // Beside concurrent Records the stages may disagree by those under way.
   std::array<LatencySnapshot, kFaultStages> Stages() const;
 
  private:
+  FaultRecords* const records_;
   LatencyHistogram latency_;
   std::array<LatencyHistogram, kFaultStages> stages_;
 };

@@ -55,7 +55,7 @@ std::vector<uint64_t> SumsOf(
 std::vector<uint64_t> StagesOf(const PendingFaults::Fault& fault,
                                int64_t answered_ns, int64_t installed_ns) {
   const auto times = std::make_unique<FaultTimes>();
-  times->Record(fault, answered_ns, installed_ns);
+  times->Record(PageIndex(3), fault, answered_ns, installed_ns);
   const std::vector<uint64_t> sums = SumsOf(times->Stages());
   EXPECT_EQ(sums[1] + sums[2] + sums[3], Only(times->Latency()));
   return sums;

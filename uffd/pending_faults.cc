@@ -92,7 +92,7 @@ void PendingFaults::SettleLocked() {
     const Fault fault = entries_[slot.entry].fault;
     EndWaitOf(slot, end->ended_ns);
     if (times_ != nullptr) {
-      times_->Record(fault, end->answered_ns, end->ended_ns);
+      times_->Record(end->page, fault, end->answered_ns, end->ended_ns);
     }
   }
 }

@@ -107,6 +107,7 @@ absl::Status SnapshotVm::Serve() {
   absl::Status status = vm_->DiscardStale(stale->view()).status();
   if (!status.ok()) return status;
   status = ChooseOrder();
+  if (status.ok()) status = vm_->RecordFaults(options_.records);
   if (!status.ok()) return status;
   status = vm_->StartServing(
       source_.get(), options_.prefetch_bytes_per_second,

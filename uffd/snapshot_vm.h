@@ -17,6 +17,7 @@
 #include "dirtytrack/types.h"
 #include "uffd/bulk_share.h"
 #include "uffd/destination_vm.h"
+#include "uffd/fault_records.h"
 #include "uffd/fault_times.h"
 #include "uffd/latency_histogram.h"
 #include "uffd/snapshot_pages.h"
@@ -50,6 +51,8 @@ class SnapshotVm {
     // Write down what is touched. Nothing is fetched ahead then: pages that are
     // there are touched in silence.
     bool record_working_set = false;
+    // Told of every fault; let go with the object. May be null.
+    std::shared_ptr<FaultRecords> records;
     // Whom it takes turns with at that; outlives the object. nullptr: nobody.
     BulkShare* bulk_share = nullptr;
     // Called at most twice, by threads of this object: with OK when no page is

@@ -36,7 +36,7 @@ DestinationDaemon::DestinationDaemon(const Options& options,
       sides_({.bulk_share = options.bulk_share,
               .reconnect_nanos =
                   absl::ToInt64Nanoseconds(options.reconnect_timeout)},
-             security_->dialling(), options.log),
+             security_->dialling(), options.recorder, options.log),
       table_(
           [this](const v1::CreateMigrationRequest& request) {
             return sides_.Create(request);

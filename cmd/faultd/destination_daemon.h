@@ -16,6 +16,7 @@
 #include "cmd/daemon/vm_events.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/faultd/destination_side.h"
+#include "cmd/faultd/fault_recorder.h"
 #include "cmd/log/log.h"
 #include "cmd/metrics/metric_families.h"
 #include "cmd/security/daemon_security.h"
@@ -42,6 +43,9 @@ class DestinationDaemon {
     // For the pages that nobody touches; outlives the daemon. nullptr: each VM
     // fetches them as fast as it can.
     BulkShare* bulk_share = nullptr;
+    // Records the faults of every VM that migrates here; outlives the daemon.
+    // nullptr: nobody does.
+    FaultRecorder* recorder = nullptr;
     // Serve channelz at the control plane.
     bool channelz = false;
     // Told what happens; outlives the daemon. May be null.

@@ -309,6 +309,12 @@ absl::StatusOr<std::shared_ptr<MigrationSide>> DestinationSides::Create(
   options.on_change = [told](MigrationPhase phase, const std::string& why) {
     told->Changed(StateOf(phase), why);
   };
+  if (recorder_ != nullptr) {
+    DestinationVm& vm = *(*waiting)->vm;
+    absl::Status recorded = vm.RecordFaults(
+        recorder_->Record(request.vm_name(), vm.layout().pages()));
+    if (!recorded.ok()) return recorded;
+  }
   auto migration = std::make_unique<DestinationMigration>(
       std::move((*waiting)->vm), new_dialer(request.source_address()),
       GuestOf(WeakVmm((*waiting)->vmm)), options, Clock::Monotonic());

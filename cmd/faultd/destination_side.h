@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cmd/control/migration_side.h"
+#include "cmd/faultd/fault_recorder.h"
 #include "cmd/log/log.h"
 #include "cmd/security/client_security.h"
 #include "cmd/vmm_channel/vmm_connection.h"
@@ -26,11 +27,13 @@ namespace postcopy {
 class DestinationSides {
  public:
   // `options` are those that no request overrides; sources are dialled by
-  // `dialling`. `log` may be null, and outlives this and what it creates.
+  // `dialling`. `recorder`, which outlives this, records every VM; `log`
+  // outlives this and what it creates. Both may be null.
   DestinationSides(DestinationOptions options, ClientSecurity dialling,
-                   Log* log)
+                   FaultRecorder* recorder, Log* log)
       : options_(std::move(options)),
         dialling_(std::move(dialling)),
+        recorder_(recorder),
         log_(log) {}
 
   // A VM attached: registers its memory, so that every touch of it waits until
@@ -59,6 +62,7 @@ class DestinationSides {
 
   const DestinationOptions options_;
   const ClientSecurity dialling_;
+  FaultRecorder* const recorder_;
   Log* const log_;
   std::mutex mutex_;
   std::map<std::string, Waiting> waiting_;  // guarded by mutex_

@@ -46,6 +46,11 @@ ABSL_FLAG(std::string, snapshot_working_set, "",
 ABSL_FLAG(bool, snapshot_direct_io, false,
           "read the snapshot past the page cache, where its file system can; "
           "costs what VMs of one snapshot would share");
+ABSL_FLAG(std::string, trace_dir, "",
+          "directory where the page faults of each VM are recorded, in a file "
+          "of its own that faultreplay reads; empty: they are not");
+ABSL_FLAG(uint32_t, trace_events_max, postcopy::kDefaultTraceEvents,
+          "faults that one trace takes, some 25 bytes each; 1 to 4194304");
 ABSL_FLAG(uint32_t, vms_max, postcopy::kMaxVms,
           "VMs attached at a time, to be migrated and of the snapshot each; "
           "fewer if LimitNOFILE does not suffice");
@@ -118,6 +123,8 @@ std::vector<FlagCheck> FaultdChecks() {
        {"vms_max", [] { return CheckVmsMax(absl::GetFlag(FLAGS_vms_max)); }},
        {"bulk_requests",
         [] { return CheckBulkRequests(absl::GetFlag(FLAGS_bulk_requests)); }},
+       {"trace_events_max",
+        [] { return CheckTraceEvents(absl::GetFlag(FLAGS_trace_events_max)); }},
        {"reconnect_timeout",
         [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
        {"drain_timeout",
@@ -143,6 +150,12 @@ absl::StatusOr<FaultdOptions> FaultdOptionsFromFlags(Log* log) {
                       .channelz = ChannelzFlag(),
                       .log = log},
       .bulk_requests = absl::GetFlag(FLAGS_bulk_requests)};
+  const std::string trace_dir = absl::GetFlag(FLAGS_trace_dir);
+  if (!trace_dir.empty()) {
+    options.traces = {.directory = trace_dir,
+                      .events_max = absl::GetFlag(FLAGS_trace_events_max),
+                      .log = log};
+  }
   if (ServesSnapshots()) {
     options.snapshot = SnapshotOptions(*uids, *vms_max, log);
   }

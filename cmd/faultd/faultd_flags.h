@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "cmd/config/flag_config.h"
 #include "cmd/faultd/destination_daemon.h"
+#include "cmd/faultd/fault_recorder.h"
 #include "cmd/faultd/snapshot_service.h"
 #include "cmd/log/log.h"
 
@@ -19,11 +20,14 @@ namespace postcopy {
 // The rules that flags have beyond their types.
 std::vector<FlagCheck> FaultdChecks();
 
-// Their current values, without what is shared by both parts: bulk_share.
+// Their current values, without what is shared by both parts: bulk_share and
+// recorder.
 struct FaultdOptions {
   DestinationDaemon::Options destination;
   // nullopt: neither --snapshot nor --snapshot_source.
   std::optional<SnapshotService::Options> snapshot;
+  // For the FaultRecorder; nullopt: no --trace_dir.
+  std::optional<FaultRecorder::Options> traces;
   // For the BulkShare.
   size_t bulk_requests = 0;
 };

@@ -16,6 +16,7 @@
 #include "cmd/daemon/serve.h"
 #include "cmd/daemon/serve_metrics.h"
 #include "cmd/faultd/destination_daemon.h"
+#include "cmd/faultd/fault_recorder.h"
 #include "cmd/faultd/faultd_flags.h"
 #include "cmd/faultd/snapshot_service.h"
 #include "cmd/log/daemon_log.h"
@@ -41,6 +42,13 @@ int main(int argc, char** argv) {
   if (!options.ok()) return FailWith(options.status(), 1);
   auto sockets = TakePassedSockets();
   if (!sockets.ok()) return FailWith(sockets.status(), 1);
+  std::unique_ptr<FaultRecorder> recorder;
+  if (options->traces.has_value()) {
+    auto created = FaultRecorder::Create(*std::move(options->traces));
+    if (!created.ok()) return FailWith(created.status(), 1);
+    recorder = *std::move(created);
+  }
+  options->destination.recorder = recorder.get();
   BulkShare share(options->bulk_requests, Clock::Monotonic());
   options->destination.bulk_share = &share;
   options->destination.inherited_vmm_socket =
@@ -50,6 +58,7 @@ int main(int argc, char** argv) {
   std::unique_ptr<SnapshotService> snapshots;
   if (options->snapshot.has_value()) {
     options->snapshot->bulk_share = &share;
+    options->snapshot->recorder = recorder.get();
     options->snapshot->dialling = (*daemon)->security().dialling();
     options->snapshot->inherited_socket =
         TakeSocket(*sockets, kFirecrackerSocketName);
@@ -61,6 +70,7 @@ int main(int argc, char** argv) {
       ServeMetrics(FaultdMetricsAddress(), &log, [&](MetricFamilies& families) {
         (*daemon)->AddMetrics(families);
         if (snapshots != nullptr) snapshots->AddMetrics(families);
+        if (recorder != nullptr) recorder->AddMetrics(families);
       });
   const std::string metrics_address = metrics ? metrics->address() : "";
   const absl::Status ready = TellReady(

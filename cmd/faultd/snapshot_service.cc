@@ -220,17 +220,19 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
   absl::StatusOr<std::unique_ptr<KernelUffd>> uffd =
       KernelUffd::Adopt(std::move(vm.userfaultfd));
   if (!uffd.ok()) return uffd.status();
+  const std::vector<SnapshotRegion> regions = RegionsOf(vm);
   std::shared_ptr<const WorkingSet> working_set;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     working_set = working_set_;
   }
   return SnapshotVm::Create(
-      OpenerOfSnapshot(), RegionsOf(vm), *std::move(uffd),
+      OpenerOfSnapshot(), regions, *std::move(uffd),
       {.prefetch = options_.prefetch,
        .prefetch_bytes_per_second = options_.prefetch_bytes_per_second,
        .working_set = std::move(working_set),
        .record_working_set = records,
+       .records = RecordsOf(name, regions),
        .bulk_share = options_.bulk_share,
        .on_end =
            [this, name](const absl::Status& end) {
@@ -246,6 +248,14 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
                                     "wait: ", why.message()));
            }},
       Clock::Monotonic());
+}
+
+std::shared_ptr<FaultRecords> SnapshotService::RecordsOf(
+    const std::string& name, const std::vector<SnapshotRegion>& regions) const {
+  if (options_.recorder == nullptr) return nullptr;
+  PageCount pages;
+  for (const SnapshotRegion& region : regions) pages += PagesIn(region.length);
+  return options_.recorder->Record(name, pages);
 }
 
 absl::Status SnapshotService::Attach(FirecrackerVm vm) {

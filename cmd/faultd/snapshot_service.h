@@ -22,11 +22,13 @@
 #include "absl/status/statusor.h"
 #include "cmd/daemon/serve.h"
 #include "cmd/daemon/vm_limits.h"
+#include "cmd/faultd/fault_recorder.h"
 #include "cmd/firecracker/firecracker_listener.h"
 #include "cmd/metrics/metric_families.h"
 #include "cmd/metrics/vm_totals.h"
 #include "cmd/security/client_security.h"
 #include "uffd/bulk_share.h"
+#include "uffd/fault_records.h"
 #include "uffd/remote_snapshot.h"
 #include "uffd/snapshot_file.h"
 #include "uffd/snapshot_pages.h"
@@ -66,6 +68,8 @@ class SnapshotService {
     // nothing is fetched first or recorded.
     std::string working_set_path;
     BulkShare* bulk_share = nullptr;
+    // Records the faults of every VM; outlives the service. nullptr: nobody.
+    FaultRecorder* recorder = nullptr;
     // Told, one sentence at a time, who comes, goes, is refused and why, and
     // what became of a VM. By any thread; must not block. May be empty.
     std::function<void(const std::string&)> log;
@@ -117,6 +121,10 @@ class SnapshotService {
   absl::StatusOr<std::unique_ptr<SnapshotVm>> Serve(FirecrackerVm vm,
                                                     const std::string& name,
                                                     bool records);
+  // Null if nobody records, or cannot.
+  std::shared_ptr<FaultRecords> RecordsOf(
+      const std::string& name,
+      const std::vector<SnapshotRegion>& regions) const;
   // Finds out about the snapshot: a wrong path is told now, and not to the
   // first VM.
   absl::Status Look();

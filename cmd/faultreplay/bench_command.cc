@@ -7,13 +7,15 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "cmd/faultreplay/command.h"
+#include "cmd/trace/trace_codec.h"
 
 namespace postcopy {
 namespace {
 
 constexpr double kMib = 1 << 20;
 
-// One experiment: a trace, as the flags of synth make it, and backends.
+// One experiment: a trace, as the flags of synth make it or as it was recorded,
+// and backends.
 struct Bench {
   const char* title;
   const char* pattern;
@@ -24,6 +26,9 @@ struct Bench {
   const char* backends;
   uint32_t repeats;
   bool await_whole;
+  // A recorded trace instead, of which the first `touches` are replayed, with
+  // the pauses between them.
+  const char* recorded = nullptr;
 };
 
 // The order is that of the sections of the report.
@@ -38,12 +43,15 @@ constexpr Bench kBenches[] = {
      false},
     {"All of RAM", "sequential", 256, 1, 1, 0, "grpc-stream,service:linear", 3,
      true},
-    {"Order: sequential", "sequential", 32, 3000, 1, 20,
-     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 3, false},
-    {"Order: phased working sets", "phased:4", 32, 3000, 2, 20,
-     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 3, false},
-    {"Order: zipfian and sequential", "2*sequential+zipfian", 32, 3000, 2, 20,
-     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 3, false},
+    {"Order: Linux boots", "", 0, 4000, 0, 0,
+     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 3, false,
+     "linux_boot.trace"},
+    {"Order: Redis", "", 0, 4000, 0, 0,
+     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 3, false,
+     "redis.trace"},
+    {"Order: a compile", "", 0, 4000, 0, 0,
+     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 3, false,
+     "compile.trace"},
 };
 
 enum BenchIndex : size_t { kOneThread, kManyThreads, kBulkLoad, kAll, kOrders };
@@ -118,6 +126,19 @@ std::vector<BudgetLine> BudgetOf(absl::Span<const ReplayReport> reports) {
   return lines;
 }
 
+absl::StatusOr<Trace> TraceOf(const ReplayContext& context,
+                              const Bench& bench) {
+  if (bench.recorded == nullptr) return TraceFromFlags(context.flags);
+  absl::StatusOr<std::string> path = FindRecordedTrace(bench.recorded);
+  if (!path.ok()) return path.status();
+  absl::StatusOr<Trace> trace = ReadTraceFile(*path);
+  if (trace.ok() && trace->events.size() > bench.touches) {
+    trace->dropped += trace->events.size() - bench.touches;
+    trace->events.resize(bench.touches);
+  }
+  return trace;
+}
+
 absl::StatusOr<ReplayReport> RunOne(const ReplayContext& context,
                                     const Bench& bench) {
   ReplayContext one = context;
@@ -126,11 +147,12 @@ absl::StatusOr<ReplayReport> RunOne(const ReplayContext& context,
   one.flags.touches = bench.touches;
   one.flags.threads = bench.threads;
   one.flags.think_time = absl::Microseconds(bench.think_us);
-  one.flags.think = bench.think_us > 0 ? "recorded" : "none";
+  const bool thinks = bench.think_us > 0 || bench.recorded != nullptr;
+  one.flags.think = thinks ? "recorded" : "none";
   one.flags.backend = bench.backends;
   one.flags.repeats = bench.repeats;
   one.flags.await_whole = bench.await_whole;
-  absl::StatusOr<Trace> trace = TraceFromFlags(one.flags);
+  absl::StatusOr<Trace> trace = TraceOf(one, bench);
   if (!trace.ok()) return trace.status();
   absl::StatusOr<ExperimentOptions> options = ExperimentFromFlags(one);
   if (!options.ok()) return options.status();

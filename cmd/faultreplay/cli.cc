@@ -20,13 +20,10 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"synth", RunSynth},
-    {"info", RunInfo},
-    {"convert", RunConvert},
-    {"run", RunRun},
-    {"compare", RunCompare},
-    {"bench", RunBench},
-    {"echo-server", RunEchoServer},
+    {"synth", RunSynth},     {"info", RunInfo},
+    {"convert", RunConvert}, {"record", RunRecord},
+    {"run", RunRun},         {"compare", RunCompare},
+    {"bench", RunBench},     {"echo-server", RunEchoServer},
 };
 
 int Fail(std::ostream& err, const absl::Status& status) {

@@ -44,6 +44,12 @@ struct ReplayFlags {
   std::string memory;
   uint64_t pages = 0;
   int ready_fd = -1;
+  std::string out;
+  absl::Duration after;
+  std::string after_file;
+  absl::Duration duration;
+  ByteCount region_min;
+  uint64_t events_max = 0;
   ReplayPrograms programs;
 };
 
@@ -61,6 +67,7 @@ struct ReplayContext {
 absl::Status RunSynth(const ReplayContext& context);
 absl::Status RunInfo(const ReplayContext& context);
 absl::Status RunConvert(const ReplayContext& context);
+absl::Status RunRecord(const ReplayContext& context);
 absl::Status RunRun(const ReplayContext& context);
 absl::Status RunCompare(const ReplayContext& context);
 absl::Status RunBench(const ReplayContext& context);
@@ -78,6 +85,14 @@ absl::Status WriteAnyTrace(const std::string& path, const Trace& trace);
 // All of an experiment that flags say. Binds this process to CPUs.
 absl::StatusOr<ExperimentOptions> ExperimentFromFlags(
     const ReplayContext& context);
+
+// Where this program's own build has the daemon `name`, unless `path` says it.
+// NOT_FOUND if it is not there.
+absl::Status FindDaemon(const char* name, std::string* path);
+
+// The path of a trace that comes with this program: beside a build's own, or
+// installed. NOT_FOUND if it is at neither place.
+absl::StatusOr<std::string> FindRecordedTrace(const std::string& name);
 
 // Replaces a file's content. The message names it.
 absl::Status WriteTextFile(const std::string& path, const std::string& text);

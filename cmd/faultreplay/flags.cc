@@ -24,7 +24,16 @@ ABSL_FLAG(bool, await_whole, false, "Do not ask for the rest.");
 ABSL_FLAG(int64_t, lose_page, -1, "Page that is lost on purpose.");
 ABSL_FLAG(std::string, memory, "", "Of echo-server.");
 ABSL_FLAG(uint64_t, pages, 0, "Of echo-server.");
-ABSL_FLAG(int, ready_fd, -1, "Of echo-server.");
+ABSL_FLAG(int, ready_fd, -1, "Of echo-server and record.");
+ABSL_FLAG(std::string, out, "", "File for the trace.");
+ABSL_FLAG(absl::Duration, after, absl::Seconds(1), "When recording begins.");
+ABSL_FLAG(std::string, after_file, "", "Begin when there is such a file.");
+ABSL_FLAG(absl::Duration, duration, absl::InfiniteDuration(),
+          "When the program is told to end.");
+ABSL_FLAG(postcopy::ByteCount, region_min, postcopy::ByteCount(64 << 10),
+          "Smallest mapping that is recorded.");
+ABSL_FLAG(uint64_t, events_max, postcopy::kTraceEventsMax,
+          "Touches that are recorded.");
 ABSL_FLAG(std::string, pageserverd, "", "Path of pageserverd.");
 ABSL_FLAG(std::string, faultd, "", "Path of faultd.");
 
@@ -35,6 +44,7 @@ const char kReplayHelp[] = R"(Usage: faultreplay COMMAND [--flag=value ...]
   synth FILE           make a trace from a pattern
   info TRACE           say what is in a trace
   convert FROM TO      .csv and .json are text, all else is a trace
+  record -- COMMAND... record the first touches of a program's memory
   run [TRACE]          replay a trace, or one made by the flags of synth
   compare floors [TRACE]
                        the service beside a handler that answers from memory, a
@@ -47,6 +57,13 @@ Making traces:
   --ram=SIZE           RAM of the VM (64MiB)        --touches=N   in all (2000)
   --threads=N          who touches (1)              --seed=N      (1)
   --think_time=TIME    between touches (0)          --write_percent=N  (0)
+Recording (what it cannot do: docs/traces.md):
+  --out=FILE           takes the trace
+  --after=TIME         of the program's life (1s), or --after_file=FILE: when
+                       that is there
+  --duration=TIME      after which the program is sent SIGTERM (inf)
+  --region_min=SIZE    of mappings (64KiB)          --events_max=N  (4194304)
+  --ready_fd=N         is told when recording has begun
 Replaying:
   --backend=LIST       local, tcp, grpc-echo, grpc-stream, service (default),
                        with commas; each may be followed by :delay=TIME, service
@@ -92,6 +109,12 @@ ReplayFlags FlagsFromCommandLine() {
           .memory = absl::GetFlag(FLAGS_memory),
           .pages = absl::GetFlag(FLAGS_pages),
           .ready_fd = absl::GetFlag(FLAGS_ready_fd),
+          .out = absl::GetFlag(FLAGS_out),
+          .after = absl::GetFlag(FLAGS_after),
+          .after_file = absl::GetFlag(FLAGS_after_file),
+          .duration = absl::GetFlag(FLAGS_duration),
+          .region_min = absl::GetFlag(FLAGS_region_min),
+          .events_max = absl::GetFlag(FLAGS_events_max),
           .programs = {.pageserverd = absl::GetFlag(FLAGS_pageserverd),
                        .faultd = absl::GetFlag(FLAGS_faultd)}};
 }

@@ -11,6 +11,17 @@ namespace {
 
 constexpr char kFloors[] = "local,tcp,grpc-echo,service:idle";
 
+// Where recorded traces lie: among the files of a build, and of the package.
+constexpr char kTracesInBuild[] = "cmd/faultreplay/testdata/";
+constexpr char kTracesInstalled[] = "/usr/share/postcopy/traces/";
+
+// Of this program.
+std::string OwnPath() {
+  char link[4096];
+  const ssize_t length = ::readlink("/proc/self/exe", link, sizeof(link));
+  return {link, length > 0 ? static_cast<size_t>(length) : 0};
+}
+
 // The trace named, or else made.
 absl::StatusOr<Trace> ChooseTrace(const ReplayContext& context,
                                   size_t arguments_before) {
@@ -54,21 +65,30 @@ std::vector<BudgetLine> FloorLines(const ReplayReport& report) {
   return lines;
 }
 
-absl::Status FindProgram(const std::string& own, const char* name,
-                         std::string* path) {
+}  // namespace
+
+absl::Status FindDaemon(const char* name, std::string* path) {
   if (path->empty()) {
+    const std::string own = OwnPath();
     *path =
         absl::StrCat(own.substr(0, own.rfind('/')), "/../", name, "/", name);
   }
   if (::access(path->c_str(), X_OK) == 0) return absl::OkStatus();
   return absl::NotFoundError(absl::StrCat("the program ", name, " is not at ",
-                                          *path,
-                                          "; build it, or name it with "
-                                          "--",
-                                          name));
+                                          *path, "; build it, or name it with ",
+                                          "--", name));
 }
 
-}  // namespace
+absl::StatusOr<std::string> FindRecordedTrace(const std::string& name) {
+  const std::string built =
+      absl::StrCat(OwnPath(), ".runfiles/postcopy/", kTracesInBuild, name);
+  std::string installed = absl::StrCat(kTracesInstalled, name);
+  if (::access(built.c_str(), R_OK) == 0) return built;
+  if (::access(installed.c_str(), R_OK) == 0) return installed;
+  return absl::NotFoundError(absl::StrCat(
+      "the recorded trace ", name, " is at neither ", built, " nor ", installed,
+      "; build with bazel, or install the package"));
+}
 
 absl::StatusOr<ExperimentOptions> ExperimentFromFlags(
     const ReplayContext& context) {
@@ -95,14 +115,9 @@ absl::StatusOr<ExperimentOptions> ExperimentFromFlags(
   }
   for (const BackendSpec& spec : options.backends) {
     if (spec.kind != BackendKind::kService) continue;
-    char own[4096];
-    const ssize_t length = ::readlink("/proc/self/exe", own, sizeof(own));
-    const std::string self(own, length > 0 ? static_cast<size_t>(length) : 0);
     absl::Status found =
-        FindProgram(self, "pageserverd", &options.programs.pageserverd);
-    if (found.ok()) {
-      found = FindProgram(self, "faultd", &options.programs.faultd);
-    }
+        FindDaemon("pageserverd", &options.programs.pageserverd);
+    if (found.ok()) found = FindDaemon("faultd", &options.programs.faultd);
     if (!found.ok()) return found;
   }
   absl::StatusOr<PlacedCpus> placed = Place(*placement);

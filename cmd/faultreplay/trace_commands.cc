@@ -1,6 +1,8 @@
 // synth, info, convert: traces without a replay.
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -30,9 +32,25 @@ absl::Status Annotate(const std::string& path, const absl::Status& status) {
                       absl::StrCat(path, ": ", status.message()));
 }
 
+// Threads that the table names; of more only the busiest.
+constexpr size_t kThreadsShown = 8;
+// Pages on either side of its last one where a thread is said to stay.
+constexpr uint64_t kNearPages = 16;
+
+struct ThreadSummary {
+  uint32_t thread = 0;
+  uint64_t events = 0;
+  PageIndex last;
+};
+
 struct TraceSummary {
   uint64_t pages = 0;
-  uint64_t threads = 0;
+  // By events, the most first.
+  std::vector<ThreadSummary> threads;
+  // Events at the page behind the one before of the same thread, and such at
+  // most kNearPages from it, these included.
+  uint64_t next = 0;
+  uint64_t near = 0;
   uint64_t writes = 0;
   uint64_t with_times = 0;
   uint64_t duration_ns = 0;
@@ -42,10 +60,18 @@ struct TraceSummary {
 TraceSummary SummaryOf(const Trace& trace) {
   TraceSummary summary;
   std::set<uint64_t> pages;
-  std::set<uint32_t> threads;
+  std::map<uint32_t, ThreadSummary> threads;
   for (const TraceEvent& event : trace.events) {
     pages.insert(event.page.value());
-    threads.insert(event.thread);
+    ThreadSummary& thread = threads[event.thread];
+    if (thread.events++ > 0) {
+      const auto step = static_cast<int64_t>(event.page.value()) -
+                        static_cast<int64_t>(thread.last.value());
+      if (step == 1) ++summary.next;
+      if (std::abs(step) <= static_cast<int64_t>(kNearPages)) ++summary.near;
+    }
+    thread.thread = event.thread;
+    thread.last = event.page;
     if (event.kind == TouchKind::kWrite ||
         event.kind == TouchKind::kWriteProtect) {
       ++summary.writes;
@@ -57,7 +83,11 @@ TraceSummary SummaryOf(const Trace& trace) {
   }
   std::sort(summary.latencies.begin(), summary.latencies.end());
   summary.pages = pages.size();
-  summary.threads = threads.size();
+  for (const auto& [id, thread] : threads) summary.threads.push_back(thread);
+  std::stable_sort(summary.threads.begin(), summary.threads.end(),
+                   [](const ThreadSummary& a, const ThreadSummary& b) {
+                     return a.events > b.events;
+                   });
   summary.with_times = summary.latencies.size();
   if (!trace.events.empty()) {
     summary.duration_ns =
@@ -72,9 +102,11 @@ std::string InfoJson(const Trace& trace, const TraceSummary& summary) {
       .Add("pages", trace.pages.value())
       .Add("events", uint64_t{trace.events.size()})
       .Add("dropped", trace.dropped)
-      .Add("threads", summary.threads)
+      .Add("threads", uint64_t{summary.threads.size()})
       .Add("pages_touched", summary.pages)
       .Add("writes", summary.writes)
+      .Add("next_page", summary.next)
+      .Add("near_pages", summary.near)
       .Add("duration_ns", summary.duration_ns)
       .Add("events_with_times", summary.with_times)
       .Add("p50_ns", static_cast<uint64_t>(PercentileOf(summary.latencies, 50)))
@@ -89,7 +121,28 @@ std::string InfoTable(const Trace& trace, const TraceSummary& summary) {
       "%d dropped\ntouched   %d pages by %d threads in %.3f s\n",
       trace.origin, ToString(BytesIn(trace.pages)), trace.pages.value(),
       trace.events.size(), summary.writes, trace.dropped, summary.pages,
-      summary.threads, static_cast<double>(summary.duration_ns) / 1e9);
+      summary.threads.size(), static_cast<double>(summary.duration_ns) / 1e9);
+  if (!trace.events.empty()) {
+    const auto percent = [&](uint64_t events) {
+      return 100 * events / trace.events.size();
+    };
+    absl::StrAppendFormat(
+        &text,
+        "order     %d %% at the page behind the thread's last, %d %% within "
+        "%d pages of it\n",
+        percent(summary.next), percent(summary.near), kNearPages);
+    absl::StrAppend(&text, "threads  ");
+    for (size_t i = 0; i < summary.threads.size(); ++i) {
+      if (i == kThreadsShown) {
+        absl::StrAppend(&text, ", ...");
+        break;
+      }
+      absl::StrAppendFormat(&text, "%s %d: %d", i == 0 ? "" : ",",
+                            summary.threads[i].thread,
+                            summary.threads[i].events);
+    }
+    absl::StrAppend(&text, "\n");
+  }
   if (summary.with_times > 0) {
     absl::StrAppendFormat(
         &text, "latency   p50 %.1f us, p99 %.1f us, of %d faults\n",

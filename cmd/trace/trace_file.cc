@@ -1,0 +1,74 @@
+#include "cmd/trace/trace_file.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+
+namespace postcopy {
+namespace {
+
+absl::Status WriteError(int error) {
+  const std::string why =
+      absl::StrCat("cannot write: ", ::strerrordesc_np(error));
+  if (error == ENOSPC || error == EDQUOT || error == EFBIG) {
+    return absl::ResourceExhaustedError(why);
+  }
+  return absl::InternalError(why);
+}
+
+}  // namespace
+
+absl::StatusOr<TraceFile> TraceFile::Begin(UniqueFd fd, PageCount pages,
+                                           const std::string& origin) {
+  TraceFile file(std::move(fd));
+  const std::string header = file.encoder_.Begin(pages, origin);
+  TraceEncoder ending = file.encoder_;
+  file.trailer_ = ending.End(/*dropped=*/0);
+  const absl::Status status = file.Write(header + file.trailer_);
+  if (!status.ok()) return status;
+  file.end_ = static_cast<off_t>(header.size());
+  return file;
+}
+
+absl::Status TraceFile::Append(absl::Span<const TraceEvent> events,
+                               uint64_t dropped) {
+  TraceEncoder encoder = encoder_;
+  const std::string batch = events.empty() ? "" : encoder.Append(events);
+  TraceEncoder ending = encoder;
+  std::string trailer = ending.End(dropped);
+  absl::Status status = Write(batch + trailer);
+  if (!status.ok()) {
+    // Fits, as it did before. If not, the reader says that it is cut off.
+    Write(trailer_).IgnoreError();
+    return status;
+  }
+  encoder_ = encoder;
+  end_ += static_cast<off_t>(batch.size());
+  trailer_ = std::move(trailer);
+  return status;
+}
+
+absl::Status TraceFile::Write(const std::string& bytes) {
+  size_t done = 0;
+  int error = 0;
+  while (done < bytes.size() && error == 0) {
+    const ssize_t written =
+        ::pwrite(fd_.get(), bytes.data() + done, bytes.size() - done,
+                 end_ + static_cast<off_t>(done));
+    if (written > 0) {
+      done += static_cast<size_t>(written);
+    } else if (written == 0 || errno != EINTR) {
+      error = written == 0 ? ENOSPC : errno;
+    }
+  }
+  if (::ftruncate(fd_.get(), end_ + static_cast<off_t>(done)) != 0 &&
+      error == 0) {
+    error = errno;
+  }
+  return error == 0 ? absl::OkStatus() : WriteError(error);
+}
+
+}  // namespace postcopy
