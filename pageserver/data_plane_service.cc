@@ -17,7 +17,7 @@
 namespace postcopy {
 namespace {
 
-using UrgentStream =
+using GrpcUrgentStream =
     grpc::ServerReaderWriter<v1::UrgentResponse, v1::UrgentRequest>;
 
 grpc::Status ToGrpc(const absl::Status& status) {
@@ -89,9 +89,9 @@ absl::StatusOr<SessionKey> ReceiveAttach(StreamDeadlines& deadlines,
 }
 
 // The one urgent call, whose answers may be written by several threads in turn.
-class UrgentCall {
+class UrgentCall final : public UrgentStream {
  public:
-  UrgentCall(grpc::ServerContext* context, UrgentStream* stream)
+  UrgentCall(grpc::ServerContext* context, GrpcUrgentStream* stream)
       : context_(*context), stream_(*stream) {}
 
   // Reads the first request; false if the stream has ended without one.
@@ -100,7 +100,7 @@ class UrgentCall {
     return stream_.Read(&request_);
   }
   SessionKey key() const { return KeyOf(request_.session()); }
-  void Abort() { context_.TryCancel(); }
+  void Abort() override { context_.TryCancel(); }
 
   // Answers this and all that follow. `check` says whether the session of a
   // request is still served.
@@ -135,7 +135,7 @@ class UrgentCall {
   }
 
   grpc::ServerContext& context_;
-  UrgentStream& stream_;
+  GrpcUrgentStream& stream_;
   v1::UrgentRequest request_;
   // Reused; of who sends.
   v1::UrgentResponse response_;
@@ -144,24 +144,24 @@ class UrgentCall {
 // A place among the urgent streams of a session, which AttachUrgent took.
 class UrgentPlace {
  public:
-  UrgentPlace(SourceMigration* migration, SessionKey key)
-      : migration_(migration), key_(key) {}
-  ~UrgentPlace() { migration_->DetachUrgent(key_); }
+  UrgentPlace(SourceMigration* migration, UrgentStream* stream)
+      : migration_(migration), stream_(stream) {}
+  ~UrgentPlace() { migration_->DetachUrgent(stream_); }
   UrgentPlace(const UrgentPlace&) = delete;
   UrgentPlace& operator=(const UrgentPlace&) = delete;
 
  private:
   SourceMigration* const migration_;
-  const SessionKey key_;
+  UrgentStream* const stream_;
 };
 
 absl::Status ServeUrgent(const std::shared_ptr<SourceMigration>& migration,
                          UrgentCall& call, SlowReaders* readers) {
   const SessionKey key = call.key();
   absl::StatusOr<std::shared_ptr<const GuestMemory>> attached =
-      migration->AttachUrgent(key);
+      migration->AttachUrgent(key, &call);
   if (!attached.ok()) return attached.status();
-  const UrgentPlace place(migration.get(), key);
+  const UrgentPlace place(migration.get(), &call);
   // Weakly: a peer that keeps its stream open must not keep the RAM of a VM
   // that has ended.
   const std::weak_ptr<const GuestMemory> weak = *attached;
@@ -294,7 +294,7 @@ grpc::Status DataPlaneService::OpenSnapshot(
 }
 
 grpc::Status DataPlaneService::Urgent(grpc::ServerContext* context,
-                                      UrgentStream* stream) {
+                                      GrpcUrgentStream* stream) {
   return Ended(DataPlaneLane::kUrgent, ServeUrgentLane(context, *stream));
 }
 
@@ -304,7 +304,7 @@ grpc::Status DataPlaneService::Bulk(grpc::ServerContext* context,
 }
 
 absl::Status DataPlaneService::ServeUrgentLane(grpc::ServerContext* context,
-                                               UrgentStream& stream) {
+                                               GrpcUrgentStream& stream) {
   UrgentCall call(context, &stream);
   if (!call.ReadFirst(deadlines_)) return absl::OkStatus();
   const SessionKey key = call.key();
