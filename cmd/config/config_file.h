@@ -41,6 +41,8 @@ class ConfigFile {
       const google::protobuf::Message& type);
 
   const google::protobuf::Message& message() const { return *message_; }
+  // Empty if there is no file.
+  const std::string& path() const { return path_; }
 
   // "path:line:column" of a field that is in the file; of element `index` if it
   // is repeated, else -1.

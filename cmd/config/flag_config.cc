@@ -33,8 +33,6 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::TextFormat;
 
-constexpr int kWrongConfig = 2;
-
 // About this process and not about what it does.
 constexpr absl::string_view kOfTheProcess[] = {"config", "check_config",
                                                "print_config", "ready_fd"};
@@ -143,6 +141,12 @@ bool IsInFile(const ConfigFile& file, const FieldDescriptor* field) {
              : message.GetReflection()->HasField(message, field);
 }
 
+absl::Status AsAWhole(const ConfigFile& file, const absl::Status& why) {
+  if (file.path().empty()) return why;
+  return absl::InvalidArgumentError(
+      absl::StrCat(file.path(), ": ", why.message()));
+}
+
 std::map<std::string, std::string> FlagTexts(const Message& type) {
   std::map<std::string, std::string> texts;
   for (const FieldDescriptor* field : FieldsOf(type)) {
@@ -153,7 +157,7 @@ std::map<std::string, std::string> FlagTexts(const Message& type) {
 
 int Fail(absl::string_view why) {
   std::fprintf(stderr, "error: %s\n", std::string(why).c_str());
-  return kWrongConfig;
+  return kWrongConfigCode;
 }
 
 }  // namespace
@@ -170,10 +174,12 @@ absl::Status FlagConfig::SetFromFile(const ConfigFile& file) const {
   return absl::OkStatus();
 }
 
-absl::Status FlagConfig::Check(const ConfigFile& file) const {
+absl::Status FlagConfig::Check(const ConfigFile& file, bool together) const {
   for (const FlagCheck& check : checks_) {
+    if (check.flag.empty() && !together) continue;
     const absl::Status status = check.check();
     if (status.ok()) continue;
+    if (check.flag.empty()) return AsAWhole(file, status);
     const FieldDescriptor* field =
         type_.GetDescriptor()->FindFieldByName(std::string(check.flag));
     POSTCOPY_CHECK(field != nullptr);
@@ -186,7 +192,7 @@ absl::Status FlagConfig::Check(const ConfigFile& file) const {
   return absl::OkStatus();
 }
 
-absl::Status FlagConfig::Apply() {
+absl::Status FlagConfig::Apply(bool together) {
   const std::string path = absl::GetFlag(FLAGS_config);
   std::unique_ptr<ConfigFile> file = ConfigFile::Empty(type_);
   if (!path.empty()) {
@@ -202,7 +208,7 @@ absl::Status FlagConfig::Apply() {
   if (absl::Status s = SetFromFile(*file); !s.ok()) return s;
   // Once more, on top of the file: flags do not say whether somebody gave them.
   absl::ParseCommandLine(argc_, argv_);
-  return Check(*file);
+  return Check(*file, together);
 }
 
 std::optional<int> FlagConfig::Load(int argc, char** argv) {
@@ -214,8 +220,9 @@ std::optional<int> FlagConfig::Load(int argc, char** argv) {
                              type_.GetDescriptor()->name(),
                              " differ: ", absl::StrJoin(Unmatched(), ", ")));
   }
-  if (absl::Status s = Apply(); !s.ok()) return Fail(s.message());
-  if (absl::GetFlag(FLAGS_print_config)) {
+  const bool print = absl::GetFlag(FLAGS_print_config);
+  if (absl::Status s = Apply(!print); !s.ok()) return Fail(s.message());
+  if (print) {
     std::fputs(Print().c_str(), stdout);
     return 0;
   }
@@ -234,7 +241,7 @@ absl::StatusOr<std::vector<std::string>> FlagConfig::Reload(
   absl::Status applied;
   {
     const absl::FlagSaver saver;
-    applied = Apply();
+    applied = Apply(/*together=*/true);
     after = FlagTexts(type_);
   }
   if (!applied.ok()) return applied;

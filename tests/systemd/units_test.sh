@@ -115,12 +115,23 @@ UnitsAreWrittenWell() {
     <(sed -n '/^# --- Hardening/,/^\[Install\]/p' packaging/systemd/pageserverd.service)
 }
 
+EnabledAsInstalledItIsNotTriedAgain() {
+  local daemon
+  for daemon in "${DAEMONS[@]}"; do
+    is_final "${daemon}"
+    journal_has "${daemon}" "/etc/postcopy/${daemon}.conf: the control plane" ||
+      fail "${daemon} does not say why"
+    journal_has "${daemon}" "give --tls_dir" || fail "${daemon} does not say what to do"
+  done
+}
+
 UserAndFolderAreMade() {
   in_system systemd-sysusers
   in_system systemd-tmpfiles --create postcopy.conf
   in_system getent passwd postcopy > /dev/null || fail "no user"
   [[ "$(in_system stat --format=%U:%G:%a /run/postcopy)" == \
     postcopy:postcopy:750 ]] || fail "/run/postcopy"
+  EnabledAsInstalledItIsNotTriedAgain
   secure_daemons
 }
 
@@ -179,11 +190,15 @@ AReloadTakesOverWhatItCan() {
   has faultd ActiveState active || fail "is not active"
 }
 
+is_final() {
+  ! in_system systemctl start "$1.service" 2> /dev/null || fail "$1 started"
+  has "$1" ActiveState failed || fail "$1 tries again"
+  has "$1" ExecMainStatus 2 || fail "$1: another reason"
+}
+
 AWrongConfigurationIsNotTriedAgain() {
   in_system systemctl stop faultd.service faultd.socket
-  ! in_system systemctl start faultd.service 2> /dev/null || fail "started"
-  has faultd ActiveState failed || fail "tries again"
-  has faultd ExecMainStatus 2 || fail "another reason"
+  is_final faultd
   configure faultd ""
   in_system systemctl start faultd.socket faultd.service
 }
