@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "dirtytrack/check.h"
 
 ABSL_FLAG(std::string, config, "",
@@ -81,6 +82,26 @@ void SetValue(const std::string& text, const FieldDescriptor* field,
   } else {
     message->GetReflection()->SetString(message, field, text);
   }
+}
+
+// Abseil would read these again at each reload, and end the process if one has
+// gone.
+absl::Status CheckNamesNoOtherSource(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    absl::string_view name = argv[i];
+    if (name == "--") break;
+    if (!absl::ConsumePrefix(&name, "-")) continue;
+    absl::ConsumePrefix(&name, "-");
+    name = name.substr(0, name.find('='));
+    if (name != "flagfile" && name != "fromenv" && name != "tryfromenv") {
+      continue;
+    }
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--", name,
+        " is not for a daemon: put its flags into a file for --config "
+        "(postcopy.conf(5)), or on the command line"));
+  }
+  return absl::OkStatus();
 }
 
 std::unique_ptr<Message> FromFlags(const Message& type) {
@@ -214,6 +235,9 @@ absl::Status FlagConfig::Apply(bool together) {
 std::optional<int> FlagConfig::Load(int argc, char** argv) {
   argc_ = argc;
   argv_ = argv;
+  if (absl::Status s = CheckNamesNoOtherSource(argc, argv); !s.ok()) {
+    return Fail(s.message());
+  }
   absl::ParseCommandLine(argc, argv);
   if (absl::GetFlag(FLAGS_check_config) && !Unmatched().empty()) {
     return Fail(absl::StrCat("flags and fields of ",

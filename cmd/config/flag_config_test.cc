@@ -177,6 +177,23 @@ TEST_F(FlagConfigTest, WhatDoesNotGoTogetherIsToldWithoutAPlace) {
             "error: --test_count=8 needs --test_switch\n");
 }
 
+TEST_F(FlagConfigTest, FlagsComeFromNowhereElse) {
+  for (const char* argument :
+       {"--flagfile=/nowhere", "-flagfile", "--fromenv=test_count",
+        "--tryfromenv=test_count"}) {
+    EXPECT_EQ(Load("", {argument}), 2) << argument;
+    EXPECT_THAT(err_, HasSubstr("is not for a daemon")) << argument;
+    EXPECT_THAT(err_, HasSubstr("--config")) << argument;
+  }
+  // Behind "--" there are no flags, nor is every word one.
+  EXPECT_EQ(Load("", {"flagfile", "--test_name=--flagfile"}), std::nullopt);
+  EXPECT_EQ(absl::GetFlag(FLAGS_test_name), "--flagfile");
+  arguments_ = {"daemon", "--", "--flagfile=/nowhere"};
+  char* argv[] = {arguments_[0].data(), arguments_[1].data(),
+                  arguments_[2].data(), nullptr};
+  EXPECT_EQ(config_.Load(3, argv), std::nullopt);
+}
+
 TEST_F(FlagConfigTest, AnElementMustBeOne) {
   for (const char* element : {"", "a,b"}) {
     EXPECT_EQ(Load(std::string("test_names: \"") + element + "\""), 2);
