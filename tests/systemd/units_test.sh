@@ -123,6 +123,7 @@ EnabledAsInstalledItIsNotTriedAgain() {
       fail "${daemon} does not say why"
     journal_has "${daemon}" "give --tls_dir" || fail "${daemon} does not say what to do"
   done
+  in_system systemctl reset-failed
 }
 
 UserAndFolderAreMade() {
