@@ -113,8 +113,8 @@ class UrgentCall final : public UrgentStream {
     to.abort = [this] { Abort(); };
     const auto answers = UrgentAnswers::Create(std::move(to), readers);
     absl::Status status = AnswerAll(*answers, check);
-    answers->Close();
-    return status;
+    absl::Status late = answers->Close();
+    return status.ok() ? late : status;
   }
 
  private:
@@ -165,6 +165,7 @@ absl::Status ServeUrgent(const std::shared_ptr<SourceMigration>& migration,
   // Weakly: a peer that keeps its stream open must not keep the RAM of a VM
   // that has ended.
   const std::weak_ptr<const GuestMemory> weak = *attached;
+  const uint64_t disk = (*attached)->disk();
   attached->reset();
   UrgentAnswers::Stream to;
   to.read = [migration, weak, key](absl::Span<const PageIndex> pages,
@@ -173,6 +174,7 @@ absl::Status ServeUrgent(const std::shared_ptr<SourceMigration>& migration,
     if (memory == nullptr) return absl::AbortedError("the migration has ended");
     return migration->ReadUrgent(key, *memory, pages, batch);
   };
+  to.disk = disk;
   if (migration->wishes().urgent_any_order) {
     to.may_wait = [weak](PageRun run) {
       const std::shared_ptr<const GuestMemory> memory = weak.lock();
@@ -191,6 +193,7 @@ absl::Status ServeUrgent(const SnapshotSessions::Stream& session,
                                             PageBatch& batch) {
     return snapshot->ReadUrgent(pages, batch);
   };
+  to.disk = session.snapshot()->disk();
   if (session.any_order()) {
     to.may_wait = [snapshot = session.snapshot()](PageRun run) {
       return snapshot->MayWait(run);

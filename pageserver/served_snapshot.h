@@ -39,7 +39,8 @@ class ServedSnapshot {
   // DATA_LOSS if the file has been written to or truncated since Open.
   absl::Status CheckUnchanged() const;
 
-  // As GuestMemory::MayWait.
+  // As GuestMemory's.
+  uint64_t disk() const { return memory_->disk(); }
   bool MayWait(PageRun run) const { return memory_->MayWait(run); }
 
   // Replace what `batch` has by the pages of one UrgentRequest or FetchRange.

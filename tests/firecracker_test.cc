@@ -16,8 +16,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/faultd/snapshot_service.h"
+#include "cmd/log/log.h"
 #include "cmd/pageserverd/source_daemon.h"
 #include "cmd/security/client_security.h"
 #include "dirtytrack/simulated_clock.h"
@@ -95,7 +97,9 @@ class FirecrackerFixture : public testing::Test {
       options.source_name = "web";
       options.dialling = ClientSecurity::Plaintext();
     }
-    options.log = [this](const std::string& sentence) { Log(sentence); };
+    options.log = [this](LogSeverity severity, const std::string& sentence) {
+      Log(absl::StrCat(LogSeverityName(severity), ": ", sentence));
+    };
     return options;
   }
   absl::Status Serve(const SnapshotService::Options& options) {
@@ -333,7 +337,7 @@ TEST_P(FirecrackerTest, AVmThatTheSnapshotIsTooShortForIsTurnedAway) {
   if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
   ASSERT_TRUE(vmm->Connect(socket_, {}));
   EXPECT_TRUE(vmm->IsTurnedAway());
-  AwaitSaid("is refused");
+  AwaitSaid("warning: a VM is refused");
   EXPECT_EQ(service_->vms(), 0u);
 }
 

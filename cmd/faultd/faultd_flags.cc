@@ -118,8 +118,8 @@ SnapshotService::Options SnapshotOptions(const std::vector<unsigned>& uids,
       .prefetch_bytes_per_second =
           absl::GetFlag(FLAGS_snapshot_prefetch_bytes_per_second),
       .working_set_path = absl::GetFlag(FLAGS_snapshot_working_set),
-      .log = [log](const std::string& sentence) {
-        WriteTo(log, LogSeverity::kInfo, sentence);
+      .log = [log](LogSeverity severity, const std::string& sentence) {
+        WriteTo(log, severity, sentence);
       }};
 }
 

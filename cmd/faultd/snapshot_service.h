@@ -23,6 +23,7 @@
 #include "cmd/daemon/serve.h"
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/firecracker/firecracker_listener.h"
+#include "cmd/log/log.h"
 #include "cmd/metrics/metric_families.h"
 #include "cmd/metrics/vm_totals.h"
 #include "cmd/security/client_security.h"
@@ -68,7 +69,7 @@ class SnapshotService {
     BulkShare* bulk_share = nullptr;
     // Told, one sentence at a time, who comes, goes, is refused and why, and
     // what became of a VM. By any thread; must not block. May be empty.
-    std::function<void(const std::string&)> log;
+    std::function<void(LogSeverity, const std::string&)> log;
   };
 
   // Serves when it returns. The errors of SnapshotFile::Open, of ReadWorkingSet
@@ -87,7 +88,7 @@ class SnapshotService {
   // Adds what was counted of all VMs since the beginning. Any thread.
   void AddMetrics(MetricFamilies& families) const;
   // A VM needs this daemon as long as it lives.
-  DaemonLoad Load() const { return {.vms = vms(), .needing = vms()}; }
+  DaemonLoad Load() const;
 
   // Refuses VMs that come from now on; those that are attached are served. Any
   // thread.
@@ -133,7 +134,10 @@ class SnapshotService {
   // The undertaker: ends the serving of VMs that have gone, which may wait for
   // a disk, and must not keep others from attaching.
   void Bury();
-  void Log(const std::string& sentence) const;
+  void Log(const std::string& sentence) const {
+    Log(LogSeverity::kInfo, sentence);
+  }
+  void Log(LogSeverity severity, const std::string& sentence) const;
 
   const Options options_;
   // Set by Create. The size is known if there is a working set.

@@ -55,6 +55,9 @@ constexpr Shown kShown[] = {
      "Precopy rounds begun."},
     {VmCounter::kRecoveries, "postcopy_recoveries_total",
      "Times that a lost peer was found again."},
+    {VmCounter::kSourceErrors, "postcopy_source_errors_total",
+     "Sessions that the source of a snapshot ended with an error, and not the "
+     "network; each was tried again."},
     {VmCounter::kFaultMessages, "postcopy_fault_messages_total",
      "Messages about faults read from userfaultfds."},
     {VmCounter::kLocalFaults, "postcopy_local_faults_total",

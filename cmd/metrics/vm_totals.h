@@ -26,6 +26,7 @@ enum class VmCounter {
   kDamagedRuns,
   kRounds,
   kRecoveries,
+  kSourceErrors,
   // Messages of userfaultfds.
   kFaultMessages,
   kLocalFaults,
