@@ -276,6 +276,7 @@ absl::Status SnapshotService::Attach(FirecrackerVm vm) {
         "this faultd is ending: restore the VM on another host, or when it "
         "runs again");
   }
+  if (absl::Status room = CheckRoom(); !room.ok()) return room;
   const uint64_t id = vm.id;
   const pid_t pid = vm.pid;
   const std::string name = NameOf(id, pid);
@@ -301,9 +302,19 @@ absl::Status SnapshotService::Attach(FirecrackerVm vm) {
   return absl::OkStatus();
 }
 
+absl::Status SnapshotService::CheckRoom() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const size_t vms = attached_.size() + leaving_;
+  if (vms < options_.vms_max) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat(TooManyVms(vms), "; ", leaving_,
+                   " of them have gone and are being let go: try again"));
+}
+
 void SnapshotService::Detach(uint64_t id) {
   const std::lock_guard<std::mutex> lock(mutex_);
   gone_.emplace_back(id, std::move(attached_.extract(id).mapped()));
+  ++leaving_;
   changed_.notify_all();
 }
 
@@ -349,6 +360,7 @@ void SnapshotService::Bury() {
     lock.unlock();
     gone.vm.reset();
     lock.lock();
+    --leaving_;
   }
 }
 
@@ -364,6 +376,11 @@ bool SnapshotService::ShowsLife() {
 size_t SnapshotService::vms() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return attached_.size();
+}
+
+size_t SnapshotService::leaving() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return leaving_;
 }
 
 DaemonLoad SnapshotService::Load() const {

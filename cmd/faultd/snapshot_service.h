@@ -84,6 +84,9 @@ class SnapshotService {
 
   // The VMs that are attached.
   size_t vms() const;
+  // VMs that have gone and have not been let go altogether: they count as well
+  // where there are vms_max.
+  size_t leaving() const;
 
   // Adds what was counted of all VMs since the beginning. Any thread.
   void AddMetrics(MetricFamilies& families) const;
@@ -113,6 +116,9 @@ class SnapshotService {
 
   // By the listener's thread, like the three below.
   absl::Status Attach(FirecrackerVm vm);
+  // RESOURCE_EXHAUSTED if those that are attached and those that are let go,
+  // who have their descriptors still, are vms_max.
+  absl::Status CheckRoom() const;
   void Detach(uint64_t id);
   void Refuse(const absl::Status& why);
   absl::StatusOr<std::unique_ptr<SnapshotVm>> Serve(FirecrackerVm vm,
@@ -148,6 +154,8 @@ class SnapshotService {
   std::condition_variable changed_;
   // Guarded by mutex_.
   std::map<uint64_t, Attached> attached_;
+  // VMs that have gone and have not been let go altogether.
+  size_t leaving_ = 0;
   // The undertaker takes the first out when it is in forgotten_.
   std::deque<std::pair<uint64_t, Attached>> gone_;
   VmTotals forgotten_;
