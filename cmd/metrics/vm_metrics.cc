@@ -45,6 +45,9 @@ constexpr Shown kShown[] = {
      "Missing pages that the VMM gave up or unmapped."},
     {VmCounter::kLostPages, "postcopy_lost_pages_total",
      "Received pages that vanished from the RAM file and were poisoned."},
+    {VmCounter::kMappedAheadPages, "postcopy_mapped_ahead_pages_total",
+     "Received pages put into the guest's sight before it touched them, or "
+     "found to need nothing."},
     {VmCounter::kBulkPageBytes, "postcopy_bulk_page_bytes_total",
      "Bytes of pages with data sent over the bulk lane, before compression."},
     {VmCounter::kBulkSentBytes, "postcopy_bulk_sent_bytes_total",
@@ -62,6 +65,8 @@ constexpr Shown kShown[] = {
      "Messages about faults read from userfaultfds."},
     {VmCounter::kLocalFaults, "postcopy_local_faults_total",
      "Of the fault messages, those for pages of zeros, answered here."},
+    {VmCounter::kMinorFaults, "postcopy_minor_faults_total",
+     "Of the fault messages, those for pages that were here and not in sight."},
     {VmCounter::kDuplicateFaults, "postcopy_duplicate_faults_total",
      "Of the fault messages, those for a page asked for already."},
     {VmCounter::kForeignFaults, "postcopy_foreign_faults_total",

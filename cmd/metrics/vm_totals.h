@@ -21,6 +21,7 @@ enum class VmCounter {
   kDiscardedPages,
   kGivenUpPages,
   kLostPages,
+  kMappedAheadPages,
   kBulkPageBytes,
   kBulkSentBytes,
   kDamagedRuns,
@@ -30,6 +31,7 @@ enum class VmCounter {
   // Messages of userfaultfds.
   kFaultMessages,
   kLocalFaults,
+  kMinorFaults,
   kDuplicateFaults,
   kForeignFaults,
   kDeferredFaults,
