@@ -5,6 +5,7 @@
 #include "cmd/daemon/daemon.h"
 #include "cmd/faultreplay/command.h"
 #include "cmd/faultreplay/echo_server.h"
+#include "cmd/faultreplay/find_program.h"
 
 namespace postcopy {
 namespace {
@@ -52,20 +53,6 @@ std::vector<BudgetLine> FloorLines(const ReplayReport& report) {
          .measured = service.waits_per_second / echo.waits_per_second});
   }
   return lines;
-}
-
-absl::Status FindProgram(const std::string& own, const char* name,
-                         std::string* path) {
-  if (path->empty()) {
-    *path =
-        absl::StrCat(own.substr(0, own.rfind('/')), "/../", name, "/", name);
-  }
-  if (::access(path->c_str(), X_OK) == 0) return absl::OkStatus();
-  return absl::NotFoundError(absl::StrCat("the program ", name, " is not at ",
-                                          *path,
-                                          "; build it, or name it with "
-                                          "--",
-                                          name));
 }
 
 }  // namespace
