@@ -44,6 +44,7 @@ journal_has() {
 install_all() {
   packaging/install.sh "$1" .
   install -D cmd/demovm/demovm "$1/usr/libexec/demovm"
+  install -D tests/systemd/stop_thread "$1/usr/libexec/stop_thread"
   # A hang is noticed sooner here, and a stop that is not extended ends sooner.
   local daemon
   for daemon in pageserverd faultd; do
@@ -197,6 +198,29 @@ AHangIsFollowedByARestart() {
   done
 }
 
+watchdog_timeouts() {
+  in_system journalctl --no-pager --output=cat --unit="$1" |
+    grep --count --fixed-strings "Watchdog timeout" || true
+}
+
+# All else of the daemon runs on: it answers, and would feed the watchdog.
+AStuckFaultLoopIsFollowedByARestart() {
+  begin_postcopy 1MiB
+  local pid restarts timeouts
+  pid="$(property faultd MainPID)"
+  restarts="$(property faultd NRestarts)"
+  timeouts="$(watchdog_timeouts faultd)"
+  in_system systemd-run --quiet --unit=stuck /usr/libexec/stop_thread "${pid}" fault-loop
+  await journal_has stuck "stopped 1"
+  control health --destination=127.0.0.1:7410 > /dev/null || fail "does not answer"
+  has faultd MainPID "${pid}" || fail "faultd has ended already"
+  await restarted faultd $((restarts + 1))
+  (($(watchdog_timeouts faultd) == timeouts + 1)) || fail "not by the watchdog"
+  end_vms
+  # It waits for its destination, which knows the migration no more.
+  in_system systemctl kill --signal=KILL pageserverd.service
+}
+
 AReloadTakesOverWhatItCan() {
   local pid
   pid="$(property faultd MainPID)"
@@ -293,7 +317,8 @@ main() {
     AVmmStartsItsDaemonByTheSocket ReadyMeansThatItServes \
     ACrashIsFollowedByARestart AHangIsFollowedByARestart \
     AReloadTakesOverWhatItCan AWrongConfigurationIsNotTriedAgain \
-    AStopWaitsForGuestsThatMissPages ASecondSignalEndsItAtOnce; do
+    AStopWaitsForGuestsThatMissPages ASecondSignalEndsItAtOnce \
+    AStuckFaultLoopIsFollowedByARestart; do
     echo "${thing} (${SECONDS} s)"
     "${thing}"
   done
