@@ -48,7 +48,7 @@ absl::StatusOr<UniqueFd> OpenRegularFile(absl::string_view what,
   if (S_ISREG(info.st_mode)) return fd;
   return absl::InvalidArgumentError(
       absl::StrCat(what, " ", path,
-                   " is not a regular file; give the path of the memory file "
+                   " is not a regular file; give the path of the file "
                    "itself"));
 }
 

@@ -36,12 +36,10 @@ library_directory() {
 put_programs() {
   local file
   "${SOURCE}/packaging/install.sh" "${ROOT}" "${BUILT}"
-  if [[ -f "${BUILT}/cmd/faultreplay/faultreplay" ]]; then
-    put 755 "${BUILT}/cmd/faultreplay/faultreplay" /usr/bin/faultreplay
-    for file in "${SOURCE}"/cmd/faultreplay/testdata/*.trace; do
-      put 644 "${file}" "/usr/share/postcopy/traces/${file##*/}"
-    done
-  fi
+  put 755 "${BUILT}/cmd/faultreplay/faultreplay" /usr/bin/faultreplay
+  for file in "${SOURCE}"/cmd/faultreplay/testdata/*.trace; do
+    put 644 "${file}" "/usr/share/postcopy/traces/${file##*/}"
+  done
   put 644 "${BUILT}/cmd/vmm_library/libpostcopy_vmm.so" \
     "$(library_directory)/libpostcopy_vmm.so"
   put 644 "${SOURCE}/cmd/vmm_library/postcopy_vmm.h" /usr/include/postcopy_vmm.h
@@ -57,8 +55,6 @@ put_documents() {
   for page in "${SOURCE}"/docs/man/*.scd; do
     name="$(basename "${page}" .scd)"
     section="${name##*.}"
-    [[ "${name}" != faultreplay.1 || -f "${ROOT}/usr/bin/faultreplay" ]] ||
-      continue
     scdoc < "${page}" | put_compressed "/usr/share/man/man${section}/${name}.gz"
   done
   mkdir -p "${ROOT}/usr/share/bash-completion/completions"

@@ -17,7 +17,7 @@
 namespace postcopy {
 namespace {
 
-using UrgentStream =
+using GrpcUrgentStream =
     grpc::ServerReaderWriter<v1::UrgentResponse, v1::UrgentRequest>;
 
 grpc::Status ToGrpc(const absl::Status& status) {
@@ -89,9 +89,9 @@ absl::StatusOr<SessionKey> ReceiveAttach(StreamDeadlines& deadlines,
 }
 
 // The one urgent call, whose answers may be written by several threads in turn.
-class UrgentCall {
+class UrgentCall final : public UrgentStream {
  public:
-  UrgentCall(grpc::ServerContext* context, UrgentStream* stream)
+  UrgentCall(grpc::ServerContext* context, GrpcUrgentStream* stream)
       : context_(*context), stream_(*stream) {}
 
   // Reads the first request; false if the stream has ended without one.
@@ -100,7 +100,7 @@ class UrgentCall {
     return stream_.Read(&request_);
   }
   SessionKey key() const { return KeyOf(request_.session()); }
-  void Abort() { context_.TryCancel(); }
+  void Abort() override { context_.TryCancel(); }
 
   // Answers this and all that follow. `check` says whether the session of a
   // request is still served.
@@ -113,8 +113,8 @@ class UrgentCall {
     to.abort = [this] { Abort(); };
     const auto answers = UrgentAnswers::Create(std::move(to), readers);
     absl::Status status = AnswerAll(*answers, check);
-    answers->Close();
-    return status;
+    absl::Status late = answers->Close();
+    return status.ok() ? late : status;
   }
 
  private:
@@ -135,7 +135,7 @@ class UrgentCall {
   }
 
   grpc::ServerContext& context_;
-  UrgentStream& stream_;
+  GrpcUrgentStream& stream_;
   v1::UrgentRequest request_;
   // Reused; of who sends.
   v1::UrgentResponse response_;
@@ -144,27 +144,28 @@ class UrgentCall {
 // A place among the urgent streams of a session, which AttachUrgent took.
 class UrgentPlace {
  public:
-  UrgentPlace(SourceMigration* migration, SessionKey key)
-      : migration_(migration), key_(key) {}
-  ~UrgentPlace() { migration_->DetachUrgent(key_); }
+  UrgentPlace(SourceMigration* migration, UrgentStream* stream)
+      : migration_(migration), stream_(stream) {}
+  ~UrgentPlace() { migration_->DetachUrgent(stream_); }
   UrgentPlace(const UrgentPlace&) = delete;
   UrgentPlace& operator=(const UrgentPlace&) = delete;
 
  private:
   SourceMigration* const migration_;
-  const SessionKey key_;
+  UrgentStream* const stream_;
 };
 
 absl::Status ServeUrgent(const std::shared_ptr<SourceMigration>& migration,
                          UrgentCall& call, SlowReaders* readers) {
   const SessionKey key = call.key();
   absl::StatusOr<std::shared_ptr<const GuestMemory>> attached =
-      migration->AttachUrgent(key);
+      migration->AttachUrgent(key, &call);
   if (!attached.ok()) return attached.status();
-  const UrgentPlace place(migration.get(), key);
+  const UrgentPlace place(migration.get(), &call);
   // Weakly: a peer that keeps its stream open must not keep the RAM of a VM
   // that has ended.
   const std::weak_ptr<const GuestMemory> weak = *attached;
+  const uint64_t disk = (*attached)->disk();
   attached->reset();
   UrgentAnswers::Stream to;
   to.read = [migration, weak, key](absl::Span<const PageIndex> pages,
@@ -173,6 +174,7 @@ absl::Status ServeUrgent(const std::shared_ptr<SourceMigration>& migration,
     if (memory == nullptr) return absl::AbortedError("the migration has ended");
     return migration->ReadUrgent(key, *memory, pages, batch);
   };
+  to.disk = disk;
   if (migration->wishes().urgent_any_order) {
     to.may_wait = [weak](PageRun run) {
       const std::shared_ptr<const GuestMemory> memory = weak.lock();
@@ -191,6 +193,7 @@ absl::Status ServeUrgent(const SnapshotSessions::Stream& session,
                                             PageBatch& batch) {
     return snapshot->ReadUrgent(pages, batch);
   };
+  to.disk = session.snapshot()->disk();
   if (session.any_order()) {
     to.may_wait = [snapshot = session.snapshot()](PageRun run) {
       return snapshot->MayWait(run);
@@ -294,7 +297,7 @@ grpc::Status DataPlaneService::OpenSnapshot(
 }
 
 grpc::Status DataPlaneService::Urgent(grpc::ServerContext* context,
-                                      UrgentStream* stream) {
+                                      GrpcUrgentStream* stream) {
   return Ended(DataPlaneLane::kUrgent, ServeUrgentLane(context, *stream));
 }
 
@@ -304,7 +307,7 @@ grpc::Status DataPlaneService::Bulk(grpc::ServerContext* context,
 }
 
 absl::Status DataPlaneService::ServeUrgentLane(grpc::ServerContext* context,
-                                               UrgentStream& stream) {
+                                               GrpcUrgentStream& stream) {
   UrgentCall call(context, &stream);
   if (!call.ReadFirst(deadlines_)) return absl::OkStatus();
   const SessionKey key = call.key();

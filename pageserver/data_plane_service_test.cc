@@ -145,6 +145,8 @@ class Source {
         std::thread([this] { migration_->RequestSwitchOver().IgnoreError(); });
   }
 
+  void Forget() { directory_.Remove("m"); }
+
   // What the observer was told.
   std::vector<SessionAttempt> attempts() const {
     const std::lock_guard<std::mutex> lock(told_mutex_);
@@ -848,7 +850,7 @@ TEST_F(CommittedTest, AnUrgentStreamKeepsNoMemory) {
 TEST_F(CommittedTest, ASessionHasSoManyUrgentStreams) {
   ASSERT_NO_FATAL_FAILURE(Commit());
   std::vector<std::unique_ptr<Urgent>> streams;
-  for (int i = 0; i < kUrgentStreamsMax; ++i) {
+  for (size_t i = 0; i < kUrgentStreamsMax; ++i) {
     streams.push_back(std::make_unique<Urgent>(source_));
     EXPECT_TRUE(streams.back()->Ask(session_, {0}).has_value()) << i;
   }
@@ -908,15 +910,34 @@ TEST_F(CommittedTest, TheNextSessionIsToldOfTheCommit) {
   EXPECT_TRUE(source_.Complete(session).ok());
 }
 
-// An urgent stream that is attached when another session takes over.
-TEST_F(CommittedTest, AnAttachedUrgentStreamOfAnOldEpochIsRefused) {
+// Streams that say nothing more would each keep a thread of the listener,
+// epoch after epoch.
+TEST_F(CommittedTest, ANewEpochEndsSilentUrgentStreams) {
+  ASSERT_NO_FATAL_FAILURE(Commit());
+  for (uint64_t epoch = 2; epoch < 5; ++epoch) {
+    std::vector<std::unique_ptr<Urgent>> streams;
+    for (size_t i = 0; i < kUrgentStreamsMax; ++i) {
+      streams.push_back(std::make_unique<Urgent>(source_));
+      EXPECT_TRUE(streams.back()->Ask(session_, {0}).has_value()) << i;
+    }
+    session_ = source_.OpenSession(epoch);
+    for (const auto& stream : streams) {
+      EXPECT_EQ(stream->Finish().error_code(), StatusCode::CANCELLED);
+    }
+  }
+  EXPECT_TRUE(source_.Complete(session_).ok());
+  bulk_->Finish();
+}
+
+// Nor once nobody can end the migration any more.
+TEST_F(CommittedTest, AForgottenMigrationHasNoStreams) {
   ASSERT_NO_FATAL_FAILURE(Commit());
   Urgent urgent(source_);
   EXPECT_TRUE(urgent.Ask(session_, {0}).has_value());
-  source_.OpenSession(2);
-  EXPECT_EQ(urgent.Ask(session_, {0}), std::nullopt);
-  EXPECT_EQ(urgent.Finish().error_code(), StatusCode::FAILED_PRECONDITION);
-  bulk_->Finish();
+  EXPECT_TRUE(source_.Complete(session_).ok());
+  source_.Forget();
+  EXPECT_EQ(urgent.Finish().error_code(), StatusCode::CANCELLED);
+  EXPECT_EQ(bulk_->Finish().error_code(), StatusCode::CANCELLED);
 }
 
 TEST_F(CommittedTest, UrgentRequestsThatAreRefused) {

@@ -101,6 +101,12 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(
       new GuestMemory(std::move(layout), std::move(backings)));
 }
 
+GuestMemory::GuestMemory(RamLayout layout, std::vector<Backing> backings)
+    : layout_(std::move(layout)), backings_(std::move(backings)) {
+  struct stat info = {};
+  if (::fstat(backings_.front().fd.get(), &info) == 0) disk_ = info.st_dev;
+}
+
 GuestMemory::Absence GuestMemory::AbsenceOf(int fd) {
   struct statfs info = {};
   if (::fstatfs(fd, &info) != 0) return Absence::kUntold;

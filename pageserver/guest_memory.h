@@ -51,6 +51,10 @@ class GuestMemory {
   // wait.
   bool MayWait(PageRun run) const;
 
+  // The file system of the first file, by which those who may wait for the same
+  // disk are told from others.
+  uint64_t disk() const { return disk_; }
+
   // The first page of [from, end) that is not a hole; `end` if all of it is
   // holes, which read as zeros. Touches no page. Errors as Read, but for
   // OUT_OF_RANGE.
@@ -71,8 +75,7 @@ class GuestMemory {
     Absence absence = Absence::kUntold;
   };
 
-  GuestMemory(RamLayout layout, std::vector<Backing> backings)
-      : layout_(std::move(layout)), backings_(std::move(backings)) {}
+  GuestMemory(RamLayout layout, std::vector<Backing> backings);
 
   static Absence AbsenceOf(int fd);
   // The part of `run` that lies in the region of its first page.
@@ -82,6 +85,7 @@ class GuestMemory {
 
   const RamLayout layout_;
   const std::vector<Backing> backings_;
+  uint64_t disk_ = 0;  // constant after construction
 };
 
 }  // namespace postcopy

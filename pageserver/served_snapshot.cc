@@ -1,10 +1,6 @@
 #include "pageserver/served_snapshot.h"
 
-#include <sys/stat.h>
-
 #include <array>
-#include <cerrno>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/page_checksum.h"
@@ -14,11 +10,10 @@
 namespace postcopy {
 namespace {
 
-uint64_t ContentId(const struct stat& info) {
+uint64_t ContentId(const FileVersion& version) {
   const std::array<uint64_t, 3> parts = {
-      static_cast<uint64_t>(info.st_size),
-      static_cast<uint64_t>(info.st_mtim.tv_sec),
-      static_cast<uint64_t>(info.st_mtim.tv_nsec)};
+      version.size.value(), static_cast<uint64_t>(version.written_s),
+      static_cast<uint64_t>(version.written_ns)};
   const absl::Span<const uint8_t> bytes(
       reinterpret_cast<const uint8_t*>(parts.data()), sizeof(parts));
   // Two different checksums of 32 bits: nobody is to be kept from forging it.
@@ -46,12 +41,9 @@ absl::StatusOr<std::shared_ptr<const ServedSnapshot>> ServedSnapshot::Open(
   }
   absl::StatusOr<UniqueFd> fd = OpenRegularFile("the snapshot file", path);
   if (!fd.ok()) return fd.status();
-  struct stat info = {};
-  if (::fstat(fd->get(), &info) != 0) {
-    return OpenFileError("the snapshot file", path, errno);
-  }
-  const ByteCount size(static_cast<uint64_t>(info.st_size));
-  absl::StatusOr<RamLayout> layout = LayoutOf(name, size);
+  const absl::StatusOr<FileVersion> version = VersionOf(fd->get());
+  if (!version.ok()) return version.status();
+  absl::StatusOr<RamLayout> layout = LayoutOf(name, version->size);
   if (!layout.ok()) {
     return absl::InvalidArgumentError(
         absl::StrCat("the snapshot file ", path,
@@ -62,32 +54,31 @@ absl::StatusOr<std::shared_ptr<const ServedSnapshot>> ServedSnapshot::Open(
   if (!memory.ok()) return memory.status();
   return std::shared_ptr<const ServedSnapshot>(
       new ServedSnapshot(std::move(name), *std::move(fd), *std::move(memory),
-                         size, ContentId(info)));
+                         *version, ContentId(*version)));
 }
 
-absl::Status ServedSnapshot::CheckLength() const {
-  struct stat info = {};
-  if (::fstat(fd_.get(), &info) != 0) {
-    return absl::InternalError(absl::StrCat("cannot look at snapshot \"", name_,
-                                            "\": ", ::strerrordesc_np(errno)));
-  }
-  if (static_cast<uint64_t>(info.st_size) >= size_.value()) {
-    return absl::OkStatus();
-  }
-  return absl::DataLossError(absl::StrCat(
-      "the file of snapshot \"", name_, "\" has been truncated: it has ",
-      info.st_size, " bytes, and had ", size_.value(),
-      ": it must not be changed while VMs are restored from it"));
+absl::Status ServedSnapshot::CheckUnchanged() const {
+  return CheckVersion(fd_.get(), version_,
+                      absl::StrCat("the file of snapshot \"", name_, "\""));
 }
+
+// Both look at the file once more when they have read it: a VM must not get
+// pages of two files.
 
 absl::Status ServedSnapshot::ReadUrgent(absl::Span<const PageIndex> pages,
                                         PageBatch& batch) const {
   batch.Clear();
-  return ReadAsked(*memory_, pages, batch);
+  if (absl::Status s = ReadAsked(*memory_, pages, batch); !s.ok()) return s;
+  return CheckUnchanged();
 }
 
 absl::Status ServedSnapshot::ReadRange(PageRun run, PageBatch& batch) const {
   batch.Clear();
+  if (absl::Status s = FillRange(run, batch); !s.ok()) return s;
+  return CheckUnchanged();
+}
+
+absl::Status ServedSnapshot::FillRange(PageRun run, PageBatch& batch) const {
   if (absl::Status s = CheckFetch(memory_->layout(), run); !s.ok()) return s;
   absl::StatusOr<PageIndex> data = memory_->NextData(run.first, run.end());
   if (!data.ok()) return data.status();

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "dirtytrack/file_version.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
 #include "pageserver/guest_memory.h"
@@ -29,40 +30,44 @@ class ServedSnapshot {
 
   const std::string& name() const { return name_; }
   // As it was at Open.
-  ByteCount size() const { return size_; }
+  ByteCount size() const { return version_.size; }
   // Of its size and when it was last written to, at Open: equal for the same
   // file opened later, if nobody has written to it, and for a copy that has
   // kept that time.
   uint64_t content_id() const { return content_id_; }
 
-  // DATA_LOSS if the file has become shorter than it was at Open.
-  absl::Status CheckLength() const;
+  // DATA_LOSS if the file has been written to or truncated since Open.
+  absl::Status CheckUnchanged() const;
 
-  // As GuestMemory::MayWait.
+  // As GuestMemory's.
+  uint64_t disk() const { return memory_->disk(); }
   bool MayWait(PageRun run) const { return memory_->MayWait(run); }
 
   // Replace what `batch` has by the pages of one UrgentRequest or FetchRange.
   // Holes become runs of zeros. OUT_OF_RANGE, INVALID_ARGUMENT: not such pages.
-  // DATA_LOSS: the file has become shorter, though it may be elsewhere that
-  // there are pages left. INTERNAL: it cannot be read.
+  // DATA_LOSS: the file is not what it was at Open any more, though it may be
+  // elsewhere that it changed. INTERNAL: it cannot be read. With an error what
+  // `batch` has is not to be sent.
   absl::Status ReadUrgent(absl::Span<const PageIndex> pages,
                           PageBatch& batch) const;
   absl::Status ReadRange(PageRun run, PageBatch& batch) const;
 
  private:
   ServedSnapshot(std::string name, UniqueFd fd,
-                 std::unique_ptr<const GuestMemory> memory, ByteCount size,
-                 uint64_t content_id)
+                 std::unique_ptr<const GuestMemory> memory,
+                 const FileVersion& version, uint64_t content_id)
       : name_(std::move(name)),
         fd_(std::move(fd)),
         memory_(std::move(memory)),
-        size_(size),
+        version_(version),
         content_id_(content_id) {}
+
+  absl::Status FillRange(PageRun run, PageBatch& batch) const;
 
   const std::string name_;
   const UniqueFd fd_;
   const std::unique_ptr<const GuestMemory> memory_;
-  const ByteCount size_;
+  const FileVersion version_;
   const uint64_t content_id_;
 };
 

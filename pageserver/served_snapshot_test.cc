@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/ram_layout.h"
 #include "dirtytrack/types.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "pageserver/test_guest.h"
 
@@ -90,15 +91,41 @@ TEST(ServedSnapshotTest, ItsIdentityIsItsSizeAndWhenItWasWritten) {
 TEST(ServedSnapshotTest, ATruncatedFileIsALoss) {
   TestGuest guest({20});
   const auto snapshot = Open(guest);
-  EXPECT_TRUE(snapshot->CheckLength().ok());
+  EXPECT_TRUE(snapshot->CheckUnchanged().ok());
   guest.Truncate(ByteCount(20 * kPageSize - 1));
-  EXPECT_TRUE(absl::IsDataLoss(snapshot->CheckLength()));
+  EXPECT_TRUE(absl::IsDataLoss(snapshot->CheckUnchanged()));
   PageBatch batch;
   EXPECT_TRUE(absl::IsDataLoss(snapshot->ReadUrgent({PageIndex(22)}, batch)));
   EXPECT_TRUE(absl::IsDataLoss(
       snapshot->ReadRange({PageIndex(20), PageCount(3)}, batch)));
+  // What is at its end now is not what was.
   guest.Truncate(ByteCount(20 * kPageSize));
-  EXPECT_TRUE(snapshot->CheckLength().ok());
+  EXPECT_TRUE(absl::IsDataLoss(snapshot->CheckUnchanged()));
+}
+
+// Pages of two files would be a VM that never was.
+TEST(ServedSnapshotTest, AFileRewrittenInPlaceIsALoss) {
+  TestGuest guest({20});
+  guest.Write(10, 1);
+  const timespec long_ago[] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+  ASSERT_EQ(::futimens(guest.fd(), long_ago), 0);
+  const auto snapshot = Open(guest);
+  PageBatch batch;
+  ASSERT_TRUE(snapshot->ReadUrgent({PageIndex(13)}, batch).ok());
+  const std::string other = PageOfValue(2);
+  ASSERT_EQ(::pwrite(guest.fd(), other.data(), other.size(), 13 * kPageSize),
+            static_cast<ssize_t>(other.size()));
+  for (const uint64_t page : {13, 0}) {
+    const absl::Status status = snapshot->ReadUrgent({PageIndex(page)}, batch);
+    EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+    EXPECT_THAT(std::string(status.message()),
+                testing::HasSubstr("snapshot \"s\" has been written to"));
+    EXPECT_TRUE(absl::IsDataLoss(
+        snapshot->ReadRange({PageIndex(page), PageCount(1)}, batch)));
+  }
+  EXPECT_TRUE(absl::IsDataLoss(snapshot->CheckUnchanged()));
+  // It can be served anew, as another.
+  EXPECT_NE(Open(guest)->content_id(), snapshot->content_id());
 }
 
 TEST(ServedSnapshotTest, RefusesWhatIsNoSnapshot) {

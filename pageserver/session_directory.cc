@@ -23,6 +23,7 @@ void SessionDirectory::Remove(absl::string_view migration_id) {
   std::lock_guard lock(mutex_);
   const auto it = entries_.find(std::string(migration_id));
   if (it == entries_.end()) return;
+  it->second.migration->EndStreams();
   by_session_.erase(it->second.migration->session_id());
   entries_.erase(it);
 }

@@ -21,7 +21,8 @@ class SessionDirectory {
   // Makes `migration` known. REQUIRES: none of that id is.
   void Add(std::string migration_id, std::string vm_name,
            std::shared_ptr<SourceMigration> migration);
-  // Forgets it. Not an error if it is not known.
+  // Forgets it, which has ended, and ends the streams it has left. Not an error
+  // if it is not known.
   void Remove(absl::string_view migration_id);
 
   // For OpenSession. NOT_FOUND names what is not there; FAILED_PRECONDITION if

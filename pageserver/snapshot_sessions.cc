@@ -118,7 +118,7 @@ absl::StatusOr<SnapshotSessions::Opened> SnapshotSessions::Open(
   }
   // Without the lock: a file server that hangs would keep those of the other
   // snapshots waiting.
-  if (absl::Status s = snapshot->CheckLength(); !s.ok()) return s;
+  if (absl::Status s = snapshot->CheckUnchanged(); !s.ok()) return s;
   const std::lock_guard<std::mutex> lock(mutex_);
   ForgetUnattached();
   const auto known = by_id_.find(lost.id);

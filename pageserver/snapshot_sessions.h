@@ -80,7 +80,7 @@ class SnapshotSessions {
 
   // Opens a session of the snapshot `name`. If `lost` is one, it is that with
   // the next epoch, and its streams are aborted. NOT_FOUND: there is no such
-  // snapshot. DATA_LOSS: it has been truncated. FAILED_PRECONDITION: `lost` is
+  // snapshot. DATA_LOSS: it has been changed. FAILED_PRECONDITION: `lost` is
   // of another snapshot, or there is a newer epoch of it that has streams.
   // RESOURCE_EXHAUSTED beyond kMaxSnapshotSessions. `peer` is whatever names
   // who asks: a session is its opener's, and PERMISSION_DENIED for others.

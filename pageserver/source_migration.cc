@@ -146,6 +146,8 @@ absl::StatusOr<SessionKey> SourceMigration::OpenSession(
                      ", which is taken: open the session with a higher one"));
   }
   epoch_.store(epoch, std::memory_order_release);
+  // Silent ones would stay, and take threads that others need.
+  if (epoch != newest) AbortUrgentLocked();
   wishes_ = wishes;
   opened_ = true;
   peer_ = std::string(peer);
@@ -154,7 +156,7 @@ absl::StatusOr<SessionKey> SourceMigration::OpenSession(
 }
 
 absl::StatusOr<std::shared_ptr<const GuestMemory>>
-SourceMigration::AttachUrgent(SessionKey key) {
+SourceMigration::AttachUrgent(SessionKey key, UrgentStream* stream) {
   std::lock_guard lock(mutex_);
   // With the lock, so that no older one comes behind a newer one.
   if (absl::Status s = CheckEpoch(key); !s.ok()) return s;
@@ -162,21 +164,32 @@ SourceMigration::AttachUrgent(SessionKey key) {
     return absl::AbortedError(
         absl::StrCat("the migration has ended: ", snapshot_.message));
   }
-  // A stream of the session before may not have noticed yet that it is over.
-  if (urgent_epoch_ != key.epoch) urgent_streams_ = 0;
-  urgent_epoch_ = key.epoch;
-  if (urgent_streams_ == kUrgentStreamsMax) {
+  if (urgent_streams_.size() == kUrgentStreamsMax) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the session has ", kUrgentStreamsMax,
                      " urgent streams already: end one of them"));
   }
-  ++urgent_streams_;
+  urgent_streams_.push_back(stream);
   return memory_;
 }
 
-void SourceMigration::DetachUrgent(SessionKey key) {
+void SourceMigration::DetachUrgent(UrgentStream* stream) {
   std::lock_guard lock(mutex_);
-  if (urgent_epoch_ == key.epoch) --urgent_streams_;
+  // One that has been aborted is not there any more.
+  urgent_streams_.erase(
+      std::remove(urgent_streams_.begin(), urgent_streams_.end(), stream),
+      urgent_streams_.end());
+}
+
+void SourceMigration::AbortUrgentLocked() {
+  for (UrgentStream* stream : urgent_streams_) stream->Abort();
+  urgent_streams_.clear();
+}
+
+void SourceMigration::EndStreams() {
+  std::lock_guard lock(mutex_);
+  AbortUrgentLocked();
+  if (lane_ != nullptr) lane_->Abort();
 }
 
 SessionWishes SourceMigration::wishes() const {

@@ -68,7 +68,7 @@ inline constexpr int64_t kDiscardNanosPerPage = 5 * kNanosPerMicro;
 inline constexpr int kRestRoundsMax = 8;
 
 // Urgent streams of a session at a time. A destination has one.
-inline constexpr int kUrgentStreamsMax = 8;
+inline constexpr size_t kUrgentStreamsMax = 8;
 
 struct SourceOptions {
   MigrationPolicy policy = MigrationPolicy::kPrecopyThenPostcopy;
@@ -142,6 +142,14 @@ struct SourceSnapshot {
   uint32_t recoveries = 0;
 };
 
+// An urgent stream as its migration sees it.
+class UrgentStream {
+ public:
+  virtual ~UrgentStream() = default;
+  // Ends it soon. From any thread, with a lock held: must not block.
+  virtual void Abort() = 0;
+};
+
 // The source's half of one migration. The rules it keeps:
 //
 //  - Before the commit everything can be undone, and is, on any error: the
@@ -188,13 +196,15 @@ class SourceMigration {
   // Serves the bulk stream of the session until it ends; returns what to end it
   // with. `lane` is not used after that.
   absl::Status ServeBulk(SessionKey key, BulkLane* lane);
-  // What an urgent stream keeps for its lifetime, which ends with DetachUrgent.
-  // FAILED_PRECONDITION unless `key` is the newest session; ABORTED if the
-  // migration has ended; RESOURCE_EXHAUSTED if the session has
+  // What an urgent stream keeps for its lifetime, which ends with DetachUrgent,
+  // to be called if this succeeded and before `stream` is destroyed. It is
+  // aborted, at most once, when a session with a higher epoch is opened, or by
+  // EndStreams. FAILED_PRECONDITION unless `key` is the newest session; ABORTED
+  // if the migration has ended; RESOURCE_EXHAUSTED if the session has
   // kUrgentStreamsMax of them.
   absl::StatusOr<std::shared_ptr<const GuestMemory>> AttachUrgent(
-      SessionKey key);
-  void DetachUrgent(SessionKey key);
+      SessionKey key, UrgentStream* stream);
+  void DetachUrgent(UrgentStream* stream);
   // FAILED_PRECONDITION unless `key` is the newest session, NOT_FOUND if it is
   // none of this migration.
   absl::Status CheckEpoch(SessionKey key) const;
@@ -209,6 +219,9 @@ class SourceMigration {
                           absl::Span<const PageIndex> pages, PageBatch& batch);
   // Every page is at the destination. Idempotent.
   absl::Status Complete(SessionKey key);
+  // Aborts the streams there are. For a migration that has ended and that
+  // nobody can find any more: its destination may be one that keeps them.
+  void EndStreams();
 
   // The control plane.
   //
@@ -259,6 +272,7 @@ class SourceMigration {
   absl::Status AttachLane(SessionKey key, BulkLane* lane);
   void DetachLane();
   bool ClaimDriverLocked();
+  void AbortUrgentLocked();
 
   // Before the commit, as driver.
   absl::Status RunBeforeCommit(BulkLane* lane);
@@ -345,9 +359,8 @@ class SourceMigration {
   // Who opened the first session; none has been if `opened_` is false.
   bool opened_ = false;
   std::string peer_;
-  // Of the newest session that had any.
-  uint64_t urgent_epoch_ = 0;
-  int urgent_streams_ = 0;
+  // Of the newest session.
+  std::vector<UrgentStream*> urgent_streams_;
   bool switch_requested_ = false;
   bool cancel_requested_ = false;
   bool vmm_gone_ = false;

@@ -1,6 +1,7 @@
 #include "pageserver/source_migration.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -1467,13 +1468,19 @@ TEST(SourceMigrationSessionTest, BulkStreamMustNameTheNewestSession) {
   EXPECT_EQ(h.phase(), SourcePhase::kPreparing);
 }
 
+struct FakeUrgentStream final : UrgentStream {
+  void Abort() override { ++aborts; }
+  int aborts = 0;
+};
+
 TEST(SourceMigrationSessionTest, BulkStreamAfterTheEnd) {
   Harness h({});
+  FakeUrgentStream stream;
   absl::StatusOr<SessionKey> key =
       h.migration().OpenSession(1, h.guest().layout());
   ASSERT_TRUE(h.migration().Cancel().ok());
   EXPECT_EQ(h.ServeKey(*key)->AwaitReturn().code(), StatusCode::kAborted);
-  EXPECT_EQ(h.migration().AttachUrgent(*key).status().code(),
+  EXPECT_EQ(h.migration().AttachUrgent(*key, &stream).status().code(),
             StatusCode::kAborted);
 }
 
@@ -1481,8 +1488,9 @@ TEST(SourceMigrationSessionTest, BulkStreamAfterTheEnd) {
 
 TEST(SourceMigrationUrgentTest, RefusedBeforeTheCommit) {
   Harness h(SilentInSwitching());
+  FakeUrgentStream stream;
   h.RunToSilence();
-  auto memory = h.migration().AttachUrgent(h.key());
+  auto memory = h.migration().AttachUrgent(h.key(), &stream);
   ASSERT_TRUE(memory.ok()) << memory.status();
   PageBatch batch;
   EXPECT_EQ(h.migration().ReadUrgent(h.key(), **memory, {PageIndex(0)}, batch),
@@ -1495,29 +1503,52 @@ TEST(SourceMigrationUrgentTest, RefusedBeforeTheCommit) {
 TEST(SourceMigrationUrgentTest, ASessionHasSoManyStreamsAndNotOneMore) {
   Harness h({});
   SourceMigration& m = h.migration();
+  const SessionKey key = *m.OpenSession(1, h.guest().layout());
+  std::array<FakeUrgentStream, kUrgentStreamsMax> streams;
+  for (FakeUrgentStream& stream : streams) {
+    EXPECT_TRUE(m.AttachUrgent(key, &stream).ok());
+  }
+  FakeUrgentStream one_more;
+  EXPECT_EQ(m.AttachUrgent(key, &one_more).status().code(),
+            StatusCode::kResourceExhausted);
+  m.DetachUrgent(&streams[0]);
+  EXPECT_TRUE(m.AttachUrgent(key, &one_more).ok());
+}
+
+// Epoch after epoch would otherwise take a thread for each stream, to the last
+// one the listener has.
+TEST(SourceMigrationUrgentTest, ANewEpochEndsTheStreamsBefore) {
+  Harness h({});
+  SourceMigration& m = h.migration();
   const RamLayout& layout = h.guest().layout();
-  const auto attach_all = [&m](SessionKey key) {
-    for (int i = 0; i < kUrgentStreamsMax; ++i) {
-      EXPECT_TRUE(m.AttachUrgent(key).ok()) << i;
-    }
-    EXPECT_EQ(m.AttachUrgent(key).status().code(),
-              StatusCode::kResourceExhausted);
-  };
+  std::array<FakeUrgentStream, kUrgentStreamsMax> before;
   const SessionKey first = *m.OpenSession(1, layout);
-  attach_all(first);
-  m.DetachUrgent(first);
-  EXPECT_TRUE(m.AttachUrgent(first).ok());
-  // What is left of the session before takes no place, and gives none.
+  for (FakeUrgentStream& stream : before) {
+    ASSERT_TRUE(m.AttachUrgent(first, &stream).ok());
+  }
+  // A second answer to the same request ends nothing.
+  ASSERT_TRUE(m.OpenSession(1, layout).ok());
+  for (const FakeUrgentStream& stream : before) EXPECT_EQ(stream.aborts, 0);
   const SessionKey second = *m.OpenSession(2, layout);
-  attach_all(second);
-  m.DetachUrgent(first);
-  EXPECT_FALSE(m.AttachUrgent(second).ok());
+  for (const FakeUrgentStream& stream : before) EXPECT_EQ(stream.aborts, 1);
+  // They take no place, and give none.
+  std::array<FakeUrgentStream, kUrgentStreamsMax> after;
+  for (FakeUrgentStream& stream : after) {
+    EXPECT_TRUE(m.AttachUrgent(second, &stream).ok());
+  }
+  for (FakeUrgentStream& stream : before) m.DetachUrgent(&stream);
+  FakeUrgentStream one_more;
+  EXPECT_FALSE(m.AttachUrgent(second, &one_more).ok());
+  ASSERT_TRUE(m.OpenSession(3, layout).ok());
+  for (const FakeUrgentStream& stream : before) EXPECT_EQ(stream.aborts, 1);
+  for (const FakeUrgentStream& stream : after) EXPECT_EQ(stream.aborts, 1);
 }
 
 TEST(SourceMigrationUrgentTest, ReadsInTheOrderAsked) {
   Harness h({});
+  FakeUrgentStream stream;
   FakeLane* lane = h.RunToPostcopy();
-  auto memory = h.migration().AttachUrgent(h.key());
+  auto memory = h.migration().AttachUrgent(h.key(), &stream);
   ASSERT_TRUE(memory.ok()) << memory.status();
   PageBatch batch;
   const std::vector<PageIndex> pages = {PageIndex(9), PageIndex(8),
@@ -1535,8 +1566,9 @@ TEST(SourceMigrationUrgentTest, ReadsInTheOrderAsked) {
 
 TEST(SourceMigrationUrgentTest, Refusals) {
   Harness h({});
+  FakeUrgentStream stream;
   FakeLane* lane = h.RunToPostcopy();
-  auto memory = h.migration().AttachUrgent(h.key());
+  auto memory = h.migration().AttachUrgent(h.key(), &stream);
   ASSERT_TRUE(memory.ok()) << memory.status();
   PageBatch batch;
   const auto read = [&](SessionKey key, const std::vector<PageIndex>& pages) {
@@ -1558,12 +1590,16 @@ TEST(SourceMigrationUrgentTest, Refusals) {
   for (uint64_t epoch : {key.epoch - 1, key.epoch + 1}) {
     EXPECT_EQ(read({key.id, epoch}, {PageIndex(0)}).code(),
               StatusCode::kFailedPrecondition);
-    EXPECT_EQ(h.migration().AttachUrgent({key.id, epoch}).status().code(),
-              StatusCode::kFailedPrecondition);
+    EXPECT_EQ(
+        h.migration().AttachUrgent({key.id, epoch}, &stream).status().code(),
+        StatusCode::kFailedPrecondition);
   }
   EXPECT_EQ(read({key.id + 1, key.epoch}, {PageIndex(0)}).code(),
             StatusCode::kNotFound);
-  EXPECT_EQ(h.migration().AttachUrgent({key.id + 1, key.epoch}).status().code(),
+  EXPECT_EQ(h.migration()
+                .AttachUrgent({key.id + 1, key.epoch}, &stream)
+                .status()
+                .code(),
             StatusCode::kNotFound);
   lane->Abort();
 }
@@ -1572,13 +1608,14 @@ TEST(SourceMigrationUrgentTest, Refusals) {
 // migration completes.
 TEST(SourceMigrationUrgentTest, RunsBesideTheBulkLane) {
   Harness h({.policy = MigrationPolicy::kPostcopyOnly});
+  FakeUrgentStream stream;
   h.RunToPostcopy()->Abort();
   h.Join();
   h.set_fault(nullptr);
   absl::StatusOr<SessionKey> key =
       h.migration().OpenSession(2, h.guest().layout());
   ASSERT_TRUE(key.ok());
-  auto memory = h.migration().AttachUrgent(*key);
+  auto memory = h.migration().AttachUrgent(*key, &stream);
   ASSERT_TRUE(memory.ok());
   std::thread urgent([&] {
     PageBatch batch;

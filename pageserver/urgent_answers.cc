@@ -76,18 +76,22 @@ void UrgentAnswers::HandOver(absl::Span<const PageIndex> pages) {
 }
 
 bool UrgentAnswers::Submit(PageRun run) {
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (run.count > kSlowPagesPerStream - late_) return false;
-    late_ += run.count;
-  }
-  if (readers_.Submit(
-          [self = shared_from_this(), run] { self->ReadLate(run); })) {
-    return true;
-  }
   const std::lock_guard<std::mutex> lock(mutex_);
-  late_ -= run.count;
-  return false;
+  if (run.count > kSlowPagesPerStream - late_) return false;
+  if (reads_ == kSlowReadsPerStream) {
+    to_read_.push_back(run);
+  } else if (!SubmitLocked(run)) {
+    return false;
+  }
+  late_ += run.count;
+  return true;
+}
+
+bool UrgentAnswers::SubmitLocked(PageRun run) {
+  const bool taken = readers_.Submit(
+      stream_.disk, [self = shared_from_this(), run] { self->ReadLate(run); });
+  if (taken) ++reads_;
+  return taken;
 }
 
 void UrgentAnswers::ReadLate(PageRun run) {
@@ -101,8 +105,18 @@ void UrgentAnswers::ReadLate(PageRun run) {
   }
   PageBatch batch;
   absl::Status status = stream_.read(pages, batch);
+  EndLate(std::move(status), std::move(batch));
+}
+
+void UrgentAnswers::EndLate(absl::Status status, PageBatch batch) {
   const std::lock_guard<std::mutex> lock(mutex_);
+  --reads_;
   if (closed_) return;
+  if (!to_read_.empty()) {
+    // There is a thread, this one, so it is taken.
+    SubmitLocked(to_read_.front());
+    to_read_.pop_front();
+  }
   if (status.ok()) status = PassOn(std::move(batch));
   if (status.ok() || !failure_.ok()) return;
   failure_ = std::move(status);
@@ -138,7 +152,7 @@ void UrgentAnswers::SendLate() {
   }
 }
 
-void UrgentAnswers::Close() {
+absl::Status UrgentAnswers::Close() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;
@@ -148,6 +162,8 @@ void UrgentAnswers::Close() {
   }
   // Nobody starts it any more.
   if (sender_.joinable()) sender_.join();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return failure_;
 }
 
 }  // namespace postcopy

@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -24,6 +25,11 @@ namespace postcopy {
 // been sent: 1 MiB. What is beyond is read by the stream's own thread, which
 // meanwhile takes no requests.
 inline constexpr PageCount kSlowPagesPerStream{256};
+
+// Reads that they have of one stream at a time, so that others of the same disk
+// have a turn.
+inline constexpr size_t kSlowReadsPerStream = 12;
+static_assert(kSlowReadsPerStream < kSlowReadsPerDisk);
 
 // Reads the pages of urgent requests and sends them. What can be read at once
 // is sent at once, by the thread that calls Answer; what may have to wait for a
@@ -47,6 +53,8 @@ class UrgentAnswers : public std::enable_shared_from_this<UrgentAnswers> {
     std::function<bool(PageBatch& batch)> send;
     // Ends the stream soon.
     std::function<void()> abort;
+    // For SlowReaders.
+    uint64_t disk = 0;
   };
 
   // `readers` outlives the object.
@@ -58,8 +66,9 @@ class UrgentAnswers : public std::enable_shared_from_this<UrgentAnswers> {
   absl::Status Answer(absl::Span<const PageIndex> pages);
 
   // Nothing is sent any more when it returns. Reads that run are not waited
-  // for. The last call, and needed before destruction.
-  void Close();
+  // for. The last call, and needed before destruction. Why a late read has
+  // failed and ended the stream; else OK.
+  absl::Status Close();
 
  private:
   UrgentAnswers(Stream stream, SlowReaders* readers)
@@ -68,8 +77,12 @@ class UrgentAnswers : public std::enable_shared_from_this<UrgentAnswers> {
   // Hands over what may wait; the rest is then in ready_.
   void HandOver(absl::Span<const PageIndex> pages);
   bool Submit(PageRun run);
-  // By a slow reader.
+  // By a slow reader: `run`, and then the one that waits longest.
   void ReadLate(PageRun run);
+  // What came of reading `run`.
+  void EndLate(absl::Status status, PageBatch batch);
+  // REQUIRES: mutex_.
+  bool SubmitLocked(PageRun run);
   // Has `batch` sent. REQUIRES: mutex_.
   absl::Status PassOn(PageBatch batch);
   void SendLate();
@@ -90,6 +103,8 @@ class UrgentAnswers : public std::enable_shared_from_this<UrgentAnswers> {
   bool closed_ = false;
   bool sending_late_ = false;
   PageCount late_;
+  size_t reads_ = 0;             // that the readers have
+  std::deque<PageRun> to_read_;  // until they have fewer
   std::deque<PageBatch> to_send_;
   absl::Status failure_;
 };

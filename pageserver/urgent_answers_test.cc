@@ -28,7 +28,7 @@ class UrgentAnswersTest : public testing::Test {
  protected:
   ~UrgentAnswersTest() override {
     ReleaseAll();
-    if (answers_ != nullptr) answers_->Close();
+    if (answers_ != nullptr) answers_->Close().IgnoreError();
   }
 
   void Begin(bool any_order = true) {
@@ -202,16 +202,36 @@ TEST_F(UrgentAnswersTest, ALimitOfSlowPages) {
   for (uint64_t i = 0; i < kSlowPagesPerStream.value(); ++i) {
     EXPECT_TRUE(Ask({2 * i}).ok());
   }
-  AwaitReading(kSlowReadThreads);
+  AwaitReading(kSlowReadsPerStream);
   std::thread stream(
       [this] { EXPECT_TRUE(Ask({kSlowPagesPerStream.value() * 2}).ok()); });
-  // One more than there are threads reads it.
-  AwaitReading(kSlowReadThreads + 1);
+  // One more than the readers have reads it.
+  AwaitReading(kSlowReadsPerStream + 1);
   EXPECT_TRUE(AwaitSent(0).empty());
   ReleaseAll();
   stream.join();
   EXPECT_EQ(AwaitSent(kSlowPagesPerStream.value() + 1).size(),
             kSlowPagesPerStream.value() + 1);
+}
+
+// A disk that hangs keeps as many threads as it may, and no VM all of these.
+TEST_F(UrgentAnswersTest, AStreamHasSoManyReadsAtATimeAndNotOneMore) {
+  Begin();
+  std::set<uint64_t> slow;
+  for (uint64_t i = 0; i <= kSlowReadsPerStream; ++i) slow.insert(2 * i);
+  Hold(slow);
+  for (const uint64_t page : slow) EXPECT_TRUE(Ask({page}).ok());
+  AwaitReading(kSlowReadsPerStream);
+  // Behind whatever the stream has given them, a read of the same disk.
+  std::atomic<bool> read{false};
+  ASSERT_TRUE(readers_.Submit(0, [&] { read = true; }));
+  while (!read) std::this_thread::yield();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    EXPECT_EQ(reading_held_, kSlowReadsPerStream);
+  }
+  ReleaseAll();
+  EXPECT_EQ(AwaitSent(slow.size()).size(), slow.size());
 }
 
 // A peer that takes nothing holds up its own stream and no reader.
@@ -222,27 +242,27 @@ TEST_F(UrgentAnswersTest, APeerThatTakesNothingHoldsUpNobodyElse) {
     stuck_ = true;
   }
   std::set<uint64_t> slow;
-  for (uint64_t i = 0; i < 2 * kSlowReadThreads; ++i) slow.insert(2 * i);
+  for (uint64_t i = 0; i < 2 * kSlowReadsPerDisk; ++i) slow.insert(2 * i);
   Hold(slow);
   for (const uint64_t page : slow) EXPECT_TRUE(Ask({page}).ok());
-  AwaitReading(kSlowReadThreads);
+  AwaitReading(kSlowReadsPerStream);
   ReleaseAll();
-  // All threads of the readers come free.
-  for (size_t i = 0; i < kSlowReadThreads; ++i) {
-    ASSERT_TRUE(readers_.Submit([this] {
+  // All that the disk may have come free.
+  for (size_t i = 0; i < kSlowReadsPerDisk; ++i) {
+    ASSERT_TRUE(readers_.Submit(0, [this] {
       std::unique_lock<std::mutex> lock(mutex_);
       ++running_;
       changed_.notify_all();
-      changed_.wait(lock, [this] { return running_ == kSlowReadThreads; });
+      changed_.wait(lock, [this] { return running_ == kSlowReadsPerDisk; });
     }));
   }
   {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] {
-      return running_ == kSlowReadThreads && sends_stuck_ == 1;
+      return running_ == kSlowReadsPerDisk && sends_stuck_ == 1;
     });
   }
-  answers_->Close();
+  EXPECT_TRUE(answers_->Close().ok());
   EXPECT_EQ(aborts_, 1);
   EXPECT_TRUE(AwaitSent(0).empty());
   answers_ = nullptr;
@@ -253,7 +273,7 @@ TEST_F(UrgentAnswersTest, AStreamThatEndsDoesNotWaitForAReadAndGetsNothing) {
   Hold({2});
   EXPECT_TRUE(Ask({2}).ok());
   AwaitReading(1);
-  answers_->Close();
+  EXPECT_TRUE(answers_->Close().ok());
   answers_ = nullptr;
   Begin();
   ReleaseAll();
@@ -280,6 +300,9 @@ TEST_F(UrgentAnswersTest, ALateReadThatFailsEndsTheStream) {
   while (aborts_ == 0) std::this_thread::yield();
   EXPECT_TRUE(absl::IsDataLoss(Ask({3})));
   EXPECT_TRUE(AwaitSent(0).empty());
+  // Also to a stream that asks for nothing more.
+  EXPECT_EQ(answers_->Close(), absl::DataLossError("it is broken"));
+  answers_ = nullptr;
 }
 
 TEST_F(UrgentAnswersTest, AnEarlyReadThatFailsAndAnEndAreTold) {
@@ -313,7 +336,7 @@ TEST(SlowReadersTest, AsManyThreadsAsThereAreReadsAndNotOneMore) {
     ++done;
     changed.notify_all();
   };
-  for (int i = 0; i < 5; ++i) EXPECT_TRUE(readers.Submit(read));
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(readers.Submit(i, read));
   std::unique_lock<std::mutex> lock(mutex);
   changed.wait(lock, [&] { return running == 3; });
   release = true;
@@ -322,9 +345,44 @@ TEST(SlowReadersTest, AsManyThreadsAsThereAreReadsAndNotOneMore) {
   EXPECT_EQ(most, 3);
 }
 
+// However many wait for a disk that hangs, another one's pages come.
+TEST(SlowReadersTest, ADiskThatHangsKeepsNoMoreThanItsShare) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  size_t hanging = 0;
+  size_t read = 0;
+  bool release = false;
+  SlowReaders readers(kSlowReadThreads);
+  const auto hang = [&] {
+    std::unique_lock<std::mutex> lock(mutex);
+    ++hanging;
+    changed.notify_all();
+    changed.wait(lock, [&] { return release; });
+  };
+  for (size_t i = 0; i < 4 * kSlowReadThreads; ++i) {
+    EXPECT_TRUE(readers.Submit(7, hang));
+  }
+  const auto count = [&] {
+    const std::lock_guard<std::mutex> lock(mutex);
+    ++read;
+    changed.notify_all();
+  };
+  for (const uint64_t disk : {6, 8}) {
+    for (size_t i = 0; i < 4 * kSlowReadThreads; ++i) {
+      EXPECT_TRUE(readers.Submit(disk, count));
+    }
+  }
+  std::unique_lock<std::mutex> lock(mutex);
+  changed.wait(lock, [&] { return read == 8 * kSlowReadThreads; });
+  changed.wait(lock, [&] { return hanging == kSlowReadsPerDisk; });
+  release = true;
+  changed.notify_all();
+  changed.wait(lock, [&] { return hanging == 4 * kSlowReadThreads; });
+}
+
 TEST(SlowReadersTest, WithoutThreadsNothingIsTaken) {
   SlowReaders readers(0);
-  EXPECT_FALSE(readers.Submit([] { FAIL(); }));
+  EXPECT_FALSE(readers.Submit(0, [] { FAIL(); }));
 }
 
 }  // namespace

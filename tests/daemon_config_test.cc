@@ -7,10 +7,12 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
@@ -19,7 +21,9 @@
 namespace postcopy {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 constexpr absl::Duration kPatience = absl::Seconds(60);
 
@@ -34,21 +38,26 @@ struct Outcome {
   std::string err;
 };
 
+Outcome RunDaemon(const std::string& daemon,
+                  std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(),
+                   absl::StrCat("cmd/", daemon, "/", daemon));
+  const std::string out = ::testing::TempDir() + "/out";
+  const std::string err = ::testing::TempDir() + "/err";
+  auto child = ChildProcess::Start(
+      {.argv = arguments, .stdout_path = out, .stderr_path = err});
+  EXPECT_TRUE(child.ok()) << child.status();
+  if (!child.ok()) return {};
+  const auto status = child->Wait(kPatience);
+  EXPECT_TRUE(status.ok()) << status.status();
+  return {status.ok() ? status->code : -1, Content(out), Content(err)};
+}
+
 // Param: a daemon's name.
 class DaemonConfigTest : public ::testing::TestWithParam<const char*> {
  protected:
   Outcome Run(std::vector<std::string> arguments) const {
-    arguments.insert(arguments.begin(),
-                     absl::StrCat("cmd/", GetParam(), "/", GetParam()));
-    const std::string out = ::testing::TempDir() + "/out";
-    const std::string err = ::testing::TempDir() + "/err";
-    auto child = ChildProcess::Start(
-        {.argv = arguments, .stdout_path = out, .stderr_path = err});
-    EXPECT_TRUE(child.ok()) << child.status();
-    if (!child.ok()) return {};
-    const auto status = child->Wait(kPatience);
-    EXPECT_TRUE(status.ok()) << status.status();
-    return {status.ok() ? status->code : -1, Content(out), Content(err)};
+    return RunDaemon(GetParam(), std::move(arguments));
   }
 
   std::string Write(const std::string& text) const {
@@ -68,7 +77,8 @@ INSTANTIATE_TEST_SUITE_P(Daemons, DaemonConfigTest,
 
 // Who adds a flag and no field, or a field and no flag, learns it here.
 TEST_P(DaemonConfigTest, EveryFlagHasAField) {
-  const Outcome outcome = Run({"--check_config"});
+  const Outcome outcome =
+      Run({"--check_config", "--insecure_control", "--insecure_data"});
   EXPECT_EQ(outcome.out, "OK\n") << outcome.err;
   EXPECT_EQ(outcome.code, 0);
 }
@@ -119,9 +129,55 @@ TEST_P(DaemonConfigTest, AMistakeIsToldWithItsPlaceAndCode2) {
         "vmm_uids: [-1]"}) {
     const std::string file = Write(text);
     const Outcome outcome =
-        Run({absl::StrCat("--config=", file), "--check_config"});
+        Run({absl::StrCat("--config=", file), "--check_config",
+             "--insecure_control", "--insecure_data"});
     EXPECT_EQ(outcome.code, 2) << text;
     EXPECT_THAT(outcome.err, HasSubstr(absl::StrCat(file, ":1:"))) << text;
+  }
+}
+
+// A unit that is enabled as it was installed would be started every second.
+TEST_P(DaemonConfigTest, WhatCannotWorkIsToldAndEndsWithCode2) {
+  const std::string packaged = absl::StrCat("--config=", Packaged());
+  for (const std::vector<std::string>& arguments :
+       {std::vector<std::string>{packaged}, {packaged, "--check_config"}}) {
+    const Outcome outcome = Run(arguments);
+    EXPECT_EQ(outcome.code, 2);
+    EXPECT_EQ(outcome.out, "");
+    EXPECT_THAT(outcome.err,
+                AllOf(StartsWith(absl::StrCat("error: ", Packaged(), ": ")),
+                      HasSubstr("would be plaintext"), HasSubstr("--tls_dir"),
+                      HasSubstr("--insecure_control")));
+  }
+  const Outcome outcome = Run({"--tls_dir=/somewhere", "--insecure_control",
+                               "--control_peers=orchestrator"});
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.err, HasSubstr("--control_peers names certificates"));
+}
+
+// What may come later is tried again: not code 2.
+TEST_P(DaemonConfigTest, CertificatesThatAreNotThereYetEndItWithCode1) {
+  const Outcome outcome = Run({"--tls_dir=/nowhere"});
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("/nowhere"));
+}
+
+TEST(FaultdConfigTest, ASnapshotIsAFileOrAnotherHosts) {
+  const auto error_of = [](std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), {"--check_config", "--insecure_control",
+                                       "--insecure_data"});
+    return RunDaemon("faultd", std::move(arguments)).err;
+  };
+  EXPECT_EQ(error_of({"--snapshot=/a"}), "");
+  EXPECT_EQ(error_of({"--snapshot_source=h:1", "--snapshot_name=a"}), "");
+  for (const std::vector<std::string>& arguments :
+       {std::vector<std::string>{"--snapshot_source=h:1"},
+        {"--snapshot_name=a"},
+        {"--snapshot=/a", "--snapshot_name=a"},
+        {"--snapshot=/a", "--snapshot_source=h:1"},
+        {"--snapshot=/a", "--snapshot_source=h:1", "--snapshot_name=a"}}) {
+    EXPECT_THAT(error_of(arguments), HasSubstr("give either --snapshot"))
+        << absl::StrJoin(arguments, " ");
   }
 }
 

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <filesystem>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -17,9 +18,12 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "cmd/daemon/grpc_listener.h"
 #include "cmd/faultd/fault_recorder.h"
 #include "cmd/faultd/snapshot_service.h"
+#include "cmd/log/log.h"
 #include "cmd/pageserverd/source_daemon.h"
 #include "cmd/security/client_security.h"
 #include "cmd/trace/trace_codec.h"
@@ -98,7 +102,9 @@ class FirecrackerFixture : public testing::Test {
       options.source_name = "web";
       options.dialling = ClientSecurity::Plaintext();
     }
-    options.log = [this](const std::string& sentence) { Log(sentence); };
+    options.log = [this](LogSeverity severity, const std::string& sentence) {
+      Log(absl::StrCat(LogSeverityName(severity), ": ", sentence));
+    };
     return options;
   }
   absl::Status Serve(const SnapshotService::Options& options) {
@@ -336,8 +342,40 @@ TEST_P(FirecrackerTest, AVmThatTheSnapshotIsTooShortForIsTurnedAway) {
   if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
   ASSERT_TRUE(vmm->Connect(socket_, {}));
   EXPECT_TRUE(vmm->IsTurnedAway());
-  AwaitSaid("is refused");
+  AwaitSaid("warning: a VM is refused");
   EXPECT_EQ(service_->vms(), 0u);
+}
+
+// One that has gone has its descriptors until it has been let go, which may
+// wait for a disk.
+TEST_P(FirecrackerTest, AVmThatIsBeingLetGoStillCounts) {
+  SnapshotService::Options options = ServiceOptions();
+  options.vms_max = 1;
+  std::promise<void> let_go;
+  options.log = [this, may_go = let_go.get_future().share()](
+                    LogSeverity /*severity*/, const std::string& sentence) {
+    Log(sentence);
+    if (absl::StrContains(sentence, "has gone")) may_go.wait();
+  };
+  ASSERT_TRUE(Serve(options).ok());
+  FirecrackerVmm* const first = NewVmm({{.bytes = 4 * kPage}});
+  FirecrackerVmm* const second = NewVmm({{.bytes = 4 * kPage}});
+  FirecrackerVmm* const third = NewVmm({{.bytes = 4 * kPage}});
+  if (third == nullptr) {
+    let_go.set_value();
+    GTEST_SKIP() << skip_reason_;
+  }
+  ASSERT_TRUE(first->Connect(socket_, {}));
+  EXPECT_TRUE(IsRight(first->memory(0), 0));
+  first->Disconnect();
+  AwaitSaid("has gone");
+  ASSERT_TRUE(second->Connect(socket_, {}));
+  EXPECT_TRUE(second->IsTurnedAway());
+  AwaitSaid("1 of them have gone and are being let go");
+  let_go.set_value();
+  while (service_->leaving() > 0) std::this_thread::yield();
+  ASSERT_TRUE(third->Connect(socket_, {}));
+  EXPECT_TRUE(IsRight(third->memory(0), 0));
 }
 
 // Or a stop that waits for the VMs that are there would never end.

@@ -83,6 +83,25 @@ class MigrationTest : public Test {
   std::unique_ptr<TwoHosts> hosts_;
 };
 
+// What is here and not in sight is shown to the guest ahead of it or when it
+// touches it, and an orchestrator sees which.
+TEST_F(MigrationTest, PagesMappedAheadAndMinorFaultsAreTold) {
+  for (const bool minor_faults : {true, false}) {
+    Begin({.minor_faults = minor_faults});
+    ASSERT_OK(
+        hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_PRECOPY_THEN_POSTCOPY));
+    ASSERT_OK(hosts_->AwaitSource(
+        kVm, [](const v1::Migration& m) { return m.advice().recommended(); }));
+    ASSERT_OK(hosts_->SwitchOver(kVm));
+    ASSERT_OK(hosts_->AwaitDestination(kVm, MigrationHasEnded));
+    const v1::Migration destination = hosts_->AtDestination(kVm);
+    EXPECT_EQ(destination.minor_faults() + destination.mapped_ahead_pages() > 0,
+              minor_faults)
+        << destination.ShortDebugString();
+    ExpectArrived();
+  }
+}
+
 using DirtyTracking = demovm::DemoVmm::DirtyTracking;
 
 class PolicyTest : public MigrationTest,

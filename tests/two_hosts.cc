@@ -166,7 +166,8 @@ absl::StatusOr<std::unique_ptr<demovm::DemoVmm>> TwoHosts::Attach(
        .socket_path = absl::StrCat(
            directory_, source ? "/source.sock" : "/destination.sock"),
        .role = role,
-       .dirty_tracking = options_.dirty_tracking});
+       .dirty_tracking = options_.dirty_tracking,
+       .minor_faults = !source && options_.minor_faults});
 }
 
 absl::Status TwoHosts::AttachSource(const std::string& name) {

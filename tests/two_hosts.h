@@ -38,6 +38,8 @@ class TwoHosts {
     int fill_percent = 80;
     demovm::DemoVmm::DirtyTracking dirty_tracking =
         demovm::DemoVmm::DirtyTracking::kLog;
+    // Of the VMM at the destination.
+    bool minor_faults = false;
     // How both daemons are protected.
     SecurityOptions security = {.insecure_control = true,
                                 .insecure_data = true};

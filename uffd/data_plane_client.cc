@@ -1,10 +1,14 @@
 #include "uffd/data_plane_client.h"
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <mutex>
+#include <stop_token>
 #include <utility>
 #include <vector>
 
@@ -52,6 +56,80 @@ std::shared_ptr<grpc::Channel> NewLane(
   return grpc::CreateCustomChannel(address, credentials, arguments);
 }
 
+// What one Open waits for: its calls are cancelled when that takes too long, or
+// when it is told to stop. gRPC alone waits 20 s for a peer that takes a
+// connection and says nothing.
+class Dial {
+ public:
+  Dial(const std::stop_token& stop, std::chrono::nanoseconds timeout)
+      : stop_(stop), on_stop_(stop, [this] { calls_->Cancel(); }) {
+    const auto deadline =
+        std::chrono::system_clock::now() +
+        std::chrono::duration_cast<std::chrono::system_clock::duration>(
+            timeout);
+    // May come behind the end of this, hence its share.
+    alarm_.Set(deadline, [calls = calls_](bool expired) {
+      if (expired) calls->Expire();
+    });
+  }
+
+  // The call made with `context`, which stays until End, is one of them.
+  void Add(grpc::ClientContext* context) { calls_->Add(context); }
+
+  // No call is cancelled any more. What the last one ended with, or why that
+  // was.
+  absl::Status End(absl::Status status) {
+    const bool expired = calls_->Forget();
+    if (status.ok()) return status;
+    if (stop_.stop_requested()) return absl::CancelledError("told to stop");
+    if (!expired) return status;
+    return absl::DeadlineExceededError(
+        "it takes connections, but does not answer: is pageserverd there "
+        "overloaded, or the network?");
+  }
+
+ private:
+  class Calls {
+   public:
+    void Add(grpc::ClientContext* context) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      contexts_.push_back(context);
+      if (cancelled_) context->TryCancel();
+    }
+    void Cancel() {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      CancelLocked();
+    }
+    void Expire() {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      expired_ = true;
+      CancelLocked();
+    }
+    bool Forget() {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      contexts_.clear();
+      return expired_;
+    }
+
+   private:
+    void CancelLocked() {
+      cancelled_ = true;
+      for (grpc::ClientContext* context : contexts_) context->TryCancel();
+    }
+
+    std::mutex mutex_;
+    // Guarded by mutex_.
+    std::vector<grpc::ClientContext*> contexts_;
+    bool cancelled_ = false;
+    bool expired_ = false;
+  };
+
+  const std::stop_token stop_;
+  const std::shared_ptr<Calls> calls_ = std::make_shared<Calls>();
+  const std::stop_callback<std::function<void()>> on_stop_;
+  grpc::Alarm alarm_;
+};
+
 // One lane: a bidirectional stream whose end is seen once and then remembered.
 // One thread reads, any may write.
 template <typename Request, typename Response>
@@ -61,9 +139,12 @@ class Lane {
   using Open = std::unique_ptr<Stream> (*)(v1::DataPlaneService::Stub&,
                                            grpc::ClientContext*);
 
-  Lane(const std::shared_ptr<grpc::Channel>& channel, Open open)
-      : stub_(v1::DataPlaneService::NewStub(channel)),
-        stream_(open(*stub_, &context_)) {}
+  // Waits for the connection.
+  Lane(const std::shared_ptr<grpc::Channel>& channel, Open open, Dial& dial)
+      : stub_(v1::DataPlaneService::NewStub(channel)) {
+    dial.Add(&context_);
+    stream_ = open(*stub_, &context_);
+  }
 
   ~Lane() {
     Abort();
@@ -112,7 +193,7 @@ class Lane {
 
   const std::unique_ptr<v1::DataPlaneService::Stub> stub_;
   grpc::ClientContext context_;
-  const std::unique_ptr<Stream> stream_;
+  std::unique_ptr<Stream> stream_;  // constant after construction
   Response response_;
 
   std::mutex write_mutex_;
@@ -138,12 +219,12 @@ class GrpcSourceConnection final : public SourceConnection {
  public:
   GrpcSourceConnection(std::shared_ptr<grpc::Channel> urgent,
                        const std::shared_ptr<grpc::Channel>& bulk,
-                       v1::SessionRef session, bool committed)
+                       v1::SessionRef session, bool committed, Dial& dial)
       : channel_(std::move(urgent)),
         committed_(committed),
         session_(std::move(session)),
-        urgent_(channel_, OpenUrgent),
-        bulk_(bulk, OpenBulk) {
+        urgent_(channel_, OpenUrgent, dial),
+        bulk_(bulk, OpenBulk, dial) {
     *urgent_request_.mutable_session() = session_;
   }
 
@@ -245,8 +326,11 @@ class GrpcSourceDialer final : public SourceDialer {
  public:
   GrpcSourceDialer(std::string address, SourceCredentials credentials,
                    std::string migration_id, std::string vm_name,
-                   const RamLayout& layout, std::string trace_id)
-      : address_(std::move(address)), credentials_(std::move(credentials)) {
+                   const RamLayout& layout, std::string trace_id,
+                   std::chrono::nanoseconds timeout)
+      : address_(std::move(address)),
+        credentials_(std::move(credentials)),
+        timeout_(timeout) {
     request_.set_protocol_version(kDataPlaneClientVersion);
     request_.set_migration_id(std::move(migration_id));
     request_.set_vm_name(std::move(vm_name));
@@ -265,21 +349,22 @@ class GrpcSourceDialer final : public SourceDialer {
   }
 
   absl::StatusOr<std::unique_ptr<SourceConnection>> Open(
-      uint64_t epoch) override {
+      uint64_t epoch, std::stop_token stop) override {
     auto credentials = credentials_();
     if (!credentials.ok()) return credentials.status();
+    Dial dial(stop, timeout_);
     std::shared_ptr<grpc::Channel> urgent = NewLane(address_, *credentials);
     v1::OpenSessionResponse response;
-    if (absl::Status s = OpenSession(urgent, epoch, &response); !s.ok()) {
-      return s;
-    }
+    absl::Status opened = OpenSession(urgent, epoch, dial, &response);
+    if (!opened.ok()) return OfSource(address_, opened);
     v1::SessionRef session;
     session.set_session_id(response.session_id());
     session.set_epoch(response.epoch());
     auto connection = std::make_unique<GrpcSourceConnection>(
         std::move(urgent), NewLane(address_, *credentials), std::move(session),
-        response.committed());
-    if (absl::Status s = connection->Attach(); !s.ok()) return s;
+        response.committed(), dial);
+    absl::Status attached = dial.End(connection->Attach());
+    if (!attached.ok()) return OfSource(address_, attached);
     return connection;
   }
 
@@ -287,26 +372,30 @@ class GrpcSourceDialer final : public SourceDialer {
 
  private:
   absl::Status OpenSession(const std::shared_ptr<grpc::Channel>& channel,
-                           uint64_t epoch, v1::OpenSessionResponse* response) {
+                           uint64_t epoch, Dial& dial,
+                           v1::OpenSessionResponse* response) {
     request_.set_epoch(epoch);
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
-    absl::Status status =
+    dial.Add(&context);
+    return dial.End(
         FromGrpc(v1::DataPlaneService::NewStub(channel)->OpenSession(
-            &context, request_, response));
-    return OfSource(address_, status);
+            &context, request_, response)));
   }
 
   const std::string address_;
   const SourceCredentials credentials_;
+  const std::chrono::nanoseconds timeout_;
   v1::OpenSessionRequest request_;
 };
 
 class GrpcSnapshotDialer final : public SnapshotDialer {
  public:
   GrpcSnapshotDialer(std::string address, SourceCredentials credentials,
-                     std::string name)
-      : address_(std::move(address)), credentials_(std::move(credentials)) {
+                     std::string name, std::chrono::nanoseconds timeout)
+      : address_(std::move(address)),
+        credentials_(std::move(credentials)),
+        timeout_(timeout) {
     request_.set_protocol_version(kDataPlaneClientVersion);
     request_.set_snapshot_name(std::move(name));
     request_.set_urgent_any_order(true);
@@ -315,27 +404,25 @@ class GrpcSnapshotDialer final : public SnapshotDialer {
   absl::StatusOr<OpenedSnapshot> Open() override {
     auto credentials = credentials_();
     if (!credentials.ok()) return credentials.status();
+    Dial dial(stop_.get_token(), timeout_);
     std::shared_ptr<grpc::Channel> urgent = NewLane(address_, *credentials);
     v1::OpenSnapshotResponse response;
-    absl::Status status = Call(urgent, &response);
+    absl::Status status = Call(urgent, dial, &response);
     // The source has a newer session than it could tell of.
     if (absl::IsFailedPrecondition(status)) request_.clear_lost();
     if (!status.ok()) return OfSource(address_, status);
     *request_.mutable_lost() = response.session();
     auto connection = std::make_unique<GrpcSourceConnection>(
         std::move(urgent), NewLane(address_, *credentials), response.session(),
-        /*committed=*/true);
-    if (absl::Status s = connection->Attach(); !s.ok()) return s;
+        /*committed=*/true, dial);
+    absl::Status attached = dial.End(connection->Attach());
+    if (!attached.ok()) return OfSource(address_, attached);
     return OpenedSnapshot{std::move(connection),
                           ByteCount(response.size_bytes()),
                           response.content_id()};
   }
 
-  void Cancel() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    cancelled_ = true;
-    if (call_ != nullptr) call_->TryCancel();
-  }
+  void Cancel() override { stop_.request_stop(); }
 
   std::string name() const override {
     return absl::StrCat("snapshot \"", request_.snapshot_name(), "\" of ",
@@ -343,54 +430,42 @@ class GrpcSnapshotDialer final : public SnapshotDialer {
   }
 
  private:
-  absl::Status Call(const std::shared_ptr<grpc::Channel>& channel,
+  absl::Status Call(const std::shared_ptr<grpc::Channel>& channel, Dial& dial,
                     v1::OpenSnapshotResponse* response) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (cancelled_) return absl::CancelledError("told to stop");
-      call_ = &context;
-    }
-    const grpc::Status status =
-        v1::DataPlaneService::NewStub(channel)->OpenSnapshot(&context, request_,
-                                                             response);
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      call_ = nullptr;
-    }
-    if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED) {
-      return absl::UnimplementedError(
-          "it does not know how to serve snapshots: upgrade pageserverd there");
-    }
-    return FromGrpc(status);
+    dial.Add(&context);
+    absl::Status status =
+        dial.End(FromGrpc(v1::DataPlaneService::NewStub(channel)->OpenSnapshot(
+            &context, request_, response)));
+    if (!absl::IsUnimplemented(status)) return status;
+    return absl::UnimplementedError(
+        "it does not know how to serve snapshots: upgrade pageserverd there");
   }
 
   const std::string address_;
   const SourceCredentials credentials_;
+  const std::chrono::nanoseconds timeout_;
   v1::OpenSnapshotRequest request_;
-  std::mutex mutex_;
-  bool cancelled_ = false;               // guarded by mutex_
-  grpc::ClientContext* call_ = nullptr;  // guarded by mutex_
+  std::stop_source stop_;
 };
 
 }  // namespace
 
-std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
-                                                  SourceCredentials credentials,
-                                                  std::string migration_id,
-                                                  std::string vm_name,
-                                                  const RamLayout& layout,
-                                                  std::string trace_id) {
+std::unique_ptr<SourceDialer> NewGrpcSourceDialer(
+    std::string address, SourceCredentials credentials,
+    std::string migration_id, std::string vm_name, const RamLayout& layout,
+    std::string trace_id, std::chrono::nanoseconds timeout) {
   return std::make_unique<GrpcSourceDialer>(
       std::move(address), std::move(credentials), std::move(migration_id),
-      std::move(vm_name), layout, std::move(trace_id));
+      std::move(vm_name), layout, std::move(trace_id), timeout);
 }
 
 std::unique_ptr<SnapshotDialer> NewGrpcSnapshotDialer(
-    std::string address, SourceCredentials credentials, std::string name) {
+    std::string address, SourceCredentials credentials, std::string name,
+    std::chrono::nanoseconds timeout) {
   return std::make_unique<GrpcSnapshotDialer>(
-      std::move(address), std::move(credentials), std::move(name));
+      std::move(address), std::move(credentials), std::move(name), timeout);
 }
 
 }  // namespace postcopy

@@ -2,6 +2,7 @@
 #ifndef UFFD_DATA_PLANE_CLIENT_H_
 #define UFFD_DATA_PLANE_CLIENT_H_
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -24,6 +25,9 @@ inline constexpr uint32_t kDataPlaneClientVersion = 1;
 // framing.
 inline constexpr int kDataPlaneResponseBytesMax = 2 << 20;
 
+// How long opening a session may take, with both its connections.
+inline constexpr std::chrono::seconds kDialTimeout(10);
+
 // What a connection to the source is made with. Asked for each connection, so
 // that one made later has what is valid then; any thread.
 using SourceCredentials =
@@ -31,19 +35,19 @@ using SourceCredentials =
 
 // Opens the sessions of one migration with the source at `address`
 // (host:port). Each session has two connections of its own, one per lane.
-// `trace_id` is for the source's log.
-std::unique_ptr<SourceDialer> NewGrpcSourceDialer(std::string address,
-                                                  SourceCredentials credentials,
-                                                  std::string migration_id,
-                                                  std::string vm_name,
-                                                  const RamLayout& layout,
-                                                  std::string trace_id = "");
+// `trace_id` is for the source's log. Open waits no longer than `timeout`:
+// DEADLINE_EXCEEDED.
+std::unique_ptr<SourceDialer> NewGrpcSourceDialer(
+    std::string address, SourceCredentials credentials,
+    std::string migration_id, std::string vm_name, const RamLayout& layout,
+    std::string trace_id = "", std::chrono::nanoseconds timeout = kDialTimeout);
 
 // Opens the sessions of one VM that is restored from the snapshot `name` of the
-// source at `address`. UNIMPLEMENTED says that the source is older than this
-// daemon and must be upgraded.
+// source at `address`, each within `timeout`. UNIMPLEMENTED says that the
+// source is older than this daemon and must be upgraded.
 std::unique_ptr<SnapshotDialer> NewGrpcSnapshotDialer(
-    std::string address, SourceCredentials credentials, std::string name);
+    std::string address, SourceCredentials credentials, std::string name,
+    std::chrono::nanoseconds timeout = kDialTimeout);
 
 }  // namespace postcopy
 

@@ -2,13 +2,19 @@
 // wants it to say, also what no source of ours would.
 #include "uffd/data_plane_client.h"
 
+#include <arpa/inet.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/server_posix.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <future>
 #include <memory>
 #include <mutex>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <utility>
@@ -16,6 +22,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/page_checksum.h"
+#include "dirtytrack/unique_fd.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "postcopy/v1/data_plane.grpc.pb.h"
@@ -157,6 +164,13 @@ class ScriptedSource final : public v1::DataPlaneService::Service {
     response->set_committed(committed);
     return open_status;
   }
+  grpc::Status OpenSnapshot(grpc::ServerContext* /*context*/,
+                            const v1::OpenSnapshotRequest* /*request*/,
+                            v1::OpenSnapshotResponse* response) override {
+    response->mutable_session()->set_session_id(kSessionId);
+    response->mutable_session()->set_epoch(1);
+    return open_status;
+  }
   grpc::Status Urgent(grpc::ServerContext* context,
                       UrgentStream* stream) override {
     return urgent.Run(context, stream);
@@ -210,7 +224,7 @@ class DataPlaneClientTest : public testing::Test {
 
   SourceConnection& Open(uint64_t epoch = 1) {
     absl::StatusOr<std::unique_ptr<SourceConnection>> connection =
-        dialer_->Open(epoch);
+        dialer_->Open(epoch, {});
     EXPECT_TRUE(connection.ok()) << connection.status();
     connection_ = *std::move(connection);
     return *connection_;
@@ -307,7 +321,7 @@ TEST_F(DataPlaneClientTest, TellsThatTheSourceHasCommitted) {
 TEST_F(DataPlaneClientTest, PassesARefusalOn) {
   source_.open_status = grpc::Status(grpc::StatusCode::FAILED_PRECONDITION,
                                      "upgrade the older of the two daemons");
-  const absl::Status status = dialer_->Open(1).status();
+  const absl::Status status = dialer_->Open(1, {}).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
   EXPECT_EQ(Text(status), absl::StrCat("source ", address_,
                                        ": upgrade the older of the two "
@@ -319,7 +333,7 @@ TEST_F(DataPlaneClientTest, PassesARefusalOn) {
 TEST_F(DataPlaneClientTest, IsUnavailableWhereNobodyListens) {
   server_->Shutdown();
   server_.reset();
-  const absl::Status status = dialer_->Open(1).status();
+  const absl::Status status = dialer_->Open(1, {}).status();
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
   EXPECT_THAT(Text(status), HasSubstr(address_));
 }
@@ -329,13 +343,121 @@ TEST_F(DataPlaneClientTest, IsUnavailableWhereNobodyListens) {
 TEST_F(DataPlaneClientTest, PassesTheRefusalOfAStreamOn) {
   source_.bulk_refusal =
       grpc::Status(grpc::StatusCode::ABORTED, "cancelled by request");
-  absl::StatusOr<std::unique_ptr<SourceConnection>> opened = dialer_->Open(1);
+  absl::StatusOr<std::unique_ptr<SourceConnection>> opened =
+      dialer_->Open(1, {});
   ASSERT_TRUE(opened.ok()) << opened.status();
   connection_ = *std::move(opened);
   EXPECT_TRUE(absl::IsAborted(ReceiveError()));
   EXPECT_EQ(Text(ReceiveError()), "cancelled by request");
   const absl::Status sent = connection_->SendRoundAck(1, 0);
   EXPECT_TRUE(absl::IsAborted(sent)) << sent;
+}
+
+// --- A source of whose two connections only the first is served: the second is
+// taken and never answered, as by a host that hangs.
+
+class HalfDeafPort {
+ public:
+  explicit HalfDeafPort(grpc::Server* server)
+      : listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address = {.sin_family = AF_INET,
+                           .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    auto* const generic = reinterpret_cast<sockaddr*>(&address);
+    socklen_t size = sizeof(address);
+    EXPECT_EQ(::bind(listener_.get(), generic, size), 0);
+    EXPECT_EQ(::listen(listener_.get(), 8), 0);
+    EXPECT_EQ(::getsockname(listener_.get(), generic, &size), 0);
+    address_ = absl::StrCat("127.0.0.1:", ntohs(address.sin_port));
+    thread_ = std::thread([this, server] { Run(server); });
+  }
+  ~HalfDeafPort() {
+    ::shutdown(listener_.get(), SHUT_RDWR);
+    thread_.join();
+  }
+
+  const std::string& address() const { return address_; }
+  // Returns when the second is there.
+  void AwaitSecond() { second_.get_future().wait(); }
+
+ private:
+  void Run(grpc::Server* server) {
+    for (int taken = 0;; ++taken) {
+      UniqueFd fd(::accept4(listener_.get(), nullptr, nullptr,
+                            SOCK_CLOEXEC | SOCK_NONBLOCK));
+      if (!fd.valid()) return;
+      if (taken == 0) {
+        grpc::AddInsecureChannelFromFd(server, fd.Release());
+        continue;
+      }
+      silent_.push_back(std::move(fd));
+      if (taken == 1) second_.set_value();
+    }
+  }
+
+  const UniqueFd listener_;
+  std::string address_;
+  std::promise<void> second_;
+  std::vector<UniqueFd> silent_;  // the thread's
+  std::thread thread_;
+};
+
+class DialTest : public DataPlaneClientTest {
+ protected:
+  std::unique_ptr<SourceDialer> DialerTo(
+      const std::string& address,
+      std::chrono::nanoseconds timeout = kPatience) const {
+    return NewGrpcSourceDialer(address, grpc::InsecureChannelCredentials,
+                               "migration-1", "vm-1", TwoRegions(), "",
+                               timeout);
+  }
+  std::unique_ptr<SnapshotDialer> SnapshotDialerTo(
+      const std::string& address,
+      std::chrono::nanoseconds timeout = kPatience) const {
+    return NewGrpcSnapshotDialer(address, grpc::InsecureChannelCredentials,
+                                 "web", timeout);
+  }
+
+  HalfDeafPort port_to_nowhere_{server_.get()};
+};
+
+// gRPC itself would wait for 20 s, and say UNAVAILABLE.
+TEST_F(DialTest, ASecondConnectionThatIsNotAnsweredIsGivenUpWhenAsked) {
+  const auto dialer = DialerTo(port_to_nowhere_.address());
+  std::stop_source stop;
+  std::thread asker([&] {
+    port_to_nowhere_.AwaitSecond();
+    stop.request_stop();
+  });
+  EXPECT_EQ(dialer->Open(1, stop.get_token()).status().code(),
+            absl::StatusCode::kCancelled);
+  asker.join();
+  // So from then on.
+  EXPECT_EQ(dialer->Open(2, stop.get_token()).status().code(),
+            absl::StatusCode::kCancelled);
+}
+
+TEST_F(DialTest, ASnapshotsSecondConnectionIsGivenUpWhenAsked) {
+  const auto dialer = SnapshotDialerTo(port_to_nowhere_.address());
+  std::thread asker([&] {
+    port_to_nowhere_.AwaitSecond();
+    dialer->Cancel();
+  });
+  EXPECT_EQ(dialer->Open().status().code(), absl::StatusCode::kCancelled);
+  asker.join();
+  EXPECT_EQ(dialer->Open().status().code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(DialTest, WhatIsNotAnsweredEndsWithItsTime) {
+  const std::string& address = port_to_nowhere_.address();
+  const auto expect_expired = [&](const absl::Status& status) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+    EXPECT_THAT(Text(status), HasSubstr(address));
+    EXPECT_THAT(Text(status), HasSubstr("does not answer"));
+  };
+  const std::chrono::milliseconds timeout(500);
+  expect_expired(DialerTo(address, timeout)->Open(1, {}).status());
+  // Not even the first is answered any more.
+  expect_expired(SnapshotDialerTo(address, timeout)->Open().status());
 }
 
 // --- Saying.

@@ -73,7 +73,7 @@ void DestinationMigration::AskToStop() {
   std::lock_guard lock(mutex_);
   stopping_ = true;
   stop_poisoning_.store(true);
-  if (connection_ != nullptr) connection_->Abort();
+  DisconnectLocked();
   changed_.notify_all();
 }
 
@@ -119,6 +119,7 @@ void DestinationMigration::Drive() {
 }
 
 absl::StatusOr<std::unique_ptr<SourceConnection>> DestinationMigration::Dial() {
+  std::stop_token stop;
   {
     std::lock_guard lock(mutex_);
     if (StopWantedLocked()) return absl::CancelledError("stopped");
@@ -127,8 +128,19 @@ absl::StatusOr<std::unique_ptr<SourceConnection>> DestinationMigration::Dial() {
     dial_now_ = false;
     TakeDialerLocked();
     EnterLocked(MigrationEvent::kDial, snapshot_.message);
+    stop = NewDialLocked();
   }
-  return dialer_->Open(++epoch_);
+  return dialer_->Open(++epoch_, std::move(stop));
+}
+
+std::stop_token DestinationMigration::NewDialLocked() {
+  dial_ = std::stop_source();
+  return dial_.get_token();
+}
+
+void DestinationMigration::DisconnectLocked() {
+  if (connection_ != nullptr) connection_->Abort();
+  dial_.request_stop();
 }
 
 void DestinationMigration::TakeDialerLocked() {
@@ -383,6 +395,7 @@ void DestinationMigration::Complete(SourceConnection* connection) {
     Enter(MigrationEvent::kUntold,
           absl::StrCat("every page is here; the source cannot be told: ",
                        told.message()));
+    std::stop_token stop;
     {
       std::unique_lock lock(mutex_);
       changed_.wait_for(lock, std::chrono::nanoseconds(retry_nanos),
@@ -393,10 +406,11 @@ void DestinationMigration::Complete(SourceConnection* connection) {
       if (vmm_gone_ && ++tries_after_vmm > kTriesAfterVmmMax) break;
       // Recover may have brought one that has not been needed for pages.
       TakeDialerLocked();
+      stop = NewDialLocked();
     }
     retry_nanos = std::min(retry_nanos * 2, options_.retry_nanos_last);
     absl::StatusOr<std::unique_ptr<SourceConnection>> again =
-        dialer_->Open(++epoch_);
+        dialer_->Open(++epoch_, std::move(stop));
     told = again.ok() ? (*again)->Complete() : again.status();
   }
   guest_.ended(/*completed=*/true);
@@ -692,7 +706,7 @@ absl::Status DestinationMigration::Cancel() {
                        : MigrationEvent::kCancel);
   if (!permitted.ok() || HasEnded(snapshot_.phase)) return permitted;
   cancel_requested_ = true;
-  if (connection_ != nullptr) connection_->Abort();
+  DisconnectLocked();
   changed_.notify_all();
   changed_.wait(lock,
                 [this] { return HasEnded(snapshot_.phase) || stopping_; });
@@ -719,7 +733,7 @@ absl::Status DestinationMigration::Pause() {
   EnterLocked(MigrationEvent::kPause,
               "paused by request until RecoverMigration; threads that touch a "
               "missing page wait");
-  if (connection_ != nullptr) connection_->Abort();
+  DisconnectLocked();
   changed_.wait(lock, [this] {
     return connection_ == nullptr || !held_ || StopWantedLocked();
   });
@@ -751,6 +765,7 @@ absl::Status DestinationMigration::Abandon() {
   dial_now_ = false;
   snapshot_.pause_requested = true;
   abandon_requested_ = true;
+  DisconnectLocked();
   SetMessageLocked("abandoned by request: poisoning the missing pages");
   changed_.wait(lock, [this] {
     return !abandon_requested_ || CompleteLocked() ||
@@ -785,7 +800,7 @@ void DestinationMigration::VmmGone() {
   std::lock_guard lock(mutex_);
   vmm_gone_ = true;
   stop_poisoning_.store(true);
-  if (connection_ != nullptr) connection_->Abort();
+  DisconnectLocked();
   changed_.notify_all();
 }
 
@@ -794,7 +809,7 @@ void DestinationMigration::Fail(MigrationEvent event, std::string message) {
   // What breaks because the daemon ends is no failure.
   if (HasEnded(snapshot_.phase) || stopping_) return;
   EnterLocked(event, std::move(message));
-  if (connection_ != nullptr) connection_->Abort();
+  DisconnectLocked();
 }
 
 // --- What others may know.

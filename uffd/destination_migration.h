@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -171,6 +172,10 @@ class DestinationMigration {
   absl::StatusOr<std::unique_ptr<SourceConnection>> Dial();
   // What Recover has brought, if anything.
   void TakeDialerLocked();
+  // The token of the dial that begins now.
+  std::stop_token NewDialLocked();
+  // Ends the session, and the dial that may be going on for the next.
+  void DisconnectLocked();
   absl::Status Serve(const std::shared_ptr<SourceConnection>& shared);
   absl::Status Begin(SourceConnection* connection);
   absl::Status ReceiveAll(SourceConnection* connection);
@@ -258,6 +263,7 @@ class DestinationMigration {
   PhaseHistory history_;
   uint64_t version_ = 0;
   std::unique_ptr<SourceDialer> next_dialer_;  // null: none
+  std::stop_source dial_;                      // of the last dial
   ByteCount bulk_limit_;
   bool held_ = false;      // by Pause: not dialling
   uint64_t pauses_ = 0;    // that were asked for

@@ -16,6 +16,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <utility>
@@ -319,6 +320,11 @@ class Network {
     const std::lock_guard<std::mutex> lock(mutex_);
     answers_.push_back({status, nullptr});
   }
+  // Whether dials are not answered, but end when they are told to.
+  void SetSilent(bool silent) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    silent_ = silent;
+  }
   // What the next CompleteSession calls return; OK after that.
   void AnswerComplete(const absl::Status& status) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -333,6 +339,12 @@ class Network {
     const size_t seen = epochs_.size();
     ASSERT_TRUE(changed_.wait_for(
         lock, kPatience, [&] { return epochs_.size() >= seen + more; }));
+  }
+  // At least `total` dials, answered or not.
+  void AwaitDialled(size_t total) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    ASSERT_TRUE(changed_.wait_for(lock, kPatience,
+                                  [&] { return epochs_.size() >= total; }));
   }
   std::vector<uint64_t> epochs() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -356,11 +368,15 @@ class Network {
     absl::Status status;
     std::shared_ptr<Session> session;
   };
-  Reply Open(uint64_t epoch) {
+  Reply Open(uint64_t epoch, const std::stop_token& stop) {
     on_dial();
-    const std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
     epochs_.push_back(epoch);
     changed_.notify_all();
+    if (silent_) {
+      changed_.wait(lock, stop, [] { return false; });
+      return {absl::CancelledError("told to stop"), nullptr};
+    }
     if (answers_.empty()) {
       return {absl::UnavailableError("nobody listens"), nullptr};
     }
@@ -379,7 +395,8 @@ class Network {
 
  private:
   std::mutex mutex_;
-  std::condition_variable changed_;
+  std::condition_variable_any changed_;
+  bool silent_ = false;  // guarded by mutex_
   std::deque<Reply> answers_;
   std::deque<absl::Status> complete_answers_;
   std::vector<uint64_t> epochs_;
@@ -431,8 +448,8 @@ class FakeDialer final : public SourceDialer {
   explicit FakeDialer(Network* network) : network_(*network) {}
 
   absl::StatusOr<std::unique_ptr<SourceConnection>> Open(
-      uint64_t epoch) override {
-    Network::Reply reply = network_.Open(epoch);
+      uint64_t epoch, std::stop_token stop) override {
+    Network::Reply reply = network_.Open(epoch, std::move(stop));
     if (!reply.status.ok()) return reply.status;
     return std::make_unique<FakeConnection>(&network_, epoch,
                                             std::move(reply.session));
@@ -1399,6 +1416,41 @@ TEST_F(PausedTest, AnotherAddressIsAskedForPlainRunsToo) {
   EXPECT_EQ(elsewhere.forgone(), 1);
   again->Serve();
   world_.ExpectCompleted();
+}
+
+// A source that takes connections and says nothing would otherwise be waited
+// for by each of these.
+TEST_F(PausedTest, ADialThatIsNotAnsweredHoldsUpNoRequest) {
+  RunGuest();
+  world_.network.SetSilent(true);
+  world_.session->Break(absl::UnavailableError("reset"));
+  world_.network.AwaitDialled(2);
+  EXPECT_TRUE(world_.migration->Pause().ok());
+  world_.AwaitPhase(Phase::kPaused);
+  Network elsewhere;
+  elsewhere.SetSilent(true);
+  EXPECT_TRUE(
+      world_.migration->Recover(std::make_unique<FakeDialer>(&elsewhere)).ok());
+  elsewhere.AwaitDialled(1);
+  EXPECT_TRUE(world_.migration->Pause().ok());
+  EXPECT_TRUE(world_.migration->Abandon().ok());
+  EXPECT_EQ(TouchAfterEnd(64), Touch::kPoisoned);
+}
+
+TEST_F(PausedTest, ADialThatIsNotAnsweredEndsWithTheVmmAndWithTheDaemon) {
+  for (const bool vmm : {true, false}) {
+    World world;
+    world.StartWithSession();
+    world.network.AwaitDialled(1);
+    world.network.SetSilent(true);
+    world.session->Break(absl::UnavailableError("reset"));
+    world.network.AwaitDialled(2);
+    if (vmm) {
+      world.migration->VmmGone();
+      world.vmm.AwaitTold("not completed");
+    }
+    world.migration->Stop();
+  }
 }
 
 // Proves that Recover does not wait for the pause between two tries.

@@ -1,6 +1,7 @@
 #include "uffd/fault_loop.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -135,6 +136,8 @@ void FaultLoop::OnPoisoned() {
 }
 
 void FaultLoop::Run() {
+  // For whoever looks why a guest waits: top -H, gdb.
+  ::pthread_setname_np(::pthread_self(), "fault-loop");
   absl::Status status = Loop();
   runs_.store(false);
   if (!status.ok() && !stopping_.load()) on_end_(std::move(status));

@@ -104,6 +104,9 @@ PageCount Installer::AdmitSome(PageRun run, PageCount* received, int* error) {
   if (NeedOf(same.pages.first, /*is_zero=*/false) == Need::kNothing) {
     return same.pages.count;
   }
+  const std::shared_lock<std::shared_mutex> marking(mark_mutex_);
+  // Some may be poisoned, which are not zeros.
+  if (poisoning_.load()) return same.pages.count;
   if (StrategyOf(same).replaces()) *error = same.PunchHole();
   if (*error == 0) *received += state_.MarkReceived(same.pages, true);
   return same.pages.count;
@@ -203,6 +206,10 @@ PageClaims::Claim Installer::ClaimFor(const Piece& piece) {
 }
 
 absl::Status Installer::Poison(PageRun run) {
+  if (!poisoning_.load()) {
+    const std::unique_lock<std::shared_mutex> nobody_marks(mark_mutex_);
+    poisoning_.store(true);
+  }
   int retries = 0;
   while (!run.count.empty()) {
     const UffdResult result = PoisonSome(ram_.FirstPiece(run));
@@ -274,7 +281,7 @@ PageCount Installer::InstallSome(PageRun rest, const uint8_t* bytes,
     if (attempt->error != 0) return PageCount(0);
   }
   const PageCount settled = Transfer(piece, bytes, attempt);
-  if (!settled.empty()) {
+  if (!settled.empty() && !attempt->unclear) {
     *received += state_.MarkReceived({piece.pages.first, settled}, is_zero);
   }
   return settled;
@@ -310,9 +317,11 @@ PageCount Installer::Transfer(const Piece& piece, const uint8_t* bytes,
   if (!done.empty()) return done;
   switch (result.error) {
     case EEXIST:
-      Count(&already_present_, unit.value());
       asked.pages.count = unit;
       WakePiece(asked);
+      // If it is there, whoever has put it there marks it.
+      attempt->unclear = poisoning_.load();
+      if (!attempt->unclear) Count(&already_present_, unit.value());
       return unit;
     case ENOENT:
       // Also said of a range that crosses from one mapping into the next: the

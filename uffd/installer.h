@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <optional>
+#include <shared_mutex>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -107,7 +108,9 @@ class Installer {
 
   // Makes who touches a missing page of `run` get SIGBUS, now and after this
   // service is gone. Pages that are there are left alone. PageState is not
-  // changed. UNIMPLEMENTED: the kernel is older than 6.6; else errors as above.
+  // changed, and from the first call on a page that is poisoned does not become
+  // received: the kernel says of one that it is there. UNIMPLEMENTED: the
+  // kernel is older than 6.6; else errors as above.
   absl::Status Poison(PageRun run);
 
   // Pages found present by the kernel; pages unmapped; EAGAINs.
@@ -123,7 +126,8 @@ class Installer {
     int retries = 0;
     int emptied = 0;
     bool one_page = false;
-    int error = 0;  // an errno: give up
+    bool unclear = false;  // settled, and there or poisoned
+    int error = 0;         // an errno: give up
   };
 
   static uint64_t Load(const std::atomic<uint64_t>& counter) {
@@ -172,6 +176,11 @@ class Installer {
   InstallGate& gate_;
   const InstallStrategies& strategies_;
   PageClaims claims_;
+  // Held, shared, by who marks pages that no ioctl was asked about; alone,
+  // while poisoning begins.
+  std::shared_mutex mark_mutex_;
+  // Set before anything is poisoned, so before the kernel says EEXIST of that.
+  std::atomic<bool> poisoning_{false};
   std::atomic<uint64_t> already_present_{0};
   std::atomic<uint64_t> unmapped_{0};
   std::atomic<uint64_t> retries_{0};

@@ -127,6 +127,46 @@ TEST_F(InstallerTest, NeverFillsAReceivedPageAgain) {
   EXPECT_EQ(uffd_.calls(Call::kZeroPage), 0);
 }
 
+// An answer that was under way when the source was given up for lost: the page
+// is not here, whatever the kernel says of it.
+TEST_F(InstallerTest, APageThatIsPoisonedMeanwhileIsNotReceived) {
+  uffd_.BeforeNext(Call::kCopy, [this] {
+    EXPECT_TRUE(installer_.Poison(Pages(5, 1)).ok());
+  });
+  const ReceiveResult data = Install(Pages(4, 3));
+  EXPECT_TRUE(data.status.ok()) << data.status;
+  EXPECT_EQ(data.received, PageCount(2));
+  EXPECT_FALSE(state_->IsReceived(PageIndex(5)));
+  EXPECT_TRUE(state_->IsReceived(PageIndex(6)));
+  uffd_.BeforeNext(Call::kZeroPage, [this] {
+    EXPECT_TRUE(installer_.Poison(Pages(9, 1)).ok());
+  });
+  EXPECT_EQ(installer_.InstallZero(Pages(9, 1)).received, PageCount(0));
+  EXPECT_FALSE(state_->IsReceived(PageIndex(9)));
+  EXPECT_EQ(installer_.AdmitZero(Pages(9, 2)).received, PageCount(0));
+  EXPECT_FALSE(state_->IsReceived(PageIndex(9)));
+  EXPECT_EQ(uffd_.TouchPage(1, at(5)), Touch::kPoisoned);
+  EXPECT_EQ(uffd_.TouchPage(2, at(9)), Touch::kPoisoned);
+  EXPECT_EQ(installer_.already_present(), 0u);
+}
+
+TEST_F(InstallerTest, ZerosAdmittedWhilePagesArePoisonedAreOneOrTheOther) {
+  std::thread admits([this] {
+    for (uint64_t page = 0; page < 200; ++page) {
+      EXPECT_TRUE(installer_.AdmitZero(Pages(page, 1)).status.ok());
+    }
+  });
+  for (uint64_t page = 200; page-- > 0;) {
+    EXPECT_TRUE(installer_.Poison(Pages(page, 1)).ok());
+  }
+  admits.join();
+  for (uint64_t page = 0; page < 200; ++page) {
+    const bool poisoned =
+        uffd_.TouchPage(static_cast<int>(page), at(page)) == Touch::kPoisoned;
+    EXPECT_NE(poisoned, state_->IsReceived(PageIndex(page))) << page;
+  }
+}
+
 TEST_F(InstallerTest, AdmittedZerosStayHoles) {
   ASSERT_EQ(uffd_.TouchPage(1, at(99)), Touch::kWaiting);
   std::array<uffd_msg, 4> messages;

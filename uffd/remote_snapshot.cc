@@ -149,9 +149,12 @@ void RemoteSnapshot::Drive() {
       sink_.on_failure(std::move(end.status));
       return;
     }
+    if (!absl::IsUnavailable(end.status) && sink_.on_error) {
+      sink_.on_error(end.status);
+    }
     sink_.on_lost();
     Forget();
-    auto next = Redial();
+    auto next = Redial(end.status);
     if (!next.ok()) {
       sink_.on_failure(next.status());
       return;
@@ -183,7 +186,9 @@ RemoteSnapshot::End RemoteSnapshot::ServeSession() {
     connection_ = nullptr;
     if (stopping_) return {.status = Lost(), .by_sink = false};
   }
-  return urgent_end.by_sink ? urgent_end : end;
+  // Whichever ended first has ended the other.
+  const bool urgent_first = urgent_end.by_sink || absl::IsCancelled(end.status);
+  return urgent_first ? urgent_end : end;
 }
 
 void RemoteSnapshot::Forget() {
@@ -197,13 +202,12 @@ void RemoteSnapshot::Forget() {
   small_pages_ = PageCount(0);
 }
 
-absl::StatusOr<std::shared_ptr<SourceConnection>> RemoteSnapshot::Redial() {
-  // A source that ends every session at once is not to be asked in a loop.
-  if (brought_) {
-    pause_nanos_ = options_.retry_nanos_first;
-  } else {
-    Pause();
-  }
+absl::StatusOr<std::shared_ptr<SourceConnection>> RemoteSnapshot::Redial(
+    const absl::Status& end) {
+  // A source that ends every session is not to be asked in a loop, be it at
+  // once or for a page among others.
+  if (brought_) pause_nanos_ = options_.retry_nanos_first;
+  if (!brought_ || !absl::IsUnavailable(end)) Pause();
   absl::StatusCode told = absl::StatusCode::kOk;
   while (true) {
     {

@@ -139,8 +139,10 @@ class RemoteSnapshot final : public SnapshotPages {
   End ServeSession();
   End ReceiveBulk(SourceConnection& connection);
   End ReceiveUrgent(SourceConnection& connection);
-  // The next session; null: Stop was called. DATA_LOSS as of the dialer.
-  absl::StatusOr<std::shared_ptr<SourceConnection>> Redial();
+  // The next session, after one that ended with `end`; null: Stop was called.
+  // DATA_LOSS as of the dialer.
+  absl::StatusOr<std::shared_ptr<SourceConnection>> Redial(
+      const absl::Status& end);
   // Once more; UNAVAILABLE etc. if it is not the right one, or not there.
   absl::StatusOr<std::shared_ptr<SourceConnection>> TryDial();
   void Pause();

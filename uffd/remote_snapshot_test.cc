@@ -274,7 +274,9 @@ class RemoteSnapshotTest : public testing::Test {
         .on_lost = [this] { Count(&lost_); },
         .on_back = [this] { Count(&back_); },
         .on_trouble =
-            [this](const absl::Status& status) { Tell(status, &trouble_); }};
+            [this](const absl::Status& status) { Tell(status, &trouble_); },
+        .on_error =
+            [this](const absl::Status& status) { Tell(status, &errors_); }};
   }
 
   // A run that was delivered, and the page of the file that it begins with; no
@@ -351,6 +353,7 @@ class RemoteSnapshotTest : public testing::Test {
   std::vector<Got> bulk_;
   std::vector<absl::Status> failed_;
   std::vector<absl::Status> trouble_;
+  std::vector<absl::Status> errors_;
   int lost_ = 0;
   int back_ = 0;
 };
@@ -482,6 +485,30 @@ TEST_F(RemoteSnapshotTest, ALostSourceIsLookedForUntilItIsBack) {
   }
   Await([this] { return urgent_.size() == 1; });
   EXPECT_EQ(urgent_[0], (Got{Pages(kLargeAt, kLarge), std::nullopt}));
+}
+
+// A page that the source's disk does not give is asked for again and again, and
+// not in silence.
+TEST_F(RemoteSnapshotTest, WhatTheSourceCannotReadIsTold) {
+  auto session = NewSession();
+  ASSERT_TRUE(Create().ok());
+  for (int i = 1; i <= 3; ++i) {
+    const auto next = NewSession();
+    session->SayUrgent(Message().Data(Pages(4, 1)));  // another page comes
+    Await([&] { return urgent_.size() == static_cast<size_t>(i); });
+    session->End(absl::InternalError("cannot read it: Input/output error"));
+    Await([&] { return back_ == i; });
+    session = next;
+  }
+  ASSERT_EQ(errors_.size(), 3u);
+  EXPECT_EQ(errors_[0],
+            absl::InternalError("cannot read it: Input/output error"));
+  // Nor is the network's fault one of these.
+  NewSession();
+  session->End(absl::UnavailableError("gone"));
+  Await([&] { return back_ == 4; });
+  EXPECT_EQ(errors_.size(), 3u);
+  EXPECT_TRUE(failed_.empty());
 }
 
 TEST_F(RemoteSnapshotTest, WhatIsNotDueEndsTheSessionAndReachesNobody) {

@@ -33,7 +33,7 @@ absl::StatusOr<SnapshotFile> SnapshotFile::Reopen() const {
   SnapshotFile file(path_, access_);
   absl::Status status = file.OpenBehind(fd());
   if (!status.ok()) return status;
-  file.size_ = size_;
+  file.version_ = version_;
   return file;
 }
 
@@ -47,9 +47,9 @@ absl::Status SnapshotFile::OpenBehind(int fd) {
         absl::StrCat("cannot reopen the snapshot file ", path_, " by ", link,
                      ": mount /proc"));
   }
-  const absl::StatusOr<ByteCount> size = FileSize(buffered_.get());
-  if (!size.ok()) return size.status();
-  size_ = *size;
+  const absl::StatusOr<FileVersion> version = VersionOf(buffered_.get());
+  if (!version.ok()) return version.status();
+  version_ = *version;
   if (access_ == SnapshotAccess::kBuffered) return absl::OkStatus();
   direct_.Reset(::open(link.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
   // EINVAL: the file system has no direct access (open(2)).
@@ -58,7 +58,7 @@ absl::Status SnapshotFile::OpenBehind(int fd) {
 }
 
 absl::StatusOr<bool> SnapshotFile::IsHole(uint64_t offset, ByteCount length) {
-  POSTCOPY_CHECK(length <= size_ && offset <= size_.value() - length.value());
+  POSTCOPY_CHECK(length <= size() && offset <= size().value() - length.value());
   const uint64_t end = offset + length.value();
   if (offset < hole_begin_ || offset >= hole_end_) LookForHole(offset);
   if (offset < hole_begin_ || end > hole_end_) return false;
@@ -68,7 +68,7 @@ absl::StatusOr<bool> SnapshotFile::IsHole(uint64_t offset, ByteCount length) {
   if (!now.ok()) return now.status();
   if (now->value() >= end) return true;
   return absl::OutOfRangeError(
-      absl::StrCat("it had ", ToString(size_), " and now has only ",
+      absl::StrCat("it had ", ToString(size()), " and now has only ",
                    ToString(*now), ": somebody has truncated it"));
 }
 
@@ -79,7 +79,7 @@ void SnapshotFile::LookForHole(uint64_t offset) {
     hole_end_ = static_cast<uint64_t>(data);  // empty: here is data
   } else if (errno == ENXIO) {
     hole_begin_ = offset;
-    hole_end_ = size_.value();  // no data from here to the end
+    hole_end_ = size().value();  // no data from here to the end
   }
   // Any other error: it does not know, so all must be read.
 }

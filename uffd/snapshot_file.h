@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "dirtytrack/file_version.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
 
@@ -35,13 +36,19 @@ class SnapshotFile {
 
   const std::string& path() const { return path_; }
   // As it was at Open.
-  ByteCount size() const { return size_; }
+  ByteCount size() const { return version_.size; }
   // Where all can be read, at any offset.
   int fd() const { return buffered_.get(); }
   // Where reads past the page cache go: of whole pages, at multiples of
   // kPageSize, into memory aligned to it. Below 0: there is none. A read may
   // still fail with EINVAL, if the disk wants more alignment.
   int direct_fd() const { return direct_.get(); }
+
+  // DATA_LOSS if it has been written to or truncated since Open. What was read
+  // before is then not to be used.
+  absl::Status CheckUnchanged() const {
+    return CheckVersion(fd(), version_, path_);
+  }
 
   // True if the bytes [offset, offset + length) are a hole, hence zeros. False
   // also where the file system does not know. OUT_OF_RANGE if the file now
@@ -60,7 +67,7 @@ class SnapshotFile {
 
   std::string path_;
   SnapshotAccess access_;
-  ByteCount size_;
+  FileVersion version_;
   UniqueFd buffered_;
   UniqueFd direct_;
   // The hole seen last, [begin, end).

@@ -254,7 +254,13 @@ absl::Status SnapshotLane::EndRead(uint32_t slot) {
 
 absl::Status SnapshotLane::DeliverAnswer() {
   if (answered_.empty()) return absl::OkStatus();
-  absl::Status status;
+  // Behind the reads: a VM must not get pages of two files.
+  absl::Status status = file_.CheckUnchanged();
+  if (absl::IsDataLoss(status)) {
+    return absl::DataLossError(
+        absl::StrCat(status.message(), "; restore the VM from an intact copy"));
+  }
+  if (!status.ok()) return status;
   if (TakeOutstanding(answered_.size())) {
     status = deliver_(absl::MakeConstSpan(answer_.data(), answer_runs_));
   }

@@ -101,6 +101,9 @@ struct SnapshotSink {
   // Since on_lost it could not be reached, for this reason; once for each kind
   // of reason.
   std::function<void(const absl::Status&)> on_trouble = nullptr;
+  // It was lost because of an error that was not the network's: what was asked
+  // for cannot be had, or is not due. Before each such on_lost.
+  std::function<void(const absl::Status&)> on_error = nullptr;
 };
 
 // Brings the pages of a snapshot that nobody changes.

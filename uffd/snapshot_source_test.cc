@@ -92,6 +92,16 @@ class Snapshot {
     return n % 3 == 1 ? Content::kZeros : Content::kHole;
   }
 
+  // So that whatever is written from now on is at another time.
+  void SetLongAgo() const {
+    const timespec times[] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    ASSERT_EQ(::utimensat(AT_FDCWD, path_.c_str(), times, 0), 0);
+  }
+  // Writes one byte, which keeps its length.
+  void Rewrite() const {
+    const UniqueFd fd(::open(path_.c_str(), O_WRONLY | O_CLOEXEC));
+    ASSERT_EQ(::pwrite(fd.get(), "x", 1, 0), 1);
+  }
   void Truncate(uint64_t size) const {
     ASSERT_EQ(::truncate(path_.c_str(), static_cast<off_t>(size)), 0);
   }
@@ -756,6 +766,23 @@ TEST_F(SnapshotSourceTest, AReadErrorEndsTheSourceOnce) {
   EXPECT_EQ(receiver_.pages(), 0u);
   EXPECT_EQ(Ask(0), failure);
   EXPECT_EQ(AskBulk(0, 1), failure);
+}
+
+// Pages of two files would be a VM that never was.
+TEST_P(SnapshotContentTest, AFileRewrittenInPlaceIsAFailure) {
+  snapshot_.SetLongAgo();
+  if (!Start(GetParam())) GTEST_SKIP() << reason_;
+  ASSERT_TRUE(Ask(DataPage(1)).ok());
+  receiver_.AwaitUrgent(1);
+  snapshot_.Rewrite();
+  ASSERT_TRUE(Ask(DataPage(10)).ok());
+  const absl::Status failure = receiver_.AwaitFailure();
+  EXPECT_EQ(failure.code(), absl::StatusCode::kDataLoss);
+  EXPECT_NE(failure.message().find(snapshot_.path() + " has been written to"),
+            std::string::npos)
+      << failure;
+  source_->Stop();
+  EXPECT_EQ(receiver_.pages(), 1u);
 }
 
 TEST_F(SnapshotSourceTest, ATruncatedHoleIsAFailure) {

@@ -81,7 +81,8 @@ SnapshotSink SnapshotVm::SinkOfThis() {
           [this](absl::Status status) { OnFailure(std::move(status)); },
       .on_lost = [this] { OnLost(); },
       .on_back = [this] { OnBack(); },
-      .on_trouble = [this](const absl::Status& status) { OnTrouble(status); }};
+      .on_trouble = [this](const absl::Status& status) { OnTrouble(status); },
+      .on_error = [this](const absl::Status& status) { OnError(status); }};
 }
 
 absl::Status SnapshotVm::Start(const OpenSnapshotPages& open,
@@ -194,6 +195,21 @@ void SnapshotVm::OnBack() {
 void SnapshotVm::OnTrouble(const absl::Status& status) {
   if (!status.ok()) in_trouble_ = true;
   if (options_.on_source && !stopping_.load()) options_.on_source(status);
+}
+
+void SnapshotVm::OnError(const absl::Status& status) {
+  if (stopping_.load()) return;
+  const int64_t now_ns = clock_.NowNanos();
+  source_error_ns_.store(now_ns);
+  const uint64_t errors = source_errors_.fetch_add(1) + 1;
+  if (errors > 1 && now_ns - error_told_ns_ < kSourceErrorNanos) return;
+  error_told_ns_ = now_ns;
+  if (options_.on_source_error) options_.on_source_error(status, errors);
+}
+
+bool SnapshotVm::source_fails() const {
+  return source_errors() > 0 &&
+         clock_.NowNanos() - source_error_ns_.load() < kSourceErrorNanos;
 }
 
 SnapshotVm::~SnapshotVm() { Stop(); }

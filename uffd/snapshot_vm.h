@@ -66,7 +66,15 @@ class SnapshotVm {
     // be reached, with why, and with OK when it is back; in between, threads
     // that touch a missing page wait. Must not block. May be empty.
     std::function<void(const absl::Status&)> on_source;
+    // Called so when such a source has ended a session with an error, which is
+    // tried again: for the first, and then at most once in
+    // kSourceErrorNanos, with how many there have been in all. Must not block.
+    // May be empty.
+    std::function<void(const absl::Status&, uint64_t errors)> on_source_error;
   };
+
+  // How long errors of a source are taken for one trouble.
+  static constexpr int64_t kSourceErrorNanos = 60 * kNanosPerSecond;
 
   // Serves when it returns. INVALID_ARGUMENT says what the VMM should change,
   // or that the snapshot is too short for it; else the errors of
@@ -90,6 +98,11 @@ class SnapshotVm {
   // What was touched, without the snapshot's size; without runs if nothing was,
   // or nothing was to be recorded. REQUIRES: Stop has returned.
   WorkingSet recorded() const;
+
+  // Sessions that a source elsewhere has ended with an error, and whether there
+  // was one within kSourceErrorNanos.
+  uint64_t source_errors() const { return source_errors_.load(); }
+  bool source_fails() const;
 
   // As DestinationVm's.
   bool ShowsLife() { return vm_->ShowsLife(); }
@@ -120,6 +133,7 @@ class SnapshotVm {
   void OnLost();
   void OnBack();
   void OnTrouble(const absl::Status& status);
+  void OnError(const absl::Status& status);
 
   const Options options_;
   Clock& clock_;
@@ -134,7 +148,10 @@ class SnapshotVm {
 
   // Held while serving begins and while a source is lost or comes back.
   std::mutex source_mutex_;
-  bool in_trouble_ = false;  // of the source's thread
+  bool in_trouble_ = false;    // of the source's thread
+  int64_t error_told_ns_ = 0;  // of the source's thread
+  std::atomic<uint64_t> source_errors_{0};
+  std::atomic<int64_t> source_error_ns_{0};  // of the last
 
   std::mutex mutex_;
   bool serving_ = false;      // guarded by mutex_

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "dirtytrack/memfd.h"
+#include "dirtytrack/simulated_clock.h"
 #include "dirtytrack/unique_fd.h"
 #include "gtest/gtest.h"
 #include "uffd/forwarding_uffd.h"
@@ -285,6 +286,57 @@ TEST_P(SnapshotVmTest, RefusesRegionsThatOverflow) {
       SnapshotVm::Create(OpenSnapshotAt(path_, SnapshotAccess::kBuffered),
                          regions, guest_->TakeOps(), {}, Clock::Monotonic());
   EXPECT_TRUE(absl::IsInvalidArgument(vm.status())) << vm.status();
+}
+
+// A source that brings nothing.
+class SilentPages final : public SnapshotPages {
+ public:
+  absl::Status RequestUrgent(absl::Span<const PageIndex> /*pages*/) override {
+    return absl::OkStatus();
+  }
+  absl::Status RequestBulk(PageRun /*run*/) override {
+    return absl::OkStatus();
+  }
+  void Stop() override {}
+};
+
+// One bad page is asked for many times a second, for as long as it takes.
+TEST_P(SnapshotVmTest, ErrorsOfTheSourceAreCountedAndToldNowAndThen) {
+  MakeGuest(2);
+  if (guest_ == nullptr) return;
+  SimulatedClock clock;
+  SnapshotSink sink;
+  std::vector<uint64_t> told;
+  auto vm = SnapshotVm::Create(
+      [&](std::vector<SnapshotExtent> /*extents*/, SnapshotSink given)
+          -> absl::StatusOr<std::unique_ptr<SnapshotPages>> {
+        sink = std::move(given);
+        return std::make_unique<SilentPages>();
+      },
+      Regions(), guest_->TakeOps(),
+      {.on_source_error =
+           [&](const absl::Status& why, uint64_t errors) {
+             EXPECT_EQ(why, absl::InternalError("bad page"));
+             told.push_back(errors);
+           }},
+      &clock);
+  ASSERT_TRUE(vm.ok()) << vm.status();
+  EXPECT_FALSE((*vm)->source_fails());
+  const auto fail = [&] { sink.on_error(absl::InternalError("bad page")); };
+  for (int i = 0; i < 100; ++i) fail();
+  EXPECT_TRUE((*vm)->source_fails());
+  clock.Advance(SnapshotVm::kSourceErrorNanos - 1);
+  EXPECT_TRUE((*vm)->source_fails());
+  fail();
+  clock.Advance(1);
+  fail();
+  EXPECT_EQ(told, (std::vector<uint64_t>{1, 102}));
+  clock.Advance(SnapshotVm::kSourceErrorNanos);
+  EXPECT_FALSE((*vm)->source_fails());
+  EXPECT_EQ((*vm)->source_errors(), 102u);
+  (*vm)->Stop();
+  fail();
+  EXPECT_EQ((*vm)->source_errors(), 102u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, SnapshotVmTest,

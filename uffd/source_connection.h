@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <stop_token>
 #include <variant>
 #include <vector>
 
@@ -107,10 +108,11 @@ class SourceConnection : public PageSource {
 class SourceDialer {
  public:
   virtual ~SourceDialer() = default;
-  // Opens the session of `epoch`; waits for the peer a bounded time.
-  // UNAVAILABLE or DEADLINE_EXCEEDED are worth another try.
+  // Opens the session of `epoch`; waits for the peer a bounded time, and
+  // returns CANCELLED soon when `stop` is requested. UNAVAILABLE or
+  // DEADLINE_EXCEEDED are worth another try.
   virtual absl::StatusOr<std::unique_ptr<SourceConnection>> Open(
-      uint64_t epoch) = 0;
+      uint64_t epoch, std::stop_token stop) = 0;
   // Asks the source to compress nothing, in the sessions that are opened from
   // now on.
   virtual void ForgoCompression() {}

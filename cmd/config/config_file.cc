@@ -1,6 +1,5 @@
 #include "cmd/config/config_file.h"
 
-#include <fcntl.h>
 #include <google/protobuf/io/tokenizer.h>
 #include <unistd.h>
 
@@ -8,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "dirtytrack/regular_file.h"
 #include "dirtytrack/unique_fd.h"
 
 namespace postcopy {
@@ -39,13 +39,12 @@ class Mistakes final : public google::protobuf::io::ErrorCollector {
 
 // At most one byte more than may be there.
 absl::StatusOr<std::string> ReadText(const std::string& path) {
-  // A pipe that nobody writes to must not hold up the start.
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!fd.valid()) return absl::ErrnoToStatus(errno, path);
+  absl::StatusOr<UniqueFd> fd = OpenRegularFile("the configuration file", path);
+  if (!fd.ok()) return fd.status();
   std::string text(kConfigBytesMax + 1, '\0');
   size_t used = 0;
   while (used < text.size()) {
-    const ssize_t got = ::read(fd.get(), &text[used], text.size() - used);
+    const ssize_t got = ::read(fd->get(), &text[used], text.size() - used);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return absl::ErrnoToStatus(errno, path);
     if (got == 0) break;

@@ -21,10 +21,9 @@ inline constexpr size_t kConfigBytesMax = 64 << 10;
 // What was in a file, and where. Not thread-safe.
 class ConfigFile {
  public:
-  // Reads the regular file (or the device, for /dev/null) at `path` as text of
-  // a message of `type`. Errors: NOT_FOUND, PERMISSION_DENIED and others if it
-  // cannot be read; RESOURCE_EXHAUSTED if it has more than kConfigBytesMax;
-  // those of Parse.
+  // Reads the regular file at `path` as text of a message of `type`; never
+  // blocks. Errors: those of OpenRegularFile, others if it cannot be read;
+  // RESOURCE_EXHAUSTED if it has more than kConfigBytesMax; those of Parse.
   static absl::StatusOr<std::unique_ptr<ConfigFile>> Read(
       const std::string& path, const google::protobuf::Message& type);
 
@@ -41,6 +40,8 @@ class ConfigFile {
       const google::protobuf::Message& type);
 
   const google::protobuf::Message& message() const { return *message_; }
+  // Empty if there is no file.
+  const std::string& path() const { return path_; }
 
   // "path:line:column" of a field that is in the file; of element `index` if it
   // is repeated, else -1.

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <memory>
@@ -95,12 +97,22 @@ TEST(ConfigFileReadTest, SaysWhyAFileCannotBeRead) {
   EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(missing.status().message()),
               HasSubstr("/nowhere/a.conf"));
-  EXPECT_FALSE(ConfigFile::Read("/", test::TestConfig()).ok()) << "a directory";
 }
 
-TEST(ConfigFileReadTest, AFileWithoutEndIsNotRead) {
-  EXPECT_EQ(ConfigFile::Read("/dev/zero", test::TestConfig()).status().code(),
-            absl::StatusCode::kResourceExhausted);
+// Each would read as an empty configuration, for ever, or not at all.
+TEST(ConfigFileReadTest, OnlyARegularFileIsRead) {
+  const std::string fifo = ::testing::TempDir() + "/fifo";
+  ::unlink(fifo.c_str());
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+  for (const std::string& path :
+       {fifo, std::string("/dev/zero"), std::string("/dev/null"),
+        ::testing::TempDir()}) {
+    const auto read = ConfigFile::Read(path, test::TestConfig());
+    EXPECT_EQ(read.status().code(), absl::StatusCode::kInvalidArgument) << path;
+    EXPECT_THAT(
+        std::string(read.status().message()),
+        HasSubstr("the configuration file " + path + " is not a regular file"));
+  }
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "dirtytrack/check.h"
 
 ABSL_FLAG(std::string, config, "",
@@ -32,8 +33,6 @@ using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::TextFormat;
-
-constexpr int kWrongConfig = 2;
 
 // About this process and not about what it does.
 constexpr absl::string_view kOfTheProcess[] = {"config", "check_config",
@@ -83,6 +82,26 @@ void SetValue(const std::string& text, const FieldDescriptor* field,
   } else {
     message->GetReflection()->SetString(message, field, text);
   }
+}
+
+// Abseil would read these again at each reload, and end the process if one has
+// gone.
+absl::Status CheckNamesNoOtherSource(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    absl::string_view name = argv[i];
+    if (name == "--") break;
+    if (!absl::ConsumePrefix(&name, "-")) continue;
+    absl::ConsumePrefix(&name, "-");
+    name = name.substr(0, name.find('='));
+    if (name != "flagfile" && name != "fromenv" && name != "tryfromenv") {
+      continue;
+    }
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--", name,
+        " is not for a daemon: put its flags into a file for --config "
+        "(postcopy.conf(5)), or on the command line"));
+  }
+  return absl::OkStatus();
 }
 
 std::unique_ptr<Message> FromFlags(const Message& type) {
@@ -143,6 +162,12 @@ bool IsInFile(const ConfigFile& file, const FieldDescriptor* field) {
              : message.GetReflection()->HasField(message, field);
 }
 
+absl::Status AsAWhole(const ConfigFile& file, const absl::Status& why) {
+  if (file.path().empty()) return why;
+  return absl::InvalidArgumentError(
+      absl::StrCat(file.path(), ": ", why.message()));
+}
+
 std::map<std::string, std::string> FlagTexts(const Message& type) {
   std::map<std::string, std::string> texts;
   for (const FieldDescriptor* field : FieldsOf(type)) {
@@ -153,7 +178,7 @@ std::map<std::string, std::string> FlagTexts(const Message& type) {
 
 int Fail(absl::string_view why) {
   std::fprintf(stderr, "error: %s\n", std::string(why).c_str());
-  return kWrongConfig;
+  return kWrongConfigCode;
 }
 
 }  // namespace
@@ -170,10 +195,12 @@ absl::Status FlagConfig::SetFromFile(const ConfigFile& file) const {
   return absl::OkStatus();
 }
 
-absl::Status FlagConfig::Check(const ConfigFile& file) const {
+absl::Status FlagConfig::Check(const ConfigFile& file, bool together) const {
   for (const FlagCheck& check : checks_) {
+    if (check.flag.empty() && !together) continue;
     const absl::Status status = check.check();
     if (status.ok()) continue;
+    if (check.flag.empty()) return AsAWhole(file, status);
     const FieldDescriptor* field =
         type_.GetDescriptor()->FindFieldByName(std::string(check.flag));
     POSTCOPY_CHECK(field != nullptr);
@@ -186,7 +213,7 @@ absl::Status FlagConfig::Check(const ConfigFile& file) const {
   return absl::OkStatus();
 }
 
-absl::Status FlagConfig::Apply() {
+absl::Status FlagConfig::Apply(bool together) {
   const std::string path = absl::GetFlag(FLAGS_config);
   std::unique_ptr<ConfigFile> file = ConfigFile::Empty(type_);
   if (!path.empty()) {
@@ -202,20 +229,24 @@ absl::Status FlagConfig::Apply() {
   if (absl::Status s = SetFromFile(*file); !s.ok()) return s;
   // Once more, on top of the file: flags do not say whether somebody gave them.
   absl::ParseCommandLine(argc_, argv_);
-  return Check(*file);
+  return Check(*file, together);
 }
 
 std::optional<int> FlagConfig::Load(int argc, char** argv) {
   argc_ = argc;
   argv_ = argv;
+  if (absl::Status s = CheckNamesNoOtherSource(argc, argv); !s.ok()) {
+    return Fail(s.message());
+  }
   absl::ParseCommandLine(argc, argv);
   if (absl::GetFlag(FLAGS_check_config) && !Unmatched().empty()) {
     return Fail(absl::StrCat("flags and fields of ",
                              type_.GetDescriptor()->name(),
                              " differ: ", absl::StrJoin(Unmatched(), ", ")));
   }
-  if (absl::Status s = Apply(); !s.ok()) return Fail(s.message());
-  if (absl::GetFlag(FLAGS_print_config)) {
+  const bool print = absl::GetFlag(FLAGS_print_config);
+  if (absl::Status s = Apply(!print); !s.ok()) return Fail(s.message());
+  if (print) {
     std::fputs(Print().c_str(), stdout);
     return 0;
   }
@@ -234,7 +265,7 @@ absl::StatusOr<std::vector<std::string>> FlagConfig::Reload(
   absl::Status applied;
   {
     const absl::FlagSaver saver;
-    applied = Apply();
+    applied = Apply(/*together=*/true);
     after = FlagTexts(type_);
   }
   if (!applied.ok()) return applied;

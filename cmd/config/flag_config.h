@@ -19,7 +19,13 @@
 
 namespace postcopy {
 
+// The exit code of a daemon whose configuration cannot work: units do not start
+// it again (RestartPreventExitStatus=).
+inline constexpr int kWrongConfigCode = 2;
+
 // A rule for a flag beyond its type. `check` looks at the flag's value now.
+// Without a flag it is about how several go together, and its message names
+// them; --print_config, which is to show the defaults too, does not ask it.
 struct FlagCheck {
   absl::string_view flag;
   std::function<absl::Status()> check;
@@ -41,7 +47,7 @@ class FlagConfig {
   // What main does first: sets the flags from the file that --config names and
   // from the command line. Returns the code with which the process must end
   // now: 0 after --check_config ("OK") and --print_config, whose text is on
-  // stdout and a file with the same meaning; 2 if the configuration is wrong,
+  // stdout and a file with the same meaning; kWrongConfigCode if it is wrong,
   // with the reason on stderr. nullopt: go on. Like absl::ParseCommandLine it
   // ends the process itself for --help (code 0 or 1) and for a command line
   // that no flag understands (1).
@@ -65,10 +71,11 @@ class FlagConfig {
   std::vector<std::string> Unmatched() const;
 
  private:
-  // Sets flags and checks them; with an error their values are of no use.
-  absl::Status Apply();
+  // Sets flags and makes the checks, or, unless `together`, those that are of
+  // one flag; with an error the flags' values are of no use.
+  absl::Status Apply(bool together);
   absl::Status SetFromFile(const ConfigFile& file) const;
-  absl::Status Check(const ConfigFile& file) const;
+  absl::Status Check(const ConfigFile& file, bool together) const;
 
   const google::protobuf::Message& type_;
   const std::vector<FlagCheck> checks_;

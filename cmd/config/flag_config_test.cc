@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/flags/declare.h"
 #include "absl/flags/flag.h"
 #include "absl/flags/reflection.h"
 #include "absl/status/status.h"
@@ -23,6 +24,8 @@ ABSL_FLAG(uint64_t, test_bytes, 0, "");
 ABSL_FLAG(bool, test_switch, false, "");
 ABSL_FLAG(std::string, test_numbers, "", "");
 ABSL_FLAG(std::vector<std::string>, test_names, {}, "");
+ABSL_DECLARE_FLAG(std::string, config);
+ABSL_DECLARE_FLAG(bool, print_config);
 
 namespace postcopy {
 namespace {
@@ -35,6 +38,14 @@ using ::testing::IsEmpty;
 absl::Status CheckCount() {
   if (absl::GetFlag(FLAGS_test_count) <= 9) return absl::OkStatus();
   return absl::InvalidArgumentError("must be at most 9");
+}
+
+absl::Status CheckPair() {
+  if (absl::GetFlag(FLAGS_test_count) != 8 ||
+      absl::GetFlag(FLAGS_test_switch)) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError("--test_count=8 needs --test_switch");
 }
 
 class FlagConfigTest : public ::testing::Test {
@@ -63,7 +74,7 @@ class FlagConfigTest : public ::testing::Test {
   absl::FlagSaver saver_;
   const std::string path_ = ::testing::TempDir() + "/flag_config_test.conf";
   const test::TestConfig type_;
-  FlagConfig config_{&type_, {{"test_count", CheckCount}}};
+  FlagConfig config_{&type_, {{"test_count", CheckCount}, {"", CheckPair}}};
   std::vector<std::string> arguments_;
   std::vector<char*> argv_;
   std::string out_;
@@ -142,6 +153,45 @@ TEST_F(FlagConfigTest, WhatACheckRefusesIsToldWithItsPlace) {
   EXPECT_EQ(err_, "error: " + path_ + ":2:2: test_count: must be at most 9\n");
   EXPECT_EQ(Load("", {"--test_count=10"}), 2);
   EXPECT_EQ(err_, "error: --test_count: must be at most 9\n");
+}
+
+TEST_F(FlagConfigTest, WhatDoesNotGoTogetherIsToldWithoutAPlace) {
+  EXPECT_EQ(Load("test_count: 8 test_switch: true"), std::nullopt);
+  for (const char* argument : {"--check_config", "--test_bytes=1"}) {
+    EXPECT_EQ(Load("test_count: 8", {argument}), 2);
+    EXPECT_EQ(err_,
+              "error: " + path_ + ": --test_count=8 needs --test_switch\n");
+  }
+  EXPECT_EQ(out_, "");
+  // It can be printed all the same.
+  EXPECT_EQ(Load("test_count: 8", {"--print_config"}), 0);
+  EXPECT_THAT(out_, HasSubstr("test_count: 8\n"));
+  char name[] = "daemon";
+  char eight[] = "--test_count=8";
+  char* argv[] = {name, eight, nullptr};
+  absl::SetFlag(&FLAGS_config, "");
+  absl::SetFlag(&FLAGS_print_config, false);
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(config_.Load(2, argv), 2);
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(),
+            "error: --test_count=8 needs --test_switch\n");
+}
+
+TEST_F(FlagConfigTest, FlagsComeFromNowhereElse) {
+  for (const char* argument :
+       {"--flagfile=/nowhere", "-flagfile", "--fromenv=test_count",
+        "--tryfromenv=test_count"}) {
+    EXPECT_EQ(Load("", {argument}), 2) << argument;
+    EXPECT_THAT(err_, HasSubstr("is not for a daemon")) << argument;
+    EXPECT_THAT(err_, HasSubstr("--config")) << argument;
+  }
+  // Behind "--" there are no flags, nor is every word one.
+  EXPECT_EQ(Load("", {"flagfile", "--test_name=--flagfile"}), std::nullopt);
+  EXPECT_EQ(absl::GetFlag(FLAGS_test_name), "--flagfile");
+  arguments_ = {"daemon", "--", "--flagfile=/nowhere"};
+  char* argv[] = {arguments_[0].data(), arguments_[1].data(),
+                  arguments_[2].data(), nullptr};
+  EXPECT_EQ(config_.Load(3, argv), std::nullopt);
 }
 
 TEST_F(FlagConfigTest, AnElementMustBeOne) {

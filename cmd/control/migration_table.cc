@@ -4,6 +4,7 @@
 #include <google/protobuf/util/time_util.h>
 
 #include <algorithm>
+#include <functional>
 #include <thread>
 #include <utility>
 
@@ -90,6 +91,23 @@ v1::Migration ChosenBy(const v1::CreateMigrationRequest& request) {
   *chosen.mutable_create_time() =
       google::protobuf::util::TimeUtil::GetCurrentTime();
   return chosen;
+}
+
+// Does `what` with all of them: each may wait for a peer or a VMM, and none
+// waits for that of another.
+void AtOnce(const std::vector<std::shared_ptr<MigrationSide>>& sides,
+            const std::function<void(MigrationSide&)>& what) {
+  std::vector<std::thread> threads;
+  for (const auto& side : sides) {
+    const auto one = [&what, side] { what(*side); };
+    absl::StatusOr<std::thread> thread = StartThread(one);
+    if (thread.ok()) {
+      threads.push_back(*std::move(thread));
+    } else {
+      one();
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 }  // namespace
@@ -322,20 +340,10 @@ void MigrationTable::StopTaking(std::string why) {
     std::lock_guard lock(mutex_);
     refusal_ = std::move(why);
   }
-  // Each may wait for a peer or a VMM: none for that of another.
-  std::vector<std::thread> cancelling;
-  for (const auto& side : Sides()) {
-    if (side->ended()) continue;
+  AtOnce(Sides(), [](MigrationSide& side) {
     // One that is refused is committed, or soon known not to be.
-    const auto cancel = [side] { side->Cancel().IgnoreError(); };
-    absl::StatusOr<std::thread> thread = StartThread(cancel);
-    if (thread.ok()) {
-      cancelling.push_back(*std::move(thread));
-    } else {
-      cancel();
-    }
-  }
-  for (std::thread& thread : cancelling) thread.join();
+    if (!side.ended()) side.Cancel().IgnoreError();
+  });
 }
 
 MigrationTable::Load MigrationTable::load() const {
@@ -360,7 +368,7 @@ bool MigrationTable::AllShowLife() {
 }
 
 void MigrationTable::StopAll() {
-  for (const auto& side : Sides()) side->Stop();
+  AtOnce(Sides(), [](MigrationSide& side) { side.Stop(); });
 }
 
 void MigrationTable::AskAllToStop() {

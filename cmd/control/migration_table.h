@@ -99,7 +99,7 @@ class MigrationTable {
 
   // Passes it on to the VM's migration, if one is under way.
   void VmmGone(absl::string_view vm_name);
-  // Stops every side.
+  // Stops every side, all at once: returns when the last has stopped.
   void StopAll();
   // As MigrationSide::AskToStop.
   void AskAllToStop();

@@ -52,7 +52,10 @@ class FakeSide final : public MigrationSide {
                      : absl::FailedPreconditionError("under way");
   }
   void VmmGone() override { ++gone_count; }
-  void Stop() override { ++stop_count; }
+  void Stop() override {
+    if (on_stop) on_stop();
+    ++stop_count;
+  }
   uint64_t version() const override { return 0; }
   void WaitForChange(uint64_t /*seen*/, int64_t /*nanos*/) const override {}
 
@@ -61,6 +64,7 @@ class FakeSide final : public MigrationSide {
   uint64_t precopied = 0;
   bool alive = true;
   std::function<void()> on_cancel;
+  std::function<void()> on_stop;
   int ask_count = 0;
   int cancel_count = 0;
   int gone_count = 0;
@@ -161,6 +165,16 @@ TEST_F(MigrationTableTest, ACancellationThatHasToWaitKeepsNoOtherWaiting) {
   table_.StopTaking("this daemon is ending");
   EXPECT_EQ(sides_["a"]->cancel_count, 1);
   EXPECT_EQ(sides_["b"]->cancel_count, 1);
+}
+
+TEST_F(MigrationTableTest, AStopThatHasToWaitKeepsNoOtherWaiting) {
+  ASSERT_TRUE(Create("a").ok());
+  ASSERT_TRUE(Create("b").ok());
+  std::latch both(2);
+  for (const char* id : {"a", "b"}) {
+    sides_[id]->on_stop = [&] { both.arrive_and_wait(); };
+  }
+  table_.StopAll();
 }
 
 TEST_F(MigrationTableTest, OneThatIsStuckIsEnoughAndAllAreAsked) {

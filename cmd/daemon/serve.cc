@@ -175,6 +175,10 @@ std::string Describe(const DaemonLoad& load) {
                     load.needing == 1 ? " needs" : " need",
                     " this daemon for missing pages");
   }
+  if (load.failing > 0) {
+    absl::StrAppend(&text, "; pages of ", Counted(load.failing, "VM"),
+                    " cannot be had, see the log");
+  }
   return text;
 }
 

@@ -19,16 +19,20 @@ struct DaemonLoad {
   size_t migrations = 0;
   // Guests that would wait for ever for a page if the daemon ended now.
   size_t needing = 0;
+  // Of the VMs, such whose source has just failed to give pages.
+  size_t failing = 0;
 
   DaemonLoad& operator+=(const DaemonLoad& other) {
     vms += other.vms;
     migrations += other.migrations;
     needing += other.needing;
+    failing += other.failing;
     return *this;
   }
 };
 
-// "3 VMs, 2 migrations, 1 guest needs this daemon for missing pages"
+// "3 VMs, 2 migrations, 1 guest needs this daemon for missing pages"; and
+// "; pages of 1 VM cannot be had, see the log"
 std::string Describe(const DaemonLoad& load);
 
 struct ServeHooks {

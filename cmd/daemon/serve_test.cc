@@ -27,11 +27,14 @@ TEST(DescribeTest, SaysWhatTheDaemonDoes) {
             "3 VMs, 2 migrations, 1 guest needs this daemon for missing pages");
   EXPECT_EQ(Describe({.needing = 2}),
             "0 VMs, 0 migrations, 2 guests need this daemon for missing pages");
+  EXPECT_EQ(Describe({.vms = 3, .failing = 1}),
+            "3 VMs, 0 migrations; pages of 1 VM cannot be had, see the log");
 }
 
 TEST(DaemonLoadTest, AddsUp) {
   DaemonLoad load = kNeeded;
-  load += {.vms = 10, .migrations = 20, .needing = 30};
+  load += {.vms = 10, .migrations = 20, .needing = 30, .failing = 4};
+  EXPECT_EQ(load.failing, 4u);
   EXPECT_EQ(load.vms, 13u);
   EXPECT_EQ(load.migrations, 22u);
   EXPECT_EQ(load.needing, 31u);

@@ -147,6 +147,8 @@ class DestinationSide final : public MigrationSide {
     DescribeFaultTimes(now.fault_times, *migration.mutable_fault_times());
     migration.set_recoveries(now.recoveries);
     migration.set_pull_order(pull_order_);
+    migration.set_minor_faults(now.pages.minor_faults);
+    migration.set_mapped_ahead_pages(now.pages.mapped_ahead.value());
   }
 
   SideTotals Totals() const override {

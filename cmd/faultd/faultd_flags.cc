@@ -76,6 +76,25 @@ bool ServesSnapshots() {
          !absl::GetFlag(FLAGS_snapshot_name).empty();
 }
 
+absl::Status CheckSnapshotFlags() {
+  const bool remote = !absl::GetFlag(FLAGS_snapshot_source).empty();
+  if (!ServesSnapshots() ||
+      (remote == absl::GetFlag(FLAGS_snapshot).empty() &&
+       remote != absl::GetFlag(FLAGS_snapshot_name).empty())) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      "give either --snapshot, a file of this host, or both --snapshot_source "
+      "and --snapshot_name, that of another");
+}
+
+absl::Status CheckSecurity() {
+  const auto security = SecurityOptionsFromFlags(nullptr);
+  if (!security.ok()) return security.status();
+  return DaemonSecurity::CheckDestination(*security,
+                                          absl::GetFlag(FLAGS_control_address));
+}
+
 absl::StatusOr<size_t> VmsMax(Log* log) {
   const bool snapshots = ServesSnapshots();
   const auto limit =
@@ -104,8 +123,8 @@ SnapshotService::Options SnapshotOptions(const std::vector<unsigned>& uids,
       .prefetch_bytes_per_second =
           absl::GetFlag(FLAGS_snapshot_prefetch_bytes_per_second),
       .working_set_path = absl::GetFlag(FLAGS_snapshot_working_set),
-      .log = [log](const std::string& sentence) {
-        WriteTo(log, LogSeverity::kInfo, sentence);
+      .log = [log](LogSeverity severity, const std::string& sentence) {
+        WriteTo(log, severity, sentence);
       }};
 }
 
@@ -128,7 +147,9 @@ std::vector<FlagCheck> FaultdChecks() {
        {"reconnect_timeout",
         [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
        {"drain_timeout",
-        [] { return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout)); }}});
+        [] { return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout)); }},
+       {"", CheckSnapshotFlags},
+       {"", CheckSecurity}});
   return checks;
 }
 

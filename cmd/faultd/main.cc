@@ -66,6 +66,8 @@ int main(int argc, char** argv) {
     if (!created.ok()) return FailWith(created.status(), 1);
     snapshots = *std::move(created);
   }
+  const std::string unused = DescribeUnused(*sockets);
+  if (!unused.empty()) WriteTo(&log, LogSeverity::kWarning, unused);
   const auto metrics =
       ServeMetrics(FaultdMetricsAddress(), &log, [&](MetricFamilies& families) {
         (*daemon)->AddMetrics(families);

@@ -19,11 +19,13 @@ void AddPages(const DestinationCounters& pages, VmTotals& totals) {
   totals[VmCounter::kDiscardedPages] = pages.discarded.value();
   totals[VmCounter::kGivenUpPages] = pages.given_up.value();
   totals[VmCounter::kLostPages] = pages.lost_pages;
+  totals[VmCounter::kMappedAheadPages] = pages.mapped_ahead.value();
 }
 
 void AddFaults(const DestinationCounters& faults, VmTotals& totals) {
   totals[VmCounter::kFaultMessages] = faults.faults;
   totals[VmCounter::kLocalFaults] = faults.local_faults;
+  totals[VmCounter::kMinorFaults] = faults.minor_faults;
   totals[VmCounter::kDuplicateFaults] = faults.duplicate_faults;
   totals[VmCounter::kForeignFaults] = faults.foreign_faults;
   totals[VmCounter::kDeferredFaults] = faults.deferred_faults;

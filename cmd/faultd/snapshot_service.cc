@@ -74,7 +74,10 @@ std::string Summary(const SnapshotVm& vm) {
 }
 
 VmTotals TotalsOf(const SnapshotVm& vm, bool missing) {
-  return TotalsOf(vm.counters(), vm.FaultLatency(), vm.FaultStages(), missing);
+  VmTotals totals =
+      TotalsOf(vm.counters(), vm.FaultLatency(), vm.FaultStages(), missing);
+  totals[VmCounter::kSourceErrors] = vm.source_errors();
+  return totals;
 }
 
 }  // namespace
@@ -148,7 +151,8 @@ absl::Status SnapshotService::LookAtSource() {
                         absl::IsDeadlineExceeded(opened.status()) ||
                         absl::IsResourceExhausted(opened.status());
   if (!may_pass || !options_.working_set_path.empty()) return opened.status();
-  Log(absl::StrCat("VMs are refused for now: ", opened.status().message()));
+  Log(LogSeverity::kWarning,
+      absl::StrCat("VMs are refused for now: ", opened.status().message()));
   return absl::OkStatus();
 }
 
@@ -195,10 +199,12 @@ void SnapshotService::EndRecording(const std::string& name,
                                    WorkingSet recorded) {
   std::shared_ptr<const WorkingSet> set;
   std::string sentence;
+  LogSeverity severity = LogSeverity::kInfo;
   if (!recorded.runs.empty()) {
     recorded.snapshot_bytes = snapshot_bytes_;
     const absl::Status written =
         WriteWorkingSet(options_.working_set_path, recorded);
+    if (!written.ok()) severity = LogSeverity::kWarning;
     sentence = written.ok()
                    ? absl::StrCat(name, ": what it touched is recorded in ",
                                   options_.working_set_path, ": ",
@@ -212,7 +218,7 @@ void SnapshotService::EndRecording(const std::string& name,
     working_set_ = std::move(set);
     recording_ = false;
   }
-  if (!sentence.empty()) Log(sentence);
+  if (!sentence.empty()) Log(severity, sentence);
 }
 
 absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
@@ -236,16 +242,32 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
        .bulk_share = options_.bulk_share,
        .on_end =
            [this, name](const absl::Status& end) {
-             Log(end.ok() ? absl::StrCat(name, " has all its pages")
-                          : absl::StrCat(name, ": ", end.message()));
+             if (end.ok()) {
+               Log(absl::StrCat(name, " has all its pages"));
+             } else {
+               Log(LogSeverity::kError,
+                   absl::StrCat(name, ": ", end.message()));
+             }
            },
        .on_source =
            [this, name](const absl::Status& why) {
-             Log(why.ok()
-                     ? absl::StrCat(name, ": the snapshot's source is back")
-                     : absl::StrCat(name,
-                                    ": threads that touch a missing page ",
-                                    "wait: ", why.message()));
+             if (why.ok()) {
+               Log(absl::StrCat(name, ": the snapshot's source is back"));
+             } else {
+               Log(LogSeverity::kWarning,
+                   absl::StrCat(name, ": threads that touch a missing page ",
+                                "wait: ", why.message()));
+             }
+           },
+       .on_source_error =
+           [this, name](const absl::Status& why, uint64_t errors) {
+             Log(LogSeverity::kWarning,
+                 absl::StrCat(
+                     name, ": ", snapshot_name_, " ended a session, ", errors,
+                     errors == 1 ? " so far" : " in all",
+                     ": what it did not give is asked for again and again; ",
+                     absl::IsCancelled(why) ? "its log says why"
+                                            : std::string(why.message())));
            }},
       Clock::Monotonic());
 }
@@ -264,6 +286,7 @@ absl::Status SnapshotService::Attach(FirecrackerVm vm) {
         "this faultd is ending: restore the VM on another host, or when it "
         "runs again");
   }
+  if (absl::Status room = CheckRoom(); !room.ok()) return room;
   const uint64_t id = vm.id;
   const pid_t pid = vm.pid;
   const std::string name = NameOf(id, pid);
@@ -289,9 +312,19 @@ absl::Status SnapshotService::Attach(FirecrackerVm vm) {
   return absl::OkStatus();
 }
 
+absl::Status SnapshotService::CheckRoom() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const size_t vms = attached_.size() + leaving_;
+  if (vms < options_.vms_max) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat(TooManyVms(vms), "; ", leaving_,
+                   " of them have gone and are being let go: try again"));
+}
+
 void SnapshotService::Detach(uint64_t id) {
   const std::lock_guard<std::mutex> lock(mutex_);
   gone_.emplace_back(id, std::move(attached_.extract(id).mapped()));
+  ++leaving_;
   changed_.notify_all();
 }
 
@@ -303,7 +336,8 @@ void SnapshotService::Refuse(const absl::Status& why) {
   const int64_t now_ns = Clock::Monotonic()->NowNanos();
   if (now_ns - second_began_ns_ >= kNanosPerSecond) {
     if (refusals_untold_ > 0) {
-      Log(absl::StrCat(refusals_untold_, " more VMs were refused"));
+      Log(LogSeverity::kWarning,
+          absl::StrCat(refusals_untold_, " more VMs were refused"));
     }
     second_began_ns_ = now_ns;
     refusals_in_second_ = 0;
@@ -313,7 +347,7 @@ void SnapshotService::Refuse(const absl::Status& why) {
     ++refusals_untold_;
     return;
   }
-  Log(absl::StrCat("a VM is refused: ", why.message()));
+  Log(LogSeverity::kWarning, absl::StrCat("a VM is refused: ", why.message()));
 }
 
 void SnapshotService::Bury() {
@@ -336,6 +370,7 @@ void SnapshotService::Bury() {
     lock.unlock();
     gone.vm.reset();
     lock.lock();
+    --leaving_;
   }
 }
 
@@ -351,6 +386,20 @@ bool SnapshotService::ShowsLife() {
 size_t SnapshotService::vms() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return attached_.size();
+}
+
+size_t SnapshotService::leaving() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return leaving_;
+}
+
+DaemonLoad SnapshotService::Load() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  DaemonLoad load = {.vms = attached_.size(), .needing = attached_.size()};
+  for (const auto& [id, vm] : attached_) {
+    if (vm.vm->source_fails()) ++load.failing;
+  }
+  return load;
 }
 
 void SnapshotService::AddMetrics(MetricFamilies& families) const {
@@ -370,8 +419,9 @@ void SnapshotService::AddMetrics(MetricFamilies& families) const {
                    families);
 }
 
-void SnapshotService::Log(const std::string& sentence) const {
-  if (options_.log) options_.log(sentence);
+void SnapshotService::Log(LogSeverity severity,
+                          const std::string& sentence) const {
+  if (options_.log) options_.log(severity, sentence);
 }
 
 void SnapshotService::Shutdown() {

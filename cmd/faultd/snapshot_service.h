@@ -24,6 +24,7 @@
 #include "cmd/daemon/vm_limits.h"
 #include "cmd/faultd/fault_recorder.h"
 #include "cmd/firecracker/firecracker_listener.h"
+#include "cmd/log/log.h"
 #include "cmd/metrics/metric_families.h"
 #include "cmd/metrics/vm_totals.h"
 #include "cmd/security/client_security.h"
@@ -72,7 +73,7 @@ class SnapshotService {
     FaultRecorder* recorder = nullptr;
     // Told, one sentence at a time, who comes, goes, is refused and why, and
     // what became of a VM. By any thread; must not block. May be empty.
-    std::function<void(const std::string&)> log;
+    std::function<void(LogSeverity, const std::string&)> log;
   };
 
   // Serves when it returns. The errors of SnapshotFile::Open, of ReadWorkingSet
@@ -87,11 +88,14 @@ class SnapshotService {
 
   // The VMs that are attached.
   size_t vms() const;
+  // VMs that have gone and have not been let go altogether: they count as well
+  // where there are vms_max.
+  size_t leaving() const;
 
   // Adds what was counted of all VMs since the beginning. Any thread.
   void AddMetrics(MetricFamilies& families) const;
   // A VM needs this daemon as long as it lives.
-  DaemonLoad Load() const { return {.vms = vms(), .needing = vms()}; }
+  DaemonLoad Load() const;
 
   // Refuses VMs that come from now on; those that are attached are served. Any
   // thread.
@@ -116,6 +120,9 @@ class SnapshotService {
 
   // By the listener's thread, like the three below.
   absl::Status Attach(FirecrackerVm vm);
+  // RESOURCE_EXHAUSTED if those that are attached and those that are let go,
+  // who have their descriptors still, are vms_max.
+  absl::Status CheckRoom() const;
   void Detach(uint64_t id);
   void Refuse(const absl::Status& why);
   absl::StatusOr<std::unique_ptr<SnapshotVm>> Serve(FirecrackerVm vm,
@@ -141,7 +148,10 @@ class SnapshotService {
   // The undertaker: ends the serving of VMs that have gone, which may wait for
   // a disk, and must not keep others from attaching.
   void Bury();
-  void Log(const std::string& sentence) const;
+  void Log(const std::string& sentence) const {
+    Log(LogSeverity::kInfo, sentence);
+  }
+  void Log(LogSeverity severity, const std::string& sentence) const;
 
   const Options options_;
   // Set by Create. The size is known if there is a working set.
@@ -152,6 +162,8 @@ class SnapshotService {
   std::condition_variable changed_;
   // Guarded by mutex_.
   std::map<uint64_t, Attached> attached_;
+  // VMs that have gone and have not been let go altogether.
+  size_t leaving_ = 0;
   // The undertaker takes the first out when it is in forgotten_.
   std::deque<std::pair<uint64_t, Attached>> gone_;
   VmTotals forgotten_;

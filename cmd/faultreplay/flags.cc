@@ -76,7 +76,7 @@ Replaying:
                        bound to CPUs in turn
   --timeout=TIME       of the touches of one run (2m)
   --lose_page=N        this page is lost on purpose: the run must fail
-  --pageserverd=PATH, --faultd=PATH  (default: built beside this program)
+  --pageserverd=PATH, --faultd=PATH  (default: built or installed beside)
 Reports:
   --output=table|json|hdr  on stdout (table)
   --json=FILE --html=FILE --hdr=FILE  as well

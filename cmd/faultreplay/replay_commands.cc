@@ -5,6 +5,7 @@
 #include "cmd/daemon/daemon.h"
 #include "cmd/faultreplay/command.h"
 #include "cmd/faultreplay/echo_server.h"
+#include "cmd/faultreplay/find_program.h"
 
 namespace postcopy {
 namespace {
@@ -68,15 +69,7 @@ std::vector<BudgetLine> FloorLines(const ReplayReport& report) {
 }  // namespace
 
 absl::Status FindDaemon(const char* name, std::string* path) {
-  if (path->empty()) {
-    const std::string own = OwnPath();
-    *path =
-        absl::StrCat(own.substr(0, own.rfind('/')), "/../", name, "/", name);
-  }
-  if (::access(path->c_str(), X_OK) == 0) return absl::OkStatus();
-  return absl::NotFoundError(absl::StrCat("the program ", name, " is not at ",
-                                          *path, "; build it, or name it with ",
-                                          "--", name));
+  return FindProgram(OwnPath(), name, path);
 }
 
 absl::StatusOr<std::string> FindRecordedTrace(const std::string& name) {

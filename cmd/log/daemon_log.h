@@ -2,11 +2,10 @@
 #ifndef CMD_LOG_DAEMON_LOG_H_
 #define CMD_LOG_DAEMON_LOG_H_
 
-#include <condition_variable>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
-#include <mutex>
+#include <memory>
 #include <thread>
 
 #include "cmd/log/log.h"
@@ -19,15 +18,21 @@ inline constexpr size_t kLogQueueMax = 1024;
 // Longer texts are cut: peers have a say in some.
 inline constexpr size_t kLogSentenceBytesMax = 2048;
 inline constexpr size_t kLogFieldBytesMax = 256;
+// How long the end of a log waits for a sink that takes nothing.
+inline constexpr std::chrono::seconds kLogEndPatience(2);
 
 // Passes records on to a sink, in order, by a thread of its own: who writes
 // never waits for a journal or a pipe that is slow or stuck. If records had to
 // be dropped, the log says how many.
 class DaemonLog final : public Log {
  public:
-  // Records less severe than `level` are left out.
-  DaemonLog(LogSink sink, LogSeverity level);
-  // Returns when all have been written.
+  // Records less severe than `level` are left out. `patience`: of the end.
+  // `sink` owns what it needs: see there.
+  DaemonLog(LogSink sink, LogSeverity level,
+            std::chrono::nanoseconds patience = kLogEndPatience);
+  // Returns when all have been written, or the sink has been stuck for
+  // `patience`: then the rest is lost, and the sink may be used for as long as
+  // it is.
   ~DaemonLog() override;
   DaemonLog(const DaemonLog&) = delete;
   DaemonLog& operator=(const DaemonLog&) = delete;
@@ -39,21 +44,14 @@ class DaemonLog final : public Log {
   uint64_t dropped() const;
 
  private:
-  void Run();
+  // What the thread uses, which may outlive this.
+  struct State;
 
-  const LogSink sink_;
+  static void Run(State& state);
+
   const LogSeverity level_;
-
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  // Guarded by mutex_.
-  std::deque<LogRecord> queue_;
-  uint64_t written_ = 0;
-  uint64_t dropped_ = 0;
-  uint64_t dropped_told_ = 0;
-  bool closing_ = false;
-
-  // Last: it uses what is above.
+  const std::chrono::nanoseconds patience_;
+  const std::shared_ptr<State> state_;
   std::thread thread_;
 };
 

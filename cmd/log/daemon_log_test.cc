@@ -5,8 +5,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdint>
 #include <future>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -106,6 +108,31 @@ TEST(DaemonLogTest, AStuckSinkHoldsUpNobody) {
             "there is to say");
 }
 
+// A pipe that nobody reads must not keep a daemon from ending.
+TEST(DaemonLogTest, AStuckSinkHoldsUpNoEnd) {
+  struct Shared {
+    std::promise<void> came, go_on, done;
+    std::shared_future<void> may_go_on = go_on.get_future().share();
+  };
+  const auto shared = std::make_shared<Shared>();
+  {
+    DaemonLog log(
+        [shared](const LogRecord& record) {
+          if (record.sentence != "stuck") return;
+          shared->came.set_value();
+          shared->may_go_on.wait();
+          shared->done.set_value();
+        },
+        LogSeverity::kInfo, std::chrono::milliseconds(1));
+    log.Write({LogSeverity::kInfo, "stuck", {}});
+    log.Write({LogSeverity::kInfo, "behind it", {}});
+    shared->came.get_future().wait();
+  }
+  // What is left runs on without it.
+  shared->go_on.set_value();
+  shared->done.get_future().wait();
+}
+
 TEST(LogSinkTest, LinesHaveSeveritySentenceAndFields) {
   EXPECT_EQ(FormatLine("faultd", {LogSeverity::kWarning,
                                   "the source is lost",
@@ -128,6 +155,34 @@ TEST(LogSinkTest, NothingStartsAnotherLine) {
       FormatJournal("faultd", evil),
       (std::vector<std::string>{"MESSAGE=a?faultd: error: b?[31m", "PRIORITY=6",
                                 "SYSLOG_IDENTIFIER=faultd", "X=c?d?e"}));
+}
+
+// U+009B is CSI, with which a sequence for a terminal begins as with ESC [.
+TEST(LogSinkTest, ControlCharactersBeyondAsciiAreNotPassedOn) {
+  const auto shown = [](const std::string& sentence) {
+    return FormatLine("p", {LogSeverity::kInfo, sentence, {}});
+  };
+  EXPECT_EQ(shown("a\xc2\x9b"
+                  "31mb"),
+            "p: info: a??31mb\n");
+  EXPECT_EQ(shown("\xc2\x80 \xc2\x9f \x7f"), "p: info: ?? ?? ?\n");
+  // The first behind them, and letters.
+  const std::string letters = "\xc2\xa0 \xc3\xa4 \xe2\x82\xac \xf0\x9f\x98\x80";
+  EXPECT_EQ(shown(letters), "p: info: " + letters + "\n");
+  // Bytes alone, cut off, longer than need be, beyond the last, surrogates.
+  EXPECT_EQ(shown("\x9b"
+                  "1m"),
+            "p: info: ?1m\n");
+  EXPECT_EQ(shown("a\xe2\x82"), "p: info: a??\n");
+  EXPECT_EQ(shown("\xe2z"), "p: info: ?z\n");
+  EXPECT_EQ(shown("\xc0\x9b"), "p: info: ??\n");
+  EXPECT_EQ(shown("\xe0\x82\x9b"), "p: info: ???\n");
+  EXPECT_EQ(shown("\xf4\x90\x80\x80"), "p: info: ????\n");
+  EXPECT_EQ(shown("\xed\xa0\x80"), "p: info: ???\n");
+  EXPECT_EQ(shown("\xff"), "p: info: ?\n");
+  EXPECT_EQ(
+      FormatJournal("p", {LogSeverity::kInfo, "", {{"X", "\xc2\x9b"}}}).back(),
+      "X=??");
 }
 
 TEST(LogSinkTest, WritesLinesToADescriptor) {

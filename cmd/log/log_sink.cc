@@ -5,6 +5,8 @@
 #include <systemd/sd-journal.h>
 #include <unistd.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <utility>
 
@@ -19,11 +21,52 @@ bool NeedsNoQuotes(char c) {
          c == '_' || c == '-' || c == ':' || c == '/';
 }
 
-// Bytes beyond ASCII stay: they are letters of some language.
+// How a character of UTF-8 begins. Shorter ones than the value needs are none.
+struct Utf8Lead {
+  unsigned char mask;
+  unsigned char bits;
+  size_t bytes;
+  uint32_t least;
+};
+constexpr Utf8Lead kUtf8Leads[] = {{0x80, 0x00, 1, 0x0},
+                                   {0xe0, 0xc0, 2, 0x80},
+                                   {0xf0, 0xe0, 3, 0x800},
+                                   {0xf8, 0xf0, 4, 0x10000}};
+
+// Bytes of the character that `text` begins with; 0: there is none, or it is
+// not to be printed.
+size_t PrintableBytes(absl::string_view text) {
+  const auto first = static_cast<unsigned char>(text.front());
+  for (const Utf8Lead& lead : kUtf8Leads) {
+    if ((first & lead.mask) != lead.bits) continue;
+    if (text.size() < lead.bytes) return 0;
+    uint32_t value = first & static_cast<unsigned char>(~lead.mask);
+    for (size_t i = 1; i < lead.bytes; ++i) {
+      const auto next = static_cast<unsigned char>(text[i]);
+      if ((next & 0xc0) != 0x80) return 0;
+      value = value << 6 | (next & 0x3f);
+    }
+    const bool control = value < 0x20 || (value >= 0x7f && value < 0xa0);
+    const bool surrogate = value >= 0xd800 && value < 0xe000;
+    const bool none = value < lead.least || value > 0x10ffff || surrogate;
+    return control || none ? 0 : lead.bytes;
+  }
+  return 0;
+}
+
+// Letters of any language stay.
 std::string Printable(absl::string_view text) {
-  std::string printable(text);
-  for (char& c : printable) {
-    if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) c = '?';
+  std::string printable;
+  printable.reserve(text.size());
+  while (!text.empty()) {
+    const size_t bytes = PrintableBytes(text);
+    if (bytes > 0) {
+      printable.append(text.data(), bytes);
+      text.remove_prefix(bytes);
+      continue;
+    }
+    printable += '?';
+    text.remove_prefix(1);
   }
   return printable;
 }

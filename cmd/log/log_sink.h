@@ -10,12 +10,15 @@
 
 namespace postcopy {
 
-// Writes one record; may block. By one thread.
+// Writes one record; may block. By one thread. Stuck, it outlives its
+// DaemonLog.
 using LogSink = std::function<void(const LogRecord&)>;
 
 // "faultd: info: sentence vm_name=vm-1\n". Values with anything but letters,
 // digits and a few signs are quoted. What could start another line, or move a
-// terminal's cursor, becomes '?'.
+// terminal's cursor, becomes '?': control characters, those beyond ASCII too
+// (U+0080 to U+009F), and bytes that are no UTF-8, which a terminal may take
+// for these.
 std::string FormatLine(const std::string& program, const LogRecord& record);
 
 // "MESSAGE=sentence" and so on, as sd_journal_sendv takes them.

@@ -36,6 +36,8 @@ int main(int argc, char** argv) {
   auto sockets = TakePassedSockets();
   if (!sockets.ok()) return FailWith(sockets.status(), 1);
   options->inherited_vmm_socket = TakeSocket(*sockets, kVmmSocketName);
+  const std::string unused = DescribeUnused(*sockets);
+  if (!unused.empty()) WriteTo(&log, LogSeverity::kWarning, unused);
   auto daemon = SourceDaemon::Create(*options);
   if (!daemon.ok()) return FailWith(daemon.status(), 1);
   const auto metrics = ServeMetrics(

@@ -41,6 +41,17 @@ ABSL_FLAG(int, ready_fd, -1,
           "when the daemon is ready");
 
 namespace postcopy {
+namespace {
+
+absl::Status CheckSecurity() {
+  const auto security = SecurityOptionsFromFlags(nullptr);
+  if (!security.ok()) return security.status();
+  return DaemonSecurity::CheckSource(*security,
+                                     absl::GetFlag(FLAGS_control_address),
+                                     absl::GetFlag(FLAGS_data_address));
+}
+
+}  // namespace
 
 std::vector<FlagCheck> PageserverdChecks() {
   std::vector<FlagCheck> checks = SecurityChecks();
@@ -59,7 +70,8 @@ std::vector<FlagCheck> PageserverdChecks() {
        {"reconnect_timeout",
         [] { return CheckTimeout(absl::GetFlag(FLAGS_reconnect_timeout)); }},
        {"drain_timeout",
-        [] { return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout)); }}});
+        [] { return CheckDrainTimeout(absl::GetFlag(FLAGS_drain_timeout)); }},
+       {"", CheckSecurity}});
   return checks;
 }
 

@@ -248,6 +248,12 @@ TEST_F(CliTest, MetricsPrintsWhatADaemonServes) {
             ExitCode::kOk);
   EXPECT_THAT(out_, AllOf(HasSubstr("# destination 127.0.0.1:"),
                           HasSubstr("looks_total 7\n")));
+  // Plaintext always: with certificates, with none, and with such as are none.
+  const std::string where = "--destination=" + (*server)->address();
+  EXPECT_EQ(RunAsGiven({"metrics", where}), ExitCode::kOk) << err_;
+  EXPECT_EQ(RunAsGiven({"metrics", where, "--tls_dir=/nowhere"}), ExitCode::kOk)
+      << err_;
+  EXPECT_THAT(out_, HasSubstr("looks_total 7\n"));
   const std::string address = (*server)->address();
   server->reset();
   EXPECT_EQ(Run({"metrics", "--source=" + address}), ExitCode::kUnreachable);

@@ -44,7 +44,7 @@ constexpr Command kCommands[] = {
     {"health", "ask the daemons whether they serve", "", ValidateHealth,
      RunHealth},
     {"metrics", "print metrics (the flags name --metrics_address)", "",
-     ValidateMetrics, RunMetrics},
+     ValidateMetrics, RunMetrics, /*plaintext=*/true},
     {"completion", "print what makes bash complete commands and flags", "",
      ValidateCompletion, RunCompletion},
     {"dev-certs", "make certificates for a trial", "dir hosts force",

@@ -47,6 +47,9 @@ struct Command {
   absl::Status (*validate)(const Options& options);
   // Does it. The status becomes message and exit code (ExitCodeOf()).
   absl::Status (*run)(const CommandContext& context);
+  // Whether the addresses are of what is plaintext always: then neither
+  // certificates nor --insecure are needed, and none are read.
+  bool plaintext = false;
 };
 
 absl::Span<const Command> AllCommands();

@@ -56,21 +56,6 @@ absl::Status CheckAddresses(const Options& options) {
   return CheckAddress("--source_data", options.source_data);
 }
 
-absl::Status CheckSecurity(const Options& options) {
-  if (options.insecure && !options.tls_dir.empty()) {
-    return UsageError("--tls_dir and --insecure contradict each other");
-  }
-  if (options.insecure || !options.tls_dir.empty()) return absl::OkStatus();
-  for (const std::string& address : {options.source, options.destination}) {
-    if (!address.empty() && !IsUnixAddress(address)) {
-      return UsageError(address,
-                        " would be dialled in plaintext: give --tls_dir with "
-                        "certificates, or --insecure if that is what you want");
-    }
-  }
-  return absl::OkStatus();
-}
-
 // Where pageserverd serves the data plane unless it is told otherwise.
 std::string DefaultDataAddress(const std::string& source) {
   return absl::StrCat(source.substr(0, source.rfind(':')), ":7401");
@@ -118,7 +103,22 @@ absl::Status CheckCommon(const Options& options) {
   if (status.ok() && options.timeout <= absl::ZeroDuration()) {
     status = UsageError("--timeout must be more than nothing");
   }
-  return status.ok() ? CheckSecurity(options) : status;
+  return status;
+}
+
+absl::Status CheckSecurity(const Options& options) {
+  if (options.insecure && !options.tls_dir.empty()) {
+    return UsageError("--tls_dir and --insecure contradict each other");
+  }
+  if (options.insecure || !options.tls_dir.empty()) return absl::OkStatus();
+  for (const std::string& address : {options.source, options.destination}) {
+    if (!address.empty() && !IsUnixAddress(address)) {
+      return UsageError(address,
+                        " would be dialled in plaintext: give --tls_dir with "
+                        "certificates, or --insecure if that is what you want");
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckAnyAddress(const Options& options) {

@@ -61,9 +61,10 @@ absl::StatusOr<OutputFormat> ParseOutputFormat(absl::string_view text);
 // message.
 absl::Status CheckAddress(absl::string_view flag, absl::string_view address);
 absl::Status CheckBandwidth(ByteCount bandwidth);
-// What holds for every command. A daemon at TCP is dialled by --tls_dir or
-// --insecure.
+// What holds for every command.
 absl::Status CheckCommon(const Options& options);
+// For those that dial control planes: at TCP by --tls_dir or --insecure.
+absl::Status CheckSecurity(const Options& options);
 // --source or --destination or both.
 absl::Status CheckAnyAddress(const Options& options);
 absl::Status CheckMigrationId(const Options& options);

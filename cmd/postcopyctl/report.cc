@@ -297,6 +297,8 @@ std::string MigrationJson(const v1::Migration& migration) {
       .Add("estimate", EstimateJson(migration.estimate()))
       .Add("pause_requested", migration.pause_requested())
       .Add("source_address", migration.source_address())
+      .Add("minor_faults", migration.minor_faults())
+      .Add("mapped_ahead_pages", migration.mapped_ahead_pages())
       .Add("state_changes", ChangesJson(migration))
       .Add("trace_id", migration.trace_id());
   return json.ToString();
@@ -325,6 +327,9 @@ std::string MigrationTable(const v1::Migration& migration) {
     side = {{"fault latency", FormatLatency(migration.fault_latency())}};
     Rows times = FaultTimesRows(migration.fault_times());
     side.insert(side.end(), times.begin(), times.end());
+    side.push_back({"minor faults", FormatCount(migration.minor_faults())});
+    side.push_back(
+        {"mapped ahead", FormatCount(migration.mapped_ahead_pages())});
     side.push_back({"pull order", PullOrderName(migration.pull_order())});
   }
   rows.insert(rows.end(), side.begin(), side.end());

@@ -161,7 +161,15 @@ TEST(MigrationTableTest, ShowsWhatTheSideKnows) {
   EXPECT_THAT(table, HasSubstr("downtime"));
   v1::Migration destination = SomeResult().destination;
   destination.set_role(v1::ROLE_DESTINATION);
-  EXPECT_THAT(MigrationTable(destination), HasSubstr("fault latency"));
+  destination.set_minor_faults(12345);
+  destination.set_mapped_ahead_pages(678);
+  table = MigrationTable(destination);
+  EXPECT_THAT(table, HasSubstr("fault latency"));
+  EXPECT_THAT(table, HasSubstr("minor faults   12,345\n"));
+  EXPECT_THAT(table, HasSubstr("mapped ahead   678\n"));
+  const google::protobuf::Struct json = Parse(MigrationJson(destination));
+  EXPECT_EQ(json.fields().at("minor_faults").number_value(), 12345);
+  EXPECT_EQ(json.fields().at("mapped_ahead_pages").number_value(), 678);
 }
 
 v1::FaultTimes SomeFaultTimes() {

@@ -34,49 +34,74 @@ absl::Status CheckPeersUsed(const std::string& peers, bool insecure,
                        " has peers show none: leave one of them out");
 }
 
-}  // namespace
-
-absl::Status DaemonSecurity::CheckControl(const std::string& address) const {
+absl::Status CheckControl(const SecurityOptions& options,
+                          const std::string& address) {
   if (!IsUnixAddress(address)) {
-    if (!options_.control_uids.empty()) {
+    if (!options.control_uids.empty()) {
       return Contradiction(
           "--control_uids is for a control plane at a Unix socket, but "
           "--control_address is ",
           address, ": name peers at TCP with --control_peers");
     }
-    absl::Status status = CheckProtected(
-        options_, options_.insecure_control, "--insecure_control",
-        absl::StrCat("the control plane at ", address));
+    absl::Status status =
+        CheckProtected(options, options.insecure_control, "--insecure_control",
+                       absl::StrCat("the control plane at ", address));
     if (!status.ok()) return status;
-    return CheckPeersUsed(options_.control_peers, options_.insecure_control,
+    return CheckPeersUsed(options.control_peers, options.insecure_control,
                           "--control_peers", "--insecure_control");
   }
-  return CheckPeersUsed(options_.control_peers, /*insecure=*/true,
+  return CheckPeersUsed(options.control_peers, /*insecure=*/true,
                         "--control_peers", "a Unix socket");
 }
 
-absl::Status DaemonSecurity::CheckData(const std::string& address) const {
+// `address`: empty for who dials it.
+absl::Status CheckData(const SecurityOptions& options,
+                       const std::string& address) {
   if (IsUnixAddress(address)) {
     return Contradiction("--data_address=", address,
                          " is a Unix socket: the data plane is for other "
                          "hosts, give host:port");
   }
   absl::Status status = CheckProtected(
-      options_, options_.insecure_data, "--insecure_data",
+      options, options.insecure_data, "--insecure_data",
       address.empty() ? "the data plane of sources"
                       : absl::StrCat("the data plane at ", address));
   if (!status.ok()) return status;
-  return CheckPeersUsed(options_.data_peers, options_.insecure_data,
+  return CheckPeersUsed(options.data_peers, options.insecure_data,
                         "--data_peers", "--insecure_data");
 }
 
-absl::Status DaemonSecurity::LoadFiles(bool server, bool client) {
-  if (!server && !client) {
-    if (options_.tls_dir.empty()) return absl::OkStatus();
-    return Contradiction(
-        "--tls_dir is given, but nothing uses TLS: leave it out, or the "
-        "--insecure_... flags");
+absl::Status Check(const SecurityOptions& options,
+                   const std::string& control_address,
+                   const std::string& data_address) {
+  if (absl::Status s = CheckControl(options, control_address); !s.ok()) {
+    return s;
   }
+  if (absl::Status s = CheckData(options, data_address); !s.ok()) return s;
+  const bool plain = IsUnixAddress(control_address) || options.insecure_control;
+  if (options.tls_dir.empty() || !plain || !options.insecure_data) {
+    return absl::OkStatus();
+  }
+  return Contradiction(
+      "--tls_dir is given, but nothing uses TLS: leave it out, or the "
+      "--insecure_... flags");
+}
+
+}  // namespace
+
+absl::Status DaemonSecurity::CheckSource(const SecurityOptions& options,
+                                         const std::string& control_address,
+                                         const std::string& data_address) {
+  return Check(options, control_address, data_address);
+}
+
+absl::Status DaemonSecurity::CheckDestination(
+    const SecurityOptions& options, const std::string& control_address) {
+  return Check(options, control_address, /*data_address=*/"");
+}
+
+absl::Status DaemonSecurity::LoadFiles(bool server, bool client) {
+  if (!server && !client) return absl::OkStatus();
   auto files =
       TlsFiles::Create({.directory = options_.tls_dir,
                         .server = server,
@@ -115,8 +140,7 @@ absl::StatusOr<std::unique_ptr<DaemonSecurity>> DaemonSecurity::ForSource(
     const SecurityOptions& options, const std::string& control_address,
     const std::string& data_address) {
   std::unique_ptr<DaemonSecurity> security(new DaemonSecurity(options));
-  absl::Status status = security->CheckControl(control_address);
-  if (status.ok()) status = security->CheckData(data_address);
+  absl::Status status = CheckSource(options, control_address, data_address);
   const bool unix = IsUnixAddress(control_address);
   if (status.ok()) {
     const bool server =
@@ -140,8 +164,7 @@ absl::StatusOr<std::unique_ptr<DaemonSecurity>> DaemonSecurity::ForSource(
 absl::StatusOr<std::unique_ptr<DaemonSecurity>> DaemonSecurity::ForDestination(
     const SecurityOptions& options, const std::string& control_address) {
   std::unique_ptr<DaemonSecurity> security(new DaemonSecurity(options));
-  absl::Status status = security->CheckControl(control_address);
-  if (status.ok()) status = security->CheckData(/*address=*/"");
+  absl::Status status = CheckDestination(options, control_address);
   const bool unix = IsUnixAddress(control_address);
   if (status.ok()) {
     status = security->LoadFiles(!unix && !options.insecure_control,

@@ -48,6 +48,13 @@ class DaemonSecurity {
   static absl::StatusOr<std::unique_ptr<DaemonSecurity>> ForDestination(
       const SecurityOptions& options, const std::string& control_address);
 
+  // What of the above the options and addresses alone decide; of no file.
+  static absl::Status CheckSource(const SecurityOptions& options,
+                                  const std::string& control_address,
+                                  const std::string& data_address);
+  static absl::Status CheckDestination(const SecurityOptions& options,
+                                       const std::string& control_address);
+
   const PortSecurity& control() const { return control_; }
   // pageserverd only.
   const PortSecurity& data() const { return data_; }
@@ -60,8 +67,6 @@ class DaemonSecurity {
  private:
   explicit DaemonSecurity(const SecurityOptions& options) : options_(options) {}
 
-  absl::Status CheckControl(const std::string& address) const;
-  absl::Status CheckData(const std::string& address) const;
   // `server`, `client`: which identities are needed.
   absl::Status LoadFiles(bool server, bool client);
   absl::Status Protect(const std::string& flag, const std::string& peers,

@@ -70,6 +70,19 @@ absl::StatusOr<std::map<std::string, UniqueFd>> TakePassedSockets() {
   return sockets;
 }
 
+std::string DescribeUnused(const std::map<std::string, UniqueFd>& sockets) {
+  if (sockets.empty()) return "";
+  std::string names;
+  for (const auto& [name, socket] : sockets) {
+    absl::StrAppend(&names, names.empty() ? "" : ", ", name);
+  }
+  return absl::StrCat(
+      "the service manager passed a socket that this daemon does not serve (",
+      names,
+      "), and who connects there waits for ever: stop and disable its "
+      "socket unit, or configure what is to be served at it");
+}
+
 int TakeSocket(std::map<std::string, UniqueFd>& sockets,
                const std::string& name) {
   const auto found = sockets.find(name);

@@ -57,6 +57,10 @@ absl::StatusOr<std::map<std::string, UniqueFd>> TakePassedSockets();
 int TakeSocket(std::map<std::string, UniqueFd>& sockets,
                const std::string& name);
 
+// A sentence on those that are left, which nobody serves and VMMs would wait
+// at; empty: none is.
+std::string DescribeUnused(const std::map<std::string, UniqueFd>& sockets);
+
 }  // namespace postcopy
 
 #endif  // CMD_SYSTEMD_SERVICE_MANAGER_H_

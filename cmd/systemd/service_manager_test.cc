@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "cmd/systemd/test_support.h"
+#include "dirtytrack/unique_fd.h"
 
 namespace postcopy {
 namespace {
@@ -86,6 +88,16 @@ TEST(PassedSocketsTest, AreTakenByName) {
                                 std::getenv("LISTEN_FDS") == nullptr;
                        }),
             0);
+}
+
+// Or a VM that is restored waits for ever, and nobody knows.
+TEST(PassedSocketsTest, OneThatNobodyServesIsTold) {
+  std::map<std::string, UniqueFd> sockets;
+  EXPECT_EQ(DescribeUnused(sockets), "");
+  sockets[kFirecrackerSocketName] = UniqueFd();
+  EXPECT_TRUE(absl::StrContains(DescribeUnused(sockets), "(firecracker)"));
+  sockets[kVmmSocketName] = UniqueFd();
+  EXPECT_TRUE(absl::StrContains(DescribeUnused(sockets), "(firecracker, vmm)"));
 }
 
 TEST(PassedSocketsTest, NonePassedIsNoError) {

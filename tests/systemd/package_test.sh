@@ -37,6 +37,7 @@ ItIsBuilt() {
   dpkg-deb --contents "${PACKAGE}" > "${WORK}/contents"
   local path
   for path in /usr/sbin/pageserverd /usr/sbin/faultd /usr/bin/postcopyctl \
+    /usr/bin/faultreplay /usr/share/man/man1/faultreplay.1.gz \
     /libpostcopy_vmm.so /usr/include/postcopy_vmm.h \
     /usr/lib/systemd/system/faultd-firecracker.socket \
     /usr/share/man/man8/faultd.8.gz /usr/share/man/man8/pageserverd.8.gz \
@@ -76,6 +77,12 @@ ItRuns() {
   control list --source=127.0.0.1:7400 --destination=127.0.0.1:7410 > /dev/null || fail "no daemons"
   in_system bash -c 'source /usr/share/bash-completion/completions/postcopyctl &&
     complete -p postcopyctl' > /dev/null || fail "no completion"
+}
+
+# Beside those that serve VMs.
+ItMeasuresItsOwnDaemons() {
+  in_system faultreplay run --ram=4MiB --touches=50 --repeats=1 > /dev/null ||
+    fail "faultreplay does not find its daemons"
 }
 
 AnUpgradeLeavesTheDaemonsAlone() {
@@ -123,7 +130,7 @@ main() {
   export -f put_package
   export PACKAGE
   private_systemd_start put_package
-  for thing in AnInstallationStartsNothing ItRuns \
+  for thing in AnInstallationStartsNothing ItRuns ItMeasuresItsOwnDaemons \
     AnUpgradeLeavesTheDaemonsAlone ARemovalStopsThemAndLeavesTheConfiguration \
     APurgeLeavesNothing; do
     echo "${thing} (${SECONDS} s)"
