@@ -44,13 +44,13 @@ constexpr Bench kBenches[] = {
     {"All of RAM", "sequential", 256, 1, 1, 0, "grpc-stream,service:linear", 3,
      true},
     {"Order: Linux boots", "", 0, 4000, 0, 0,
-     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 3, false,
+     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 2, false,
      "linux_boot.trace"},
     {"Order: Redis", "", 0, 4000, 0, 0,
-     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 3, false,
+     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 2, false,
      "redis.trace"},
     {"Order: a compile", "", 0, 4000, 0, 0,
-     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 3, false,
+     "service:idle,service:linear:limit=256MiB,service:limit=256MiB", 2, false,
      "compile.trace"},
 };
 
