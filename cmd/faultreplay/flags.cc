@@ -27,6 +27,7 @@ ABSL_FLAG(uint64_t, pages, 0, "Of echo-server.");
 ABSL_FLAG(int, ready_fd, -1, "Of echo-server.");
 ABSL_FLAG(std::string, pageserverd, "", "Path of pageserverd.");
 ABSL_FLAG(std::string, faultd, "", "Path of faultd.");
+ABSL_FLAG(std::string, qemu, "", "Path of qemu-system-x86_64.");
 
 namespace postcopy {
 
@@ -39,6 +40,8 @@ const char kReplayHelp[] = R"(Usage: faultreplay COMMAND [--flag=value ...]
   compare floors [TRACE]
                        the service beside a handler that answers from memory, a
                        bare TCP exchange and a bare gRPC exchange
+  compare qemu [TRACE] the service and QEMU's own postcopy, both while all of RAM
+                       comes, with and without a limit
   bench                the standard suite, for one --placement
 
 Making traces:
@@ -49,9 +52,10 @@ Making traces:
   --think_time=TIME    between touches (0)          --write_percent=N  (0)
 Replaying:
   --backend=LIST       local, tcp, grpc-echo, grpc-stream, service (default),
-                       with commas; each may be followed by :delay=TIME, service
-                       also by :idle :limit=SIZE :after-precopy and :ORDER, an
-                       order as postcopyctl --pull_order has it
+                       qemu, with commas; each may be followed by :delay=TIME,
+                       service and qemu by :limit=SIZE, qemu by :preempt, service
+                       by :idle :after-precopy and :ORDER, an order as
+                       postcopyctl --pull_order has it
   --await_whole        look at all pages only when all have come
   --repeats=N          runs of each, in turn (3)
   --think=none|recorded  pauses between touches (none)
@@ -60,6 +64,7 @@ Replaying:
   --timeout=TIME       of the touches of one run (2m)
   --lose_page=N        this page is lost on purpose: the run must fail
   --pageserverd=PATH, --faultd=PATH  (default: built beside this program)
+  --qemu=PATH          (default: qemu-system-x86_64 in $PATH)
 Reports:
   --output=table|json|hdr  on stdout (table)
   --json=FILE --html=FILE --hdr=FILE  as well
@@ -93,7 +98,8 @@ ReplayFlags FlagsFromCommandLine() {
           .pages = absl::GetFlag(FLAGS_pages),
           .ready_fd = absl::GetFlag(FLAGS_ready_fd),
           .programs = {.pageserverd = absl::GetFlag(FLAGS_pageserverd),
-                       .faultd = absl::GetFlag(FLAGS_faultd)}};
+                       .faultd = absl::GetFlag(FLAGS_faultd),
+                       .qemu = absl::GetFlag(FLAGS_qemu)}};
 }
 
 }  // namespace postcopy
