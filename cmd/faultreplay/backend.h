@@ -25,6 +25,10 @@ class Backend {
   // How many pages are there. One thread at a time.
   virtual PageCount CountHere() = 0;
 
+  // No page comes any more but for touches: all are there, or what brought them
+  // has ended. Cheap enough to be asked all the time. Any thread.
+  virtual bool IsOver() = 0;
+
   // Reads a byte of `page`, and writes it back if `write`; waits until it is
   // there. Returns where its bytes are; null if they will not come. `thread` is
   // below the number of threads, and each has a number of its own.
@@ -36,9 +40,10 @@ class Backend {
   // All touches of the trace are done.
   virtual absl::Status Report(BackendReport* report) = 0;
 
-  // Every page has been touched. What still runs is ended; an error if
-  // something did not end as it should.
-  virtual absl::Status Finish() = 0;
+  // Every page has been touched. What still runs is ended, and what is known
+  // only then is added to `report`; an error if something did not end as it
+  // should.
+  virtual absl::Status Finish(BackendReport* report) = 0;
 };
 
 }  // namespace postcopy

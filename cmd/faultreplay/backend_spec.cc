@@ -11,6 +11,7 @@
 #include "cmd/faultreplay/local_backend.h"
 #include "cmd/faultreplay/service_backend.h"
 #include "cmd/postcopyctl/names.h"
+#include "dirtytrack/check.h"
 
 namespace postcopy {
 namespace {
@@ -24,7 +25,8 @@ bool ParseKind(absl::string_view name, BackendKind* kind) {
       {"tcp", BackendKind::kTcp},
       {"grpc-echo", BackendKind::kGrpcEcho},
       {"grpc-stream", BackendKind::kGrpcStream},
-      {"service", BackendKind::kService}};
+      {"service", BackendKind::kService},
+      {"qemu", BackendKind::kQemu}};
   for (const auto& [known, value] : kKinds) {
     if (known != name) continue;
     *kind = value;
@@ -59,10 +61,17 @@ absl::Status TakeLimit(absl::string_view text, BackendSpec* spec) {
 
 absl::Status TakeOption(absl::string_view option, BackendSpec* spec) {
   if (absl::ConsumePrefix(&option, "delay=")) return TakeDelay(option, spec);
-  if (spec->kind != BackendKind::kService) {
+  const bool qemu = spec->kind == BackendKind::kQemu;
+  if (spec->kind != BackendKind::kService && !qemu) {
     return BadBackend(spec->name, "only delay= can be said of it");
   }
   if (absl::ConsumePrefix(&option, "limit=")) return TakeLimit(option, spec);
+  if (qemu) {
+    spec->preempt = option == "preempt";
+    return spec->preempt
+               ? absl::OkStatus()
+               : BadBackend(spec->name, "there are delay=, limit= and preempt");
+  }
   if (option == "idle") {
     spec->bandwidth = kIdleBandwidth;
     return absl::OkStatus();
@@ -83,8 +92,8 @@ absl::StatusOr<BackendSpec> ParseBackend(absl::string_view text) {
   const std::vector<absl::string_view> parts = absl::StrSplit(text, ':');
   if (!ParseKind(parts[0], &spec.kind)) {
     return BadBackend(text,
-                      "there are local, tcp, grpc-echo, grpc-stream and "
-                      "service");
+                      "there are local, tcp, grpc-echo, grpc-stream, service "
+                      "and qemu");
   }
   for (size_t i = 1; i < parts.size(); ++i) {
     absl::Status status = TakeOption(parts[i], &spec);
@@ -125,8 +134,10 @@ std::unique_ptr<Backend> NewBackend(const BackendSpec& spec,
                    .delay_ns = spec.delay_ns / 2,
                    .threads = static_cast<uint32_t>(plan.threads.size())});
     case BackendKind::kService:
+    case BackendKind::kQemu:
       break;
   }
+  POSTCOPY_CHECK(spec.kind == BackendKind::kService);
   return NewServiceBackend(source, {.pageserverd = programs.pageserverd,
                                     .faultd = programs.faultd,
                                     .after_precopy = spec.after_precopy,

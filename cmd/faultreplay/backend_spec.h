@@ -18,7 +18,14 @@
 
 namespace postcopy {
 
-enum class BackendKind { kLocal, kTcp, kGrpcEcho, kGrpcStream, kService };
+enum class BackendKind {
+  kLocal,
+  kTcp,
+  kGrpcEcho,
+  kGrpcStream,
+  kService,
+  kQemu
+};
 
 struct BackendSpec {
   // As it was written.
@@ -27,10 +34,14 @@ struct BackendSpec {
   // "delay=5ms": local: the handler sleeps so long before each answer; others:
   // half of it is added to each direction of the network.
   int64_t delay_ns = 0;
-  // Service only: "after-precopy"; "idle", which leaves no bulk load worth the
-  // name; "limit=256MiB", bytes per second of the bulk lane; an order.
-  bool after_precopy = false;
+  // Service and QEMU: "limit=256MiB", bytes per second of what was not asked
+  // for.
   ByteCount bandwidth;
+  // QEMU only: its capability postcopy-preempt.
+  bool preempt = false;
+  // Service only: "after-precopy"; "idle", which leaves no bulk load worth the
+  // name; an order.
+  bool after_precopy = false;
   v1::PullOrder pull_order = v1::PULL_ORDER_ADAPTIVE;
 };
 
@@ -38,7 +49,7 @@ struct BackendSpec {
 inline constexpr size_t kBackendsMax = 8;
 
 // Reads "local,service:linear:limit=64MiB": backends separated by commas, each
-// a kind (local, tcp, grpc-echo, grpc-stream, service) and what makes it
+// a kind (local, tcp, grpc-echo, grpc-stream, service, qemu) and what makes it
 // special, each after a colon. INVALID_ARGUMENT with a sentence.
 absl::StatusOr<std::vector<BackendSpec>> ParseBackends(absl::string_view text);
 
@@ -47,9 +58,11 @@ struct ReplayPrograms {
   std::string faultreplay;
   std::string pageserverd;
   std::string faultd;
+  std::string qemu;
 };
 
-// `source` outlives the backend.
+// `source` outlives the backend. REQUIRES: `spec` is not QEMU, whose guest
+// replays by itself (qemu_replay.h).
 std::unique_ptr<Backend> NewBackend(const BackendSpec& spec,
                                     const TouchPlan& plan,
                                     const ReplayPrograms& programs,

@@ -1,9 +1,11 @@
 #include "cmd/faultreplay/cpu_time.h"
 
 #include <time.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -30,6 +32,25 @@ int64_t ThreadCpuNanos(pthread_t thread) {
 int64_t ProcessCpuNanos(pid_t pid) {
   clockid_t clock;
   return ::clock_getcpuclockid(pid, &clock) == 0 ? NanosOf(clock) : 0;
+}
+
+int64_t TaskCpuNanos(pid_t pid, pid_t tid) {
+  std::ifstream file(absl::StrCat("/proc/", pid, "/task/", tid, "/stat"));
+  std::string line;
+  std::getline(file, line);
+  // The name, in parentheses, may have spaces and parentheses itself.
+  const size_t name_end = line.rfind(')');
+  if (name_end == std::string::npos) return 0;
+  const std::vector<std::string> fields =
+      absl::StrSplit(line.substr(name_end + 1), ' ', absl::SkipEmpty());
+  // Fields 14 and 15 of proc(5), which counts from 1; the name is the second.
+  constexpr size_t kUser = 14 - 3, kSystem = 15 - 3;
+  int64_t user = 0, system = 0;
+  if (fields.size() <= kSystem || !absl::SimpleAtoi(fields[kUser], &user) ||
+      !absl::SimpleAtoi(fields[kSystem], &system)) {
+    return 0;
+  }
+  return (user + system) * (kNanosPerSecond / ::sysconf(_SC_CLK_TCK));
 }
 
 uint64_t PrivateRssBytes(pid_t pid) {

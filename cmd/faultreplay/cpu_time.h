@@ -14,6 +14,9 @@ namespace postcopy {
 int64_t ThreadCpuNanos(pthread_t thread);
 int64_t ProcessCpuNanos(pid_t pid);
 
+// The same of one thread of any process, in steps of 10 ms.
+int64_t TaskCpuNanos(pid_t pid, pid_t tid);
+
 // Private memory of a process (RssAnon), in bytes; 0 if it cannot be read.
 uint64_t PrivateRssBytes(pid_t pid);
 

@@ -285,6 +285,9 @@ class ExchangeBackend final : public Backend {
   absl::Status Start() override;
   bool IsHere(PageIndex page) override { return pages_->IsHere(page); }
   PageCount CountHere() override { return PageCount(pages_->count()); }
+  bool IsOver() override {
+    return !options_.stream || CountHere() == source_.pages();
+  }
   const uint8_t* Touch(uint32_t thread, PageIndex page, bool write) override;
   void GiveUp() override {
     given_up_.store(true);
@@ -295,7 +298,7 @@ class ExchangeBackend final : public Backend {
     report->pages_moved = pages_->count();
     return absl::OkStatus();
   }
-  absl::Status Finish() override;
+  absl::Status Finish(BackendReport* report) override;
 
  private:
   absl::Status CreatePages();
@@ -364,7 +367,7 @@ const uint8_t* ExchangeBackend::Touch(uint32_t thread, PageIndex page, bool) {
   return pages_->At(page);
 }
 
-absl::Status ExchangeBackend::Finish() {
+absl::Status ExchangeBackend::Finish(BackendReport*) {
   exchange_.reset();
   proxy_.reset();
   absl::StatusOr<ExitStatus> ended = server_->Terminate(kServerEnd);

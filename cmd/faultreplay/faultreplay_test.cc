@@ -1,16 +1,13 @@
 // The program as its user calls it, with real daemons behind it.
 #include <stdlib.h>
 
-#include <filesystem>
+#include <algorithm>
 #include <fstream>
-#include <sstream>
 #include <string>
-#include <system_error>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/time.h"
-#include "cmd/process/child_process.h"
+#include "cmd/faultreplay/program_fixture.h"
 #include "dirtytrack/userfaultfd.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -20,47 +17,6 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-class FaultReplayTest : public ::testing::Test {
- protected:
-  FaultReplayTest() {
-    std::string path = "/tmp/faultreplay-test-XXXXXX";
-    directory_ = ::mkdtemp(path.data());
-  }
-  ~FaultReplayTest() override {
-    std::error_code ignored;
-    std::filesystem::remove_all(directory_, ignored);
-  }
-
-  // The exit code; what it wrote is in out_ and err_.
-  int Run(std::vector<std::string> arguments) {
-    ChildOptions options;
-    options.argv = {"cmd/faultreplay/faultreplay"};
-    options.argv.insert(options.argv.end(), arguments.begin(), arguments.end());
-    options.stdout_path = directory_ + "/out";
-    options.stderr_path = directory_ + "/err";
-    auto child = ChildProcess::Start(options);
-    EXPECT_TRUE(child.ok()) << child.status();
-    const auto ended = child->Wait(absl::Minutes(2));
-    EXPECT_TRUE(ended.ok()) << ended.status();
-    out_ = Content("out");
-    err_ = Content("err");
-    return ended.ok() ? ended->code : -1;
-  }
-
-  std::string Content(const std::string& name) const {
-    std::stringstream text;
-    text << std::ifstream(directory_ + "/" + name, std::ios::binary).rdbuf();
-    return text.str();
-  }
-  std::string At(const std::string& name) const {
-    return directory_ + "/" + name;
-  }
-
-  std::string directory_;
-  std::string out_;
-  std::string err_;
-};
 
 class ReplayTest : public FaultReplayTest {
  protected:
@@ -94,7 +50,7 @@ TEST_F(FaultReplayTest, WrongUsageIsToldSo) {
                                              {"info"},
                                              {"convert", "x"},
                                              {"compare"},
-                                             {"compare", "qemu"},
+                                             {"compare", "vmware"},
                                              {"run", "--backend=ours"},
                                              {"run", "--repeats=0"},
                                              {"run", "--repeats=101"},
@@ -107,6 +63,23 @@ TEST_F(FaultReplayTest, WrongUsageIsToldSo) {
                                              {"bench", "x"}}) {
     EXPECT_EQ(Run(arguments), 2) << ::testing::PrintToString(arguments);
     EXPECT_THAT(err_, HasSubstr("--help"));
+  }
+}
+
+TEST_F(FaultReplayTest, WhereThereIsNoQemuItIsToldSo) {
+  EXPECT_EQ(Run({"compare", "qemu", "--qemu=/nowhere/qemu"}), 1);
+  EXPECT_THAT(err_, AllOf(HasSubstr("QEMU is not installed"),
+                          HasSubstr("/nowhere/qemu")));
+  ASSERT_EQ(::setenv("PATH", directory_.c_str(), 1), 0);
+  EXPECT_EQ(Run({"compare", "qemu"}), 1);
+  EXPECT_THAT(err_,
+              AllOf(HasSubstr("QEMU is not installed"), HasSubstr("in $PATH")));
+}
+
+TEST_F(FaultReplayTest, WhatQemusGuestCannotDoIsWrongUsage) {
+  for (const char* flag : {"--threads=2", "--ram=3GiB", "--touches=1048577"}) {
+    EXPECT_EQ(Run({"run", "--backend=qemu", "--qemu=/bin/false", flag}), 2)
+        << flag;
   }
 }
 

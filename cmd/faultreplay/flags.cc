@@ -36,6 +36,7 @@ ABSL_FLAG(uint64_t, events_max, postcopy::kTraceEventsMax,
           "Touches that are recorded.");
 ABSL_FLAG(std::string, pageserverd, "", "Path of pageserverd.");
 ABSL_FLAG(std::string, faultd, "", "Path of faultd.");
+ABSL_FLAG(std::string, qemu, "", "Path of qemu-system-x86_64.");
 
 namespace postcopy {
 
@@ -49,6 +50,8 @@ const char kReplayHelp[] = R"(Usage: faultreplay COMMAND [--flag=value ...]
   compare floors [TRACE]
                        the service beside a handler that answers from memory, a
                        bare TCP exchange and a bare gRPC exchange
+  compare qemu [TRACE] the service and QEMU's own postcopy, both while all of RAM
+                       comes, with and without a limit
   bench                the standard suite, for one --placement
 
 Making traces:
@@ -66,9 +69,10 @@ Recording (what it cannot do: docs/traces.md):
   --ready_fd=N         is told when recording has begun
 Replaying:
   --backend=LIST       local, tcp, grpc-echo, grpc-stream, service (default),
-                       with commas; each may be followed by :delay=TIME, service
-                       also by :idle :limit=SIZE :after-precopy and :ORDER, an
-                       order as postcopyctl --pull_order has it
+                       qemu, with commas; each may be followed by :delay=TIME,
+                       service and qemu by :limit=SIZE, qemu by :preempt, service
+                       by :idle :after-precopy and :ORDER, an order as
+                       postcopyctl --pull_order has it
   --await_whole        look at all pages only when all have come
   --repeats=N          runs of each, in turn (3)
   --think=none|recorded  pauses between touches (none)
@@ -77,6 +81,7 @@ Replaying:
   --timeout=TIME       of the touches of one run (2m)
   --lose_page=N        this page is lost on purpose: the run must fail
   --pageserverd=PATH, --faultd=PATH  (default: built or installed beside)
+  --qemu=PATH          (default: qemu-system-x86_64 in $PATH)
 Reports:
   --output=table|json|hdr  on stdout (table)
   --json=FILE --html=FILE --hdr=FILE  as well
@@ -116,7 +121,8 @@ ReplayFlags FlagsFromCommandLine() {
           .region_min = absl::GetFlag(FLAGS_region_min),
           .events_max = absl::GetFlag(FLAGS_events_max),
           .programs = {.pageserverd = absl::GetFlag(FLAGS_pageserverd),
-                       .faultd = absl::GetFlag(FLAGS_faultd)}};
+                       .faultd = absl::GetFlag(FLAGS_faultd),
+                       .qemu = absl::GetFlag(FLAGS_qemu)}};
 }
 
 }  // namespace postcopy

@@ -35,12 +35,13 @@ class LocalBackend final : public Backend {
   absl::Status Start() override;
   bool IsHere(PageIndex page) override { return memory_->IsHere(page); }
   PageCount CountHere() override { return memory_->CountHere(); }
+  bool IsOver() override { return true; }
   const uint8_t* Touch(uint32_t, PageIndex page, bool write) override {
     return memory_->Touch(page, write);
   }
   void GiveUp() override { uffd_->Unregister(Base(), memory_->size()); }
   absl::Status Report(BackendReport* report) override;
-  absl::Status Finish() override;
+  absl::Status Finish(BackendReport* report) override;
 
  private:
   HostAddress Base() const {
@@ -123,7 +124,7 @@ absl::Status LocalBackend::Report(BackendReport* report) {
   return absl::OkStatus();
 }
 
-absl::Status LocalBackend::Finish() {
+absl::Status LocalBackend::Finish(BackendReport*) {
   Stop();
   if (!failed_.load()) return absl::OkStatus();
   return absl::InternalError("UFFDIO_COPY failed in the local handler");

@@ -1,7 +1,11 @@
 // run, compare, echo-server: replays.
+#include <stdlib.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "cmd/daemon/daemon.h"
 #include "cmd/faultreplay/command.h"
 #include "cmd/faultreplay/echo_server.h"
@@ -11,6 +15,11 @@ namespace postcopy {
 namespace {
 
 constexpr char kFloors[] = "local,tcp,grpc-echo,service:idle";
+// The last three have a limit that is well below what they could do.
+constexpr char kBesideQemu[] =
+    "qemu,qemu:preempt,service,"
+    "qemu:limit=256MiB,qemu:preempt:limit=256MiB,service:limit=256MiB";
+constexpr char kQemuProgram[] = "qemu-system-x86_64";
 
 // Where recorded traces lie: among the files of a build, and of the package.
 constexpr char kTracesInBuild[] = "cmd/faultreplay/testdata/";
@@ -66,6 +75,87 @@ std::vector<BudgetLine> FloorLines(const ReplayReport& report) {
   return lines;
 }
 
+// Ours in multiples of QEMU's. The order is that of kBesideQemu.
+std::vector<BudgetLine> QemuLines(const ReplayReport& report) {
+  std::vector<BackendSummary> all;
+  for (const BackendRuns& runs : report.backends)
+    all.push_back(Summarize(runs));
+  std::vector<BudgetLine> lines;
+  const auto add = [&](absl::string_view what, double ours, double theirs) {
+    if (theirs <= 0) return;
+    lines.push_back({.what = absl::StrCat(what, " / QEMU's, preempt or not"),
+                     .target = 1,
+                     .measured = ours / theirs});
+  };
+  for (size_t at = 0; at + 2 < all.size(); at += 3) {
+    const BackendSummary& plain = all[at];
+    const BackendSummary& preempt = all[at + 1];
+    const BackendSummary& ours = all[at + 2];
+    // Whichever of the two is better at it.
+    const auto best = [&](double BackendSummary::* what) {
+      return std::min(plain.*what, preempt.*what);
+    };
+    add(absl::StrCat(ours.name, ": whole migration"), ours.migration_ms,
+        best(&BackendSummary::migration_ms));
+    add(absl::StrCat(ours.name, ": p50 of a fault"), ours.p50_us,
+        best(&BackendSummary::p50_us));
+    add(absl::StrCat(ours.name, ": p99 of a fault"), ours.p99_us,
+        best(&BackendSummary::p99_us));
+    add(absl::StrCat(ours.name, ": time of all touches"), ours.duration_ms,
+        best(&BackendSummary::duration_ms));
+  }
+  return lines;
+}
+
+struct Comparison {
+  absl::string_view with;
+  const char* title;
+  const char* backends;
+  bool await_whole;
+  std::vector<BudgetLine> (*lines)(const ReplayReport& report);
+};
+
+constexpr Comparison kComparisons[] = {
+    {"floors", "A fault beside its floors", kFloors, false, FloorLines},
+    {"qemu", "Postcopy beside QEMU's own", kBesideQemu, true, QemuLines},
+};
+
+// Makes `path` that of QEMU, if it is not said where that is.
+absl::Status FindQemu(std::string* path) {
+  if (path->empty()) {
+    const char* const directories = ::getenv("PATH");
+    for (absl::string_view directory :
+         absl::StrSplit(directories == nullptr ? "" : directories, ':')) {
+      const std::string at = absl::StrCat(directory, "/", kQemuProgram);
+      if (::access(at.c_str(), X_OK) != 0) continue;
+      *path = at;
+      return absl::OkStatus();
+    }
+  } else if (::access(path->c_str(), X_OK) == 0) {
+    return absl::OkStatus();
+  }
+  return absl::NotFoundError(absl::StrCat(
+      "QEMU is not installed: there is no ",
+      path->empty() ? absl::StrCat(kQemuProgram, " in $PATH") : *path,
+      "; on Debian, install qemu-system-x86, or name it with --qemu"));
+}
+
+// Finds what the backends run.
+absl::Status FindPrograms(const std::vector<BackendSpec>& backends,
+                          ReplayPrograms* programs) {
+  if (programs->faultreplay.empty()) programs->faultreplay = "/proc/self/exe";
+  absl::Status found;
+  for (const BackendSpec& spec : backends) {
+    if (spec.kind == BackendKind::kQemu) {
+      found.Update(FindQemu(&programs->qemu));
+    } else if (spec.kind == BackendKind::kService) {
+      found.Update(FindDaemon("pageserverd", &programs->pageserverd));
+      found.Update(FindDaemon("faultd", &programs->faultd));
+    }
+  }
+  return found;
+}
+
 }  // namespace
 
 absl::Status FindDaemon(const char* name, std::string* path) {
@@ -103,16 +193,8 @@ absl::StatusOr<ExperimentOptions> ExperimentFromFlags(
   absl::StatusOr<Placement> placement = ParsePlacement(flags.placement);
   if (!placement.ok()) return placement.status();
   options.programs = flags.programs;
-  if (options.programs.faultreplay.empty()) {
-    options.programs.faultreplay = "/proc/self/exe";
-  }
-  for (const BackendSpec& spec : options.backends) {
-    if (spec.kind != BackendKind::kService) continue;
-    absl::Status found =
-        FindDaemon("pageserverd", &options.programs.pageserverd);
-    if (found.ok()) found = FindDaemon("faultd", &options.programs.faultd);
-    if (!found.ok()) return found;
-  }
+  absl::Status found = FindPrograms(options.backends, &options.programs);
+  if (!found.ok()) return found;
   absl::StatusOr<PlacedCpus> placed = Place(*placement);
   if (!placed.ok()) return placed.status();
   options.placed = *std::move(placed);
@@ -163,19 +245,24 @@ absl::Status RunRun(const ReplayContext& context) {
 }
 
 absl::Status RunCompare(const ReplayContext& context) {
-  if (context.arguments.empty() || context.arguments[0] != "floors") {
-    return absl::InvalidArgumentError("compare what? There is: compare floors");
+  for (const Comparison& comparison : kComparisons) {
+    if (context.arguments.empty() || context.arguments[0] != comparison.with) {
+      continue;
+    }
+    absl::StatusOr<Trace> trace = ChooseTrace(context, 1);
+    if (!trace.ok()) return trace.status();
+    ReplayContext preset = context;
+    preset.flags.backend = comparison.backends;
+    absl::StatusOr<ExperimentOptions> options = ExperimentFromFlags(preset);
+    if (!options.ok()) return options.status();
+    options->title = comparison.title;
+    options->await_whole = options->await_whole || comparison.await_whole;
+    absl::StatusOr<ReplayReport> report = RunExperiment(*trace, *options);
+    if (!report.ok()) return report.status();
+    return PublishReport(context, *report, comparison.lines(*report));
   }
-  absl::StatusOr<Trace> trace = ChooseTrace(context, 1);
-  if (!trace.ok()) return trace.status();
-  ReplayContext floors = context;
-  floors.flags.backend = kFloors;
-  absl::StatusOr<ExperimentOptions> options = ExperimentFromFlags(floors);
-  if (!options.ok()) return options.status();
-  options->title = "A fault beside its floors";
-  absl::StatusOr<ReplayReport> report = RunExperiment(*trace, *options);
-  if (!report.ok()) return report.status();
-  return PublishReport(context, *report, FloorLines(*report));
+  return absl::InvalidArgumentError(
+      "compare with what? There are: compare floors, compare qemu");
 }
 
 absl::Status RunEchoServer(const ReplayContext& context) {

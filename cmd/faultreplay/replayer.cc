@@ -25,7 +25,7 @@ namespace {
 constexpr int64_t kLookNanos = 20 * kNanosPerMilli;
 constexpr int64_t kLookShare = 100;
 // How often it is asked whether all pages have come.
-constexpr int64_t kAwaitNanos = 5 * kNanosPerMilli;
+constexpr int64_t kAwaitNanos = kNanosPerMilli;
 
 int64_t Now() { return Clock::Monotonic()->NowNanos(); }
 
@@ -199,14 +199,7 @@ void Replay::Look() {
 
 void Replay::AwaitWhole() {
   const int64_t end_ns = Now() + absl::ToInt64Nanoseconds(options_.timeout);
-  // Each page is asked for until it is here, and then no more: to count all of
-  // them at each look would keep a CPU from who brings them.
-  PageIndex next(0);
-  while (Now() < end_ns) {
-    while (next.value() < plan_.pages.value() && backend_.IsHere(next)) {
-      next += PageCount(1);
-    }
-    if (next.value() == plan_.pages.value()) return;
+  while (!backend_.IsOver() && Now() < end_ns) {
     Clock::Monotonic()->SleepFor(kAwaitNanos);
   }
 }
@@ -268,7 +261,7 @@ absl::StatusOr<RunResult> Replay::Run() {
     result_.first_wrong = last[0].first_wrong;
   }
   if (!status.ok()) return status;
-  status = backend_.Finish();
+  status = backend_.Finish(&result_.backend);
   if (!status.ok()) return status;
   return std::move(result_);
 }

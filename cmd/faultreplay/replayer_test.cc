@@ -105,6 +105,7 @@ class FakeBackend final : public Backend {
   absl::Status Start() override { return absl::OkStatus(); }
   bool IsHere(PageIndex) override { return false; }
   PageCount CountHere() override { return PageCount(0); }
+  bool IsOver() override { return true; }
   const uint8_t* Touch(uint32_t, PageIndex page, bool) override {
     if (page == never_) given_up_.wait(false);
     return page_.data();
@@ -114,7 +115,7 @@ class FakeBackend final : public Backend {
     given_up_.notify_all();
   }
   absl::Status Report(BackendReport*) override { return absl::OkStatus(); }
-  absl::Status Finish() override {
+  absl::Status Finish(BackendReport*) override {
     return absl::AbortedError("did not end well");
   }
 

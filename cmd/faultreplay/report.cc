@@ -13,6 +13,7 @@ namespace postcopy {
 namespace {
 
 constexpr double kGib = 1 << 30;
+constexpr double kMib = 1 << 20;
 
 double Micros(int64_t nanos) {
   return static_cast<double>(nanos) / static_cast<double>(kNanosPerMicro);
@@ -72,6 +73,8 @@ JsonObject SummaryJson(const BackendSummary& summary) {
       .Add("stall_any_us", Rounded(summary.stall_any_ms * 1000))
       .Add("duration_us", Rounded(summary.duration_ms * 1000))
       .Add("whole_us", Rounded(summary.whole_ms * 1000))
+      .Add("migration_us", Rounded(summary.migration_ms * 1000))
+      .Add("downtime_us", Rounded(summary.downtime_ms * 1000))
       .Add("faults_avoided", Rounded(summary.avoided))
       .Add("unused_bytes", Rounded(summary.unused_bytes))
       .Add("cpu_ms_per_gib", Rounded(summary.cpu_seconds_per_gib * 1000))
@@ -103,6 +106,7 @@ JsonObject RunJson(const RunResult& run) {
       .Add("faults_avoided", run.avoided)
       .Add("pages_checked", run.checked)
       .Add("pages_wrong", run.wrong)
+      .Add("note", run.backend.note)
       .Add("stages", stages);
   return json;
 }
@@ -124,6 +128,29 @@ std::string StageLines(const BackendRuns& runs) {
         stage.p50_us, stage.p99_us, static_cast<double>(stage.total_us) / 1000);
   }
   return text;
+}
+
+// Of the backends that are migrations, each with what is to be known of it.
+std::string MigrationLines(const ReplayReport& report) {
+  std::string lines;
+  std::string notes;
+  for (const BackendRuns& runs : report.backends) {
+    const BackendSummary s = Summarize(runs);
+    if (s.migration_ms == 0) continue;
+    const RunResult& last = runs.runs.back();
+    const double mib = static_cast<double>(last.pages_total) *
+                       static_cast<double>(kPageSize) / kMib;
+    absl::StrAppendFormat(&lines, "%-28s %9.1f %9.2f %9.1f %9.1f %9.0f\n",
+                          s.name, s.migration_ms, s.downtime_ms, s.whole_ms,
+                          s.duration_ms,
+                          s.whole_ms > 0 ? mib / s.whole_ms * 1000 : 0);
+    if (last.backend.note.empty()) continue;
+    absl::StrAppend(&notes, "  ", runs.name, ": ", last.backend.note, "\n");
+  }
+  if (lines.empty()) return "";
+  return absl::StrFormat("\n%-28s %9s %9s %9s %9s %9s\n", "migration (medians)",
+                         "all ms", "downtime", "whole ms", "touches", "MiB/s") +
+         lines + notes;
 }
 
 JsonObject ReportObject(const ReplayReport& report) {
@@ -171,6 +198,10 @@ BackendSummary Summarize(const BackendRuns& runs) {
       median([](const RunResult& run) { return Millis(run.duration_ns); });
   summary.whole_ms =
       median([](const RunResult& run) { return Millis(run.whole_ns); });
+  summary.migration_ms = median(
+      [](const RunResult& run) { return Millis(run.backend.migration_ns); });
+  summary.downtime_ms = median(
+      [](const RunResult& run) { return Millis(run.backend.downtime_ns); });
   summary.avoided = median(
       [](const RunResult& run) { return static_cast<double>(run.avoided); });
   summary.unused_bytes = median([](const RunResult& run) {
@@ -217,6 +248,7 @@ std::string ReportTable(const ReplayReport& report) {
         s.p50_spread * 100, s.waits_per_second, s.stall_sum_ms, s.stall_any_ms,
         s.avoided, s.cpu_seconds_per_gib);
   }
+  text += MigrationLines(report);
   for (const BackendRuns& runs : report.backends) text += StageLines(runs);
   return text;
 }

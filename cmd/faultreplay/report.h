@@ -36,6 +36,8 @@ struct BackendSummary {
   // Waits summed up, and the time in which anybody waited.
   double stall_sum_ms = 0, stall_any_ms = 0;
   double duration_ms = 0, whole_ms = 0;
+  // Of migrations; 0 where there was none.
+  double migration_ms = 0, downtime_ms = 0;
   double avoided = 0;
   double unused_bytes = 0;
   double cpu_seconds_per_gib = 0;

@@ -36,6 +36,12 @@ struct BackendReport {
   // Private memory (RssAnon) of the daemons with no VM, and what was added.
   uint64_t rss_base_bytes = 0;
   uint64_t rss_added_bytes = 0;
+  // From the order to migrate until all was over, and from the moment in which
+  // the guest stopped at the source until it ran at the destination.
+  int64_t migration_ns = 0;
+  int64_t downtime_ns = 0;
+  // What a reader must know of how it was measured; empty: nothing.
+  std::string note;
 };
 
 struct RunResult {

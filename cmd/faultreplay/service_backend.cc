@@ -28,6 +28,7 @@
 #include "cmd/process/child_process.h"
 #include "cmd/process/ready_line.h"
 #include "cmd/security/client_security.h"
+#include "dirtytrack/clock.h"
 
 namespace postcopy {
 namespace {
@@ -61,12 +62,16 @@ class ServiceBackend final : public Backend {
   absl::Status Start() override;
   bool IsHere(PageIndex page) override { return memory_->IsHere(page); }
   PageCount CountHere() override { return memory_->CountHere(); }
+  bool IsOver() override {
+    const std::lock_guard lock(mutex_);
+    return result_.has_value();
+  }
   const uint8_t* Touch(uint32_t, PageIndex page, bool write) override {
     return memory_->Touch(page, write);
   }
   void GiveUp() override;
   absl::Status Report(BackendReport* report) override;
-  absl::Status Finish() override;
+  absl::Status Finish(BackendReport* report) override;
 
  private:
   absl::Status StartDaemons();
@@ -105,6 +110,11 @@ class ServiceBackend final : public Backend {
   std::condition_variable changed_;
   // Guarded by mutex_.
   bool resumed_ = false;
+  // Of the guest, and of the migration.
+  int64_t paused_ns_ = 0;
+  int64_t resumed_ns_ = 0;
+  int64_t begin_ns_ = 0;
+  int64_t over_ns_ = 0;
   std::optional<MigrateResult> result_;
 };
 
@@ -207,6 +217,8 @@ absl::Status ServiceBackend::AttachVmms() {
                          .length = memory_->size(),
                          .on_pause = [this](const ReplayVmm::MarkPage& mark) {
                            WriteFinal(mark);
+                           const std::lock_guard lock(mutex_);
+                           paused_ns_ = Clock::Monotonic()->NowNanos();
                          }});
   if (!source.ok()) return source.status();
   source_vmm_ = *std::move(source);
@@ -219,6 +231,7 @@ absl::Status ServiceBackend::AttachVmms() {
                          .length = memory_->size(),
                          .on_resume = [this] {
                            const std::lock_guard lock(mutex_);
+                           resumed_ns_ = Clock::Monotonic()->NowNanos();
                            resumed_ = true;
                            changed_.notify_all();
                          }});
@@ -251,9 +264,12 @@ absl::Status ServiceBackend::StartMigration() {
   migrate_.pull_order = options_.pull_order;
   migration_ = std::thread([this] {
     Unobserved nobody;
+    const int64_t begin_ns = Clock::Monotonic()->NowNanos();
     MigrateResult result =
         Migrate(migrate_, [this] { return given_up_.load(); }, &nobody);
     const std::lock_guard lock(mutex_);
+    begin_ns_ = begin_ns;
+    over_ns_ = Clock::Monotonic()->NowNanos();
     result_ = std::move(result);
     changed_.notify_all();
   });
@@ -302,9 +318,11 @@ absl::Status ServiceBackend::Report(BackendReport* report) {
   return absl::OkStatus();
 }
 
-absl::Status ServiceBackend::Finish() {
+absl::Status ServiceBackend::Finish(BackendReport* report) {
   if (migration_.joinable()) migration_.join();
   absl::Status status = result_->status;
+  report->migration_ns = over_ns_ - begin_ns_;
+  report->downtime_ns = resumed_ns_ - paused_ns_;
   destination_vmm_.reset();
   source_vmm_.reset();
   for (DaemonProcess* daemon : {&faultd_, &pageserverd_}) {
