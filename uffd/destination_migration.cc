@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/page_checksum.h"
 #include "dirtytrack/start_thread.h"
+#include "uffd/huge_page_connection.h"
 
 namespace postcopy {
 namespace {
@@ -128,7 +129,10 @@ absl::StatusOr<std::unique_ptr<SourceConnection>> DestinationMigration::Dial() {
     TakeDialerLocked();
     EnterLocked(MigrationEvent::kDial, snapshot_.message);
   }
-  return dialer_->Open(++epoch_);
+  auto opened = dialer_->Open(++epoch_);
+  const DestinationRam& ram = vm_->ram();
+  if (!opened.ok() || ram.largest_unit() == PageCount(1)) return opened;
+  return std::make_unique<HugePageConnection>(*std::move(opened), &ram);
 }
 
 void DestinationMigration::TakeDialerLocked() {
