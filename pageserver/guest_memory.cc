@@ -63,8 +63,20 @@ std::optional<CacheStat> AskCache(int fd, uint64_t offset, uint64_t length) {
   return stat;
 }
 
-absl::Status PreadAll(int fd, uint64_t offset, absl::Span<uint8_t> bytes,
-                      const Region& region) {
+bool IsOfProcess(int fd) {
+  struct statfs info = {};
+  return ::fstatfs(fd, &info) == 0 && info.f_type == PROC_SUPER_MAGIC;
+}
+
+absl::Status ProcessEnded(const Region& region) {
+  return absl::DataLossError(absl::StrCat(
+      "the VMM has ended, and with it region \"", region.name,
+      "\", which is private to it: it must not end before it is told that the ",
+      "migration has"));
+}
+
+absl::Status PreadAll(int fd, bool of_process, uint64_t offset,
+                      absl::Span<uint8_t> bytes, const Region& region) {
   while (!bytes.empty()) {
     const ssize_t n =
         ::pread(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
@@ -74,6 +86,7 @@ absl::Status PreadAll(int fd, uint64_t offset, absl::Span<uint8_t> bytes,
                                               region.name, "\" at file offset ",
                                               offset, ": ", strerror(errno)));
     }
+    if (n == 0 && of_process) return ProcessEnded(region);
     if (n == 0) return Truncated(region, offset);
     bytes.remove_prefix(static_cast<size_t>(n));
     offset += static_cast<uint64_t>(n);
@@ -94,8 +107,10 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(
           "cannot duplicate the descriptor of guest RAM: ", strerror(errno),
           "; raise LimitNOFILE"));
     }
-    const Absence absence = AbsenceOf(fd.get());
-    backings.push_back({std::move(fd), file.offset, absence});
+    const bool of_process = IsOfProcess(fd.get());
+    // cachestat(2) takes all of a process's memory for not cached.
+    const Absence absence = of_process ? Absence::kUntold : AbsenceOf(fd.get());
+    backings.push_back({std::move(fd), file.offset, absence, of_process});
   }
   return std::unique_ptr<GuestMemory>(
       new GuestMemory(std::move(layout), std::move(backings)));
@@ -155,8 +170,9 @@ absl::Status GuestMemory::Read(PageRun run, absl::Span<uint8_t> bytes) const {
     const PageRun part = WithinRegion(run, region);
     const size_t length = BytesIn(part.count).value();
     absl::Status status =
-        PreadAll(backings_[region].fd.get(), FileOffset(part.first, region),
-                 bytes.subspan(0, length), layout_.regions()[region]);
+        PreadAll(backings_[region].fd.get(), backings_[region].of_process,
+                 FileOffset(part.first, region), bytes.subspan(0, length),
+                 layout_.regions()[region]);
     if (!status.ok()) return status;
     bytes.remove_prefix(length);
     run = {part.end(), run.count - part.count};
@@ -167,14 +183,17 @@ absl::Status GuestMemory::Read(PageRun run, absl::Span<uint8_t> bytes) const {
 ByteCount GuestMemory::Allocated() const {
   constexpr uint64_t kBlockBytes = 512;  // of stat(2)
   std::map<std::pair<dev_t, ino_t>, uint64_t> files;
-  for (const Backing& backing : backings_) {
+  uint64_t allocated = 0;
+  for (size_t i = 0; i < backings_.size(); ++i) {
+    const Backing& backing = backings_[i];
+    if (backing.of_process) allocated += layout_.regions()[i].length.value();
+    if (backing.of_process) continue;
     struct stat info;
     if (::fstat(backing.fd.get(), &info) != 0) continue;
     files[{info.st_dev, info.st_ino}] =
         static_cast<uint64_t>(info.st_blocks) * kBlockBytes;
   }
   const uint64_t most = BytesIn(layout_.pages()).value();
-  uint64_t allocated = 0;
   for (const auto& [file, bytes] : files) {
     allocated += std::min(bytes, most - allocated);
   }
@@ -185,6 +204,7 @@ absl::StatusOr<PageIndex> GuestMemory::NextData(PageIndex from,
                                                 PageIndex end) const {
   while (from < end) {
     const size_t region = layout_.RegionOf(from);
+    if (backings_[region].of_process) return from;
     const PageRun part = WithinRegion({from, end - from}, region);
     const uint64_t start = FileOffset(from, region);
     // Where data ends is not asked for: SEEK_HOLE walks all of it, page by

@@ -17,21 +17,24 @@
 
 namespace postcopy {
 
-// Where a region's bytes are: in the file behind `fd`, from `offset` on.
+// Where a region's bytes are: in the file behind `fd`, from `offset` on. That
+// may be the memory of the VMM's process (/proc/PID/mem), where they are at
+// their address.
 struct RegionFile {
   int fd = -1;
   uint64_t offset = 0;
 };
 
-// Reads the RAM of one VM from the files that back it (memfd, tmpfs), by
-// pread: a mapping would allocate the holes it reads, and a VMM that truncates
-// its file would end the daemon with SIGBUS. Thread-safe; reads run in
-// parallel and see the guest's writes as any other process would.
+// Reads the RAM of one VM from the files that back it (memfd, tmpfs, hugetlbfs)
+// or from the VMM's process, by pread: a mapping would allocate the holes it
+// reads, and a VMM that truncates its file would end the daemon with SIGBUS.
+// Thread-safe; reads run in parallel and see the guest's writes as any other
+// process would.
 class GuestMemory {
  public:
   // One file for each region of `layout`, in order; the descriptors are
-  // duplicated, so memory outlives the VMM that attached it. INTERNAL if that
-  // fails.
+  // duplicated, so memory outlives the VMM that attached it, but for what is
+  // its process's. INTERNAL if that fails.
   static absl::StatusOr<std::unique_ptr<GuestMemory>> Create(
       RamLayout layout, absl::Span<const RegionFile> files);
 
@@ -39,16 +42,16 @@ class GuestMemory {
 
   // Reads all of `run`, across regions if it must. `bytes` is as long as the
   // run. OUT_OF_RANGE outside the layout; DATA_LOSS if a file has become
-  // shorter than its region; INTERNAL for an I/O error. On failure `bytes` is
-  // unspecified.
+  // shorter than its region, or the process has ended; INTERNAL for an I/O
+  // error. On failure `bytes` is unspecified.
   absl::Status Read(PageRun run, absl::Span<uint8_t> bytes) const;
 
   // True if some page of `run` is not in memory, so that Read may wait for a
   // disk: swapped out, or of a file that has not been read. A guess, by
   // cachestat(2): it may come or go meanwhile. Holes of memfds and tmpfs are
   // no such pages, those of files on a disk are. False where the kernel does
-  // not say (before Linux 6.5, hugetlbfs), and outside the layout. Does not
-  // wait.
+  // not say (before Linux 6.5, hugetlbfs, memory of a process), and outside the
+  // layout. Does not wait.
   bool MayWait(PageRun run) const;
 
   // The file system of the first file, by which those who may wait for the same
@@ -56,13 +59,15 @@ class GuestMemory {
   uint64_t disk() const { return disk_; }
 
   // The first page of [from, end) that is not a hole; `end` if all of it is
-  // holes, which read as zeros. Touches no page. Errors as Read, but for
+  // holes, which read as zeros. hugetlbfs and processes tell of no holes.
+  // Touches no page. Errors as Read, but for
   // OUT_OF_RANGE.
   // REQUIRES: from <= end <= layout().pages().
   absl::StatusOr<PageIndex> NextData(PageIndex from, PageIndex end) const;
 
   // Bytes of the files that are no holes, as far as they may be of the VM: at
-  // most the layout's. 0 for a file that cannot be asked.
+  // most the layout's. 0 for a file that cannot be asked, all of what is a
+  // process's.
   ByteCount Allocated() const;
 
  private:
@@ -73,6 +78,7 @@ class GuestMemory {
     UniqueFd fd;
     uint64_t offset = 0;
     Absence absence = Absence::kUntold;
+    bool of_process = false;
   };
 
   GuestMemory(RamLayout layout, std::vector<Backing> backings);

@@ -5,11 +5,14 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
 #include "pageserver/test_guest.h"
@@ -302,6 +305,89 @@ TEST(GuestMemoryMayWaitTest, HugePagesDoNot) {
                                                 .length = ByteCount(2 << 20)}}),
                            {{.fd = huge.get(), .offset = 0}});
   EXPECT_FALSE(memory->MayWait(PagesAt(0, 512)));
+}
+
+// --- Memory that is no file.
+
+TEST(GuestMemoryOfProcessTest, ReadsPrivateMemory) {
+  constexpr size_t kPages = 8;
+  void* const mapped =
+      ::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  auto* const bytes = static_cast<uint8_t*>(mapped);
+  for (size_t i = 0; i < kPages; ++i) {
+    bytes[i * kPageSize + 17] = static_cast<uint8_t>(i + 1);
+  }
+  const UniqueFd mem(::open("/proc/self/mem", O_RDONLY | O_CLOEXEC));
+  ASSERT_TRUE(mem.valid());
+  const auto memory = Open(
+      *RamLayout::Create({{.name = "ram",
+                           .start = RamOffset(0),
+                           .length = ByteCount(kPages * kPageSize)}}),
+      {{.fd = mem.get(),
+        .offset = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(mapped))}});
+  std::vector<uint8_t> read(kPages * kPageSize);
+  ASSERT_TRUE(memory->Read(PagesAt(0, kPages), absl::MakeSpan(read)).ok());
+  EXPECT_EQ(std::memcmp(read.data(), bytes, read.size()), 0);
+  // It tells of no holes, and how much is there cannot be asked.
+  EXPECT_EQ(*memory->NextData(PageIndex(3), PageIndex(8)), PageIndex(3));
+  EXPECT_FALSE(memory->MayWait(PagesAt(0, kPages)));
+  EXPECT_EQ(memory->Allocated(), ByteCount(kPages * kPageSize));
+  ::munmap(mapped, kPages * kPageSize);
+  const absl::Status gone =
+      memory->Read(PagesAt(0, 1), absl::MakeSpan(read).subspan(0, kPageSize));
+  EXPECT_EQ(gone.code(), absl::StatusCode::kInternal) << gone;
+}
+
+TEST(GuestMemoryOfProcessTest, AProcessThatHasEndedIsALoss) {
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    char wait;
+    ::close(ends[1]);
+    ::_exit(static_cast<int>(::read(ends[0], &wait, 1)));
+  }
+  ::close(ends[0]);
+  const UniqueFd mem(::open(absl::StrCat("/proc/", child, "/mem").c_str(),
+                            O_RDONLY | O_CLOEXEC));
+  ::close(ends[1]);
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  if (!mem.valid()) GTEST_SKIP() << "no permission to read a child";
+  const auto memory =
+      Open(*RamLayout::Create({{.name = "ram",
+                                .start = RamOffset(0),
+                                .length = ByteCount(kPageSize)}}),
+           {{.fd = mem.get(), .offset = kPageSize}});
+  std::vector<uint8_t> read(kPageSize);
+  const absl::Status gone = memory->Read(PagesAt(0, 1), absl::MakeSpan(read));
+  EXPECT_EQ(gone.code(), absl::StatusCode::kDataLoss) << gone;
+  EXPECT_NE(gone.message().find("the VMM has ended"), absl::string_view::npos);
+}
+
+TEST(GuestMemoryHugeTest, ReadsHugePages) {
+  const UniqueFd huge(::memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB));
+  if (!huge.valid() || ::ftruncate(huge.get(), 4 << 20) != 0) {
+    GTEST_SKIP() << "no hugetlbfs";
+  }
+  void* const mapped = ::mmap(nullptr, 2 << 20, PROT_READ | PROT_WRITE,
+                              MAP_SHARED, huge.get(), 2 << 20);
+  if (mapped == MAP_FAILED) GTEST_SKIP() << "no huge page is to be had";
+  static_cast<uint8_t*>(mapped)[kPageSize] = 7;
+  const auto memory = Open(*RamLayout::Create({{.name = "ram",
+                                                .start = RamOffset(0),
+                                                .length = ByteCount(4 << 20)}}),
+                           {{.fd = huge.get(), .offset = 0}});
+  std::vector<uint8_t> read(2 * kPageSize);
+  ASSERT_TRUE(memory->Read(PagesAt(512, 2), absl::MakeSpan(read)).ok());
+  EXPECT_EQ(read[0], 0);
+  EXPECT_EQ(read[kPageSize], 7);
+  // A hole reads as zeros, and stays one.
+  ASSERT_TRUE(memory->Read(PagesAt(0, 2), absl::MakeSpan(read)).ok());
+  EXPECT_EQ(read[kPageSize], 0);
+  EXPECT_EQ(memory->Allocated(), ByteCount(2 << 20));
+  ::munmap(mapped, 2 << 20);
 }
 
 }  // namespace

@@ -148,7 +148,10 @@ void TwoHosts::EndDestinationDaemon() { destination_.reset(); }
 
 absl::StatusOr<std::unique_ptr<demovm::DemoVmm>> TwoHosts::Attach(
     const std::string& name, VmmRole role, ByteCount bytes) {
-  auto ram = demovm::GuestRam::Create(bytes);
+  const bool source = role == VmmRole::kSource;
+  auto ram = demovm::GuestRam::Create(
+      bytes, demovm::kLowRamMax,
+      source ? options_.source_memory : options_.destination_memory);
   if (!ram.ok()) return ram.status();
   auto machine = demovm::CreateProcessMachine(
       {.vcpus = 2,
@@ -156,7 +159,6 @@ absl::StatusOr<std::unique_ptr<demovm::DemoVmm>> TwoHosts::Attach(
        .fill_percent = options_.fill_percent},
       *std::move(ram));
   if (!machine.ok()) return machine.status();
-  const bool source = role == VmmRole::kSource;
   if (source) {
     if (absl::Status s = (*machine)->Start(); !s.ok()) return s;
   }

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "cmd/demovm/demo_vmm.h"
+#include "cmd/demovm/guest_ram.h"
 #include "cmd/faultd/destination_daemon.h"
 #include "cmd/faultd/fault_recorder.h"
 #include "cmd/log/log.h"
@@ -36,6 +37,9 @@ class TwoHosts {
     absl::Duration reconnect_timeout = absl::Seconds(10);
     uint64_t write_rate_mib_per_s = 100;
     int fill_percent = 80;
+    // What the guest's RAM is made of at either side.
+    demovm::RamKind source_memory = demovm::RamKind::kShared;
+    demovm::RamKind destination_memory = demovm::RamKind::kShared;
     demovm::DemoVmm::DirtyTracking dirty_tracking =
         demovm::DemoVmm::DirtyTracking::kLog;
     // Of the VMM at the destination.

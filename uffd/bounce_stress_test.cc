@@ -182,11 +182,13 @@ std::vector<uint8_t> LockedBytesOf(const KernelGuest& guest, PageIndex page) {
   return bytes;
 }
 
-// Copies every second run of pages while the guest writes.
+// Copies every second run of pages, or huge page, while the guest writes.
 void Precopy(const KernelGuest& from, Lockers* lockers, DestinationVm* to) {
+  const uint64_t run_pages =
+      std::max<uint64_t>(64, to->ram().largest_unit().value());
   lockers->TakeDirty();
   for (uint64_t page = 0; page < kPages.value(); ++page) {
-    if (page / 64 % 2 != 0) continue;
+    if (page / run_pages % 2 != 0) continue;
     const PageRun run{PageIndex(page), PageCount(1)};
     const std::vector<uint8_t> bytes = LockedBytesOf(from, run.first);
     ASSERT_TRUE(to->StorePrecopied({ReceivedRun{run, bytes}}).ok());
@@ -262,7 +264,10 @@ TEST_P(BounceStressTest, NothingIsLost) {
 INSTANTIATE_TEST_SUITE_P(Kinds, BounceStressTest,
                          testing::Values(MemoryKind::kMemfd, MemoryKind::kMinor,
                                          MemoryKind::kAnonymous,
-                                         MemoryKind::kHugetlb),
+                                         MemoryKind::kHugetlb,
+                                         MemoryKind::kStaged,
+                                         MemoryKind::kHugetlbStaged,
+                                         MemoryKind::kHugetlbFile),
                          [](const auto& kind) { return NameOf(kind.param); });
 
 }  // namespace

@@ -344,7 +344,8 @@ class GrpcSourceDialer final : public SourceDialer {
       out->set_name(region.name);
       out->set_start_bytes(region.start.value());
       out->set_length_bytes(region.length.value());
-      out->set_page_size_bytes(region.page_size.value());
+      // Of what travels. What its memory is made of concerns neither side.
+      out->set_page_size_bytes(kPageSize);
     }
   }
 

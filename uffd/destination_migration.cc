@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/page_checksum.h"
 #include "dirtytrack/start_thread.h"
+#include "uffd/huge_page_connection.h"
 
 namespace postcopy {
 namespace {
@@ -130,7 +131,10 @@ absl::StatusOr<std::unique_ptr<SourceConnection>> DestinationMigration::Dial() {
     EnterLocked(MigrationEvent::kDial, snapshot_.message);
     stop = NewDialLocked();
   }
-  return dialer_->Open(++epoch_, std::move(stop));
+  auto opened = dialer_->Open(++epoch_, std::move(stop));
+  const DestinationRam& ram = vm_->ram();
+  if (!opened.ok() || ram.largest_unit() == PageCount(1)) return opened;
+  return std::make_unique<HugePageConnection>(*std::move(opened), &ram);
 }
 
 std::stop_token DestinationMigration::NewDialLocked() {

@@ -2,12 +2,16 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -15,7 +19,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "dirtytrack/check.h"
-#include "dirtytrack/memfd.h"
 
 namespace postcopy {
 namespace {
@@ -55,11 +58,19 @@ absl::Status CheckNumbers(const Region& region,
   return absl::OkStatus();
 }
 
+// True if the file is one whose pages are of `page_size`.
+bool IsOfItsPages(int fd, ByteCount page_size) {
+  struct statfs file_system = {};
+  if (::fstatfs(fd, &file_system) != 0) return false;
+  if (page_size == ByteCount(kPageSize)) {
+    return file_system.f_type == TMPFS_MAGIC;
+  }
+  return file_system.f_type == HUGETLBFS_MAGIC &&
+         static_cast<uint64_t>(file_system.f_bsize) == page_size.value();
+}
+
 absl::Status CheckFile(const Region& region, const DestinationRegion& given) {
   if (given.memory_fd < 0) return absl::OkStatus();
-  if (region.page_size != ByteCount(kPageSize)) {
-    return Bad(region.name, "memory of huge pages is served without its file");
-  }
   const int flags = ::fcntl(given.memory_fd, F_GETFL);
   if (flags < 0) return Bad(region.name, "its memory descriptor is not open");
   // With O_APPEND pwrite() ignores its offset: BUGS in pwrite(2).
@@ -67,12 +78,12 @@ absl::Status CheckFile(const Region& region, const DestinationRegion& given) {
     return Bad(region.name,
                "its memory descriptor must be O_RDWR and not O_APPEND");
   }
-  struct statfs file_system = {};
-  if (::fstatfs(given.memory_fd, &file_system) != 0 ||
-      file_system.f_type != TMPFS_MAGIC) {
+  if (!IsOfItsPages(given.memory_fd, region.page_size)) {
     return Bad(region.name,
-               "its memory must be a memfd or a file on tmpfs, without huge "
-               "pages");
+               absl::StrCat("it was described with pages of ",
+                            ToString(region.page_size),
+                            ": its memory must be a memfd, or a file on tmpfs "
+                            "or hugetlbfs, with such pages"));
   }
   const absl::StatusOr<ByteCount> size = FileSize(given.memory_fd);
   if (!size.ok()) return size.status();
@@ -138,15 +149,66 @@ absl::StatusOr<UniqueFd> OpenIfAny(int fd) {
   return Duplicate(fd);
 }
 
+// The file of a region: the VMM's, or one for what it is to be given.
+absl::StatusOr<UniqueFd> FileOf(const Region& region,
+                                const DestinationRegion& given) {
+  if (given.memory_fd >= 0 || !given.staged) return OpenIfAny(given.memory_fd);
+  return CreateMemfd("postcopy-staging", region.length,
+                     F_SEAL_SHRINK | F_SEAL_GROW);
+}
+
+// Has the huge pages reserved that are not yet, so that they can be had when
+// they are needed: none is after a hole was punched. Who reserves them is a
+// mapping, and they stay so behind its end, since they are the file's. 0, or
+// the errno.
+int Reserve(int fd, uint64_t offset, ByteCount length) {
+  void* const mapping = ::mmap(nullptr, length.value(), PROT_READ, MAP_SHARED,
+                               fd, static_cast<off_t>(offset));
+  if (mapping == MAP_FAILED) return errno;
+  ::munmap(mapping, length.value());
+  return 0;
+}
+
+absl::StatusOr<SharedMapping> AliasOf(const Region& region,
+                                      const DestinationRegion& given, int fd) {
+  if (region.page_size == ByteCount(kPageSize) || given.memory_fd < 0) {
+    return SharedMapping();
+  }
+  if (const int error = Reserve(fd, given.fd_offset, region.length)) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "region \"", region.name, "\": its ", ToString(region.length),
+        " cannot be reserved in pages of ", ToString(region.page_size), ": ",
+        ::strerrordesc_np(error), "; raise vm.nr_hugepages"));
+  }
+  return SharedMapping::Map(fd, ByteCount(given.fd_offset), region.length,
+                            SharedMapping::Access::kReadWrite);
+}
+
+// The kernel copies from this process to itself, and says EFAULT where a store
+// would be SIGBUS: the file was shortened, or there is no huge page left.
+ssize_t WriteByKernel(uint8_t* to, const uint8_t* from, size_t length) {
+  const iovec local = {.iov_base = to, .iov_len = length};
+  const iovec remote = {.iov_base = const_cast<uint8_t*>(from),
+                        .iov_len = length};
+  const ssize_t written =
+      ::process_vm_readv(::getpid(), &local, 1, &remote, 1, 0);
+  if (written < 0 && errno == EFAULT) errno = ENOMEM;
+  return written;
+}
+
 }  // namespace
 
 int DestinationRam::Piece::Write(const uint8_t* source, ByteCount* done) const {
   POSTCOPY_CHECK(has_file());
   *done = ByteCount(0);
   while (*done < bytes()) {
+    const uint8_t* const from = source + done->value();
+    const size_t length = (bytes() - *done).value();
     const ssize_t written =
-        ::pwrite(fd, source + done->value(), (bytes() - *done).value(),
-                 file_offset + static_cast<off_t>(done->value()));
+        alias != nullptr
+            ? WriteByKernel(alias + done->value(), from, length)
+            : ::pwrite(fd, from, length,
+                       file_offset + static_cast<off_t>(done->value()));
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) return errno;
     if (written == 0) return EIO;  // would repeat for ever
@@ -162,7 +224,21 @@ int DestinationRam::Piece::PunchHole() const {
     result = ::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                          file_offset, static_cast<off_t>(bytes().value()));
   } while (result != 0 && errno == EINTR);
-  return result == 0 ? 0 : errno;
+  if (result != 0) return errno;
+  return alias == nullptr ? 0 : Reserve(fd, file_offset, bytes());
+}
+
+int DestinationRam::Piece::Clear() const {
+  if (alias == nullptr) return PunchHole();
+  static constexpr std::array<uint8_t, kPageSize> kZeros{};
+  Piece page = *this;
+  page.pages.count = PageCount(1);
+  for (uint64_t i = 0; i < pages.count.value(); ++i) {
+    ByteCount done;
+    page.alias = alias + i * kPageSize;
+    if (const int error = page.Write(kZeros.data(), &done)) return error;
+  }
+  return 0;
 }
 
 absl::StatusOr<DestinationRam> DestinationRam::Create(
@@ -176,14 +252,20 @@ absl::StatusOr<DestinationRam> DestinationRam::Create(
   for (size_t i = 0; i < regions.size(); ++i) {
     absl::Status status = CheckRegion(layout, regions, i);
     if (!status.ok()) return status;
-    absl::StatusOr<UniqueFd> fd = OpenIfAny(regions[i].memory_fd);
-    if (!fd.ok()) return fd.status();
     const Region& region = layout.regions()[i];
+    const bool staged = regions[i].memory_fd < 0 && regions[i].staged;
+    absl::StatusOr<UniqueFd> fd = FileOf(region, regions[i]);
+    if (!fd.ok()) return fd.status();
+    absl::StatusOr<SharedMapping> alias =
+        AliasOf(region, regions[i], fd->get());
+    if (!alias.ok()) return alias.status();
     memory.push_back({{PageOf(region.start), PagesIn(region.length)},
                       regions[i].host_address,
                       *std::move(fd),
-                      regions[i].fd_offset,
-                      PagesIn(region.page_size)});
+                      staged ? 0 : regions[i].fd_offset,
+                      PagesIn(region.page_size),
+                      staged,
+                      *std::move(alias)});
   }
   return DestinationRam(std::move(layout), std::move(memory));
 }
@@ -236,7 +318,11 @@ DestinationRam::Piece DestinationRam::PieceOf(const Part& part,
       .address = mapped ? part.address + into_part : HostAddress(0),
       .fd = memory.fd.get(),
       .file_offset = static_cast<off_t>(memory.fd_offset + into_region.value()),
-      .unit = memory.unit};
+      .unit = memory.unit,
+      .staged = memory.staged,
+      .alias = memory.alias.data() == nullptr
+                   ? nullptr
+                   : memory.alias.data() + into_region.value()};
 }
 
 PageRun DestinationRam::UnitOf(PageIndex page) const {
@@ -266,6 +352,19 @@ PageRun DestinationRam::RequestFor(PageRun run) const {
 bool DestinationRam::has_files() const {
   return std::all_of(regions_.begin(), regions_.end(),
                      [](const Memory& memory) { return memory.fd.valid(); });
+}
+
+bool DestinationRam::has_staging() const {
+  return std::any_of(regions_.begin(), regions_.end(),
+                     [](const Memory& memory) { return memory.staged; });
+}
+
+bool DestinationRam::AnyStaged() const {
+  return std::any_of(
+      regions_.begin(), regions_.end(), [](const Memory& memory) {
+        return memory.staged &&
+               (::lseek(memory.fd.get(), 0, SEEK_DATA) >= 0 || errno != ENXIO);
+      });
 }
 
 std::optional<PageIndex> DestinationRam::PageAt(HostAddress address) const {
@@ -346,11 +445,11 @@ absl::Status DestinationRam::Unmap(HostAddress address, ByteCount length) {
 }
 
 bool DestinationRam::HasData(PageIndex page) const {
-  const Piece piece = FirstPiece({page, PageCount(1)});
+  const Piece piece = FirstPiece(UnitOf(page));
   POSTCOPY_CHECK(piece.has_file());
   const off_t data = ::lseek(piece.fd, piece.file_offset, SEEK_DATA);
   if (data < 0) return errno != ENXIO;  // no data from here to the end
-  return data == piece.file_offset;
+  return data < piece.file_offset + static_cast<off_t>(piece.bytes().value());
 }
 
 }  // namespace postcopy

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "dirtytrack/memfd.h"
 #include "dirtytrack/ram_layout.h"
 #include "dirtytrack/types.h"
 #include "dirtytrack/unique_fd.h"
@@ -21,13 +22,16 @@ namespace postcopy {
 struct DestinationRegion {
   // Where the VMM has mapped it.
   HostAddress host_address;
-  // The memfd or tmpfs file behind that mapping, which then is MAP_SHARED; open
-  // for reading and writing. Borrowed: opened anew where it is kept. -1: no
-  // file that could be reached; the memory is the VMM's alone, anonymous,
-  // private or hugetlbfs.
+  // The file behind that mapping, which then is MAP_SHARED: a memfd or a file
+  // on tmpfs, or of hugetlbfs where the region has huge pages; open for reading
+  // and writing. Borrowed: opened anew where it is kept. -1: no file that could
+  // be reached; the memory is the VMM's alone.
   int memory_fd = -1;
   // Byte of the file that is the region's first.
   uint64_t fd_offset = 0;
+  // Without a file: precopied pages are to wait in one of this process until
+  // they can be installed. Else such a region takes none.
+  bool staged = false;
 };
 
 // Parts that the VMM may break its mappings into by mremap(2): beyond them
@@ -36,7 +40,9 @@ inline constexpr size_t kMaxMappedParts = 4096;
 
 // The regions of one VM, validated. The files are reached by system calls only:
 // a mapping would allocate the holes that are read, and end this process when
-// the VMM shortens the file.
+// the VMM shortens the file. Those of hugetlbfs, which has no write(2), are
+// mapped, and written there by the kernel, which fails where this process would
+// die; nobody else touches that mapping.
 //
 // Thread-safe but for Remap and Unmap, during which nobody else may ask for
 // addresses (InstallGate); without them it never changes.
@@ -50,26 +56,41 @@ class DestinationRam {
     off_t file_offset;
     // Pages of kPageSize in one page of the region: 1 or 512.
     PageCount unit;
+    // The file is not what the VMM has mapped, but where its pages wait.
+    bool staged = false;
+    // Where a file of hugetlbfs is mapped here. Not to be touched.
+    uint8_t* alias = nullptr;
 
     ByteCount bytes() const { return BytesIn(pages.count); }
     bool has_file() const { return fd >= 0; }
     bool mapped() const { return address != HostAddress(0); }
+    // The VMM has mapped the file, which is of small pages.
+    bool has_small_file() const {
+      return has_file() && !staged && unit == PageCount(1);
+    }
+    // The file can tell which pages it has; hugetlbfs cannot.
+    bool tells_holes() const { return has_file() && alias == nullptr; }
 
-    // REQUIRES for both: has_file().
-    // Puts bytes() bytes into the file. 0, or the errno; `done` is how many
-    // were written, also on failure.
+    // REQUIRES for all: has_file().
+    // Puts bytes() bytes into the file. 0, or the errno, ENOMEM where no huge
+    // page is left; `done` is how many were written, also on failure.
     int Write(const uint8_t* bytes, ByteCount* done) const;
-    // Makes the pages holes of the file, in every mapping of it. 0, or the
-    // errno.
+    // Makes the pages zeros: holes, if that is possible without making others
+    // of their unit holes too. 0, or the errno.
+    int Clear() const;
+    // Makes the pages holes of the file, in every mapping of it; huge ones are
+    // reserved anew, so that they can be had again. 0, or the errno, ENOMEM if
+    // somebody else was quicker. REQUIRES: whole units, unless staged.
     int PunchHole() const;
   };
 
   // `regions` are those of `layout`, in its order. INVALID_ARGUMENT, naming the
   // region and what to change: another number of regions, an address or offset
   // that is not page-aligned, is 0 or overflows, regions whose addresses or
-  // file ranges overlap, a file behind a region of huge pages, a descriptor
-  // that is not open for reading and writing, a file that is not shmem or ends
-  // before the region does. RESOURCE_EXHAUSTED if it cannot be duplicated.
+  // file ranges overlap, a descriptor that is not open for reading and writing,
+  // a file that is not shmem, or not hugetlbfs with the region's pages, or ends
+  // before the region does. RESOURCE_EXHAUSTED if it cannot be duplicated, or
+  // the host has too few huge pages.
   static absl::StatusOr<DestinationRam> Create(
       RamLayout layout, const std::vector<DestinationRegion>& regions);
 
@@ -95,8 +116,12 @@ class DestinationRam {
   // What to ask a source for in place of `run`: the whole unit of its first
   // page where that is a huge one, else the part of `run` in one region.
   PageRun RequestFor(PageRun run) const;
-  // True if every region has a file.
+  // True if every region has a file, or one where its pages wait.
   bool has_files() const;
+  // True if there are regions whose pages wait in a file; true if pages still
+  // do.
+  bool has_staging() const;
+  bool AnyStaged() const;
 
   // The RAM page that holds `address`; nullopt if it is in no region.
   std::optional<PageIndex> PageAt(HostAddress address) const;
@@ -113,8 +138,8 @@ class DestinationRam {
   // The VMM has unmapped it. Errors as Remap.
   absl::Status Unmap(HostAddress address, ByteCount length);
 
-  // False if `page` is a hole of its file, true if it holds data or the file
-  // cannot tell. REQUIRES: page lies in a region that has a file.
+  // False if the unit of `page` is a hole of its file, true if it holds data or
+  // the file cannot tell. REQUIRES: page lies in a region that has a file.
   bool HasData(PageIndex page) const;
 
  private:
@@ -124,6 +149,8 @@ class DestinationRam {
     UniqueFd fd;
     uint64_t fd_offset;
     PageCount unit;
+    bool staged;
+    SharedMapping alias;  // of a file of hugetlbfs, from fd_offset on
   };
   // Consecutive pages of one region at consecutive addresses.
   struct Part {

@@ -1,6 +1,7 @@
 #include "uffd/destination_ram.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -217,7 +218,7 @@ TEST_F(DestinationRamTest, RefusesAddressesThatCannotBe) {
   EXPECT_NE(ErrorOf(regions).find("is 0"), std::string::npos);
 }
 
-TEST(DestinationRamUnitTest, HugePagesAreAlignedAndHaveNoFile) {
+TEST(DestinationRamUnitTest, HugePagesAreAlignedAndOfAFileOfTheirKind) {
   const RamLayout layout =
       LayoutOf({GuestRegion{MemoryKind::kHugetlb, PageCount(512)}});
   const auto error = [&](DestinationRegion region) {
@@ -227,8 +228,72 @@ TEST(DestinationRamUnitTest, HugePagesAreAlignedAndHaveNoFile) {
   EXPECT_NE(error({HostAddress((1 << 30) + kPageSize)}).find("2097152"),
             std::string::npos);
   const UniqueFd fd = *CreateMemfd("m", kHugePageSize, 0);
-  EXPECT_NE(error({HostAddress(1 << 30), fd.get(), 0}).find("huge pages"),
+  EXPECT_NE(error({HostAddress(1 << 30), fd.get(), 0}).find("2MiB"),
             std::string::npos);
+  const UniqueFd huge(::memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB));
+  if (!huge.valid() || ::ftruncate(huge.get(), int64_t{1} << 50) != 0) {
+    GTEST_SKIP() << "no hugetlbfs";
+  }
+  EXPECT_NE(
+      error({HostAddress(1 << 30), huge.get(), kPageSize}).find("2097152"),
+      std::string::npos);
+  // Too few, whatever the host has: 512 TiB.
+  const RamLayout vast =
+      LayoutOf({GuestRegion{MemoryKind::kHugetlb, PagesIn(kMaxRamBytes)}});
+  const absl::Status status =
+      DestinationRam::Create(vast, {{HostAddress(1 << 30), huge.get(), 0}})
+          .status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_NE(status.message().find("raise vm.nr_hugepages"),
+            absl::string_view::npos);
+}
+
+// Pages wait in a file of this process, if that is wanted.
+TEST(DestinationRamUnitTest, StagedRegionsHaveAFile) {
+  const RamLayout layout = LayoutOf({PageCount(4), PageCount(2)});
+  const DestinationRam ram = *DestinationRam::Create(
+      layout, {{.host_address = HostAddress(1 << 30), .staged = true},
+               {.host_address = HostAddress(1 << 20)}});
+  EXPECT_TRUE(ram.has_staging());
+  EXPECT_FALSE(ram.has_files());
+  EXPECT_FALSE(ram.AnyStaged());
+  const DestinationRam::Piece piece =
+      ram.FirstPiece({PageIndex(1), PageCount(2)});
+  EXPECT_TRUE(piece.staged);
+  EXPECT_TRUE(piece.tells_holes());
+  EXPECT_FALSE(piece.has_small_file());
+  const std::vector<uint8_t> bytes = PatternOf(piece.pages);
+  ByteCount done;
+  ASSERT_EQ(piece.Write(bytes.data(), &done), 0);
+  EXPECT_EQ(done, piece.bytes());
+  EXPECT_TRUE(ram.AnyStaged());
+  EXPECT_TRUE(ram.HasData(PageIndex(2)));
+  EXPECT_FALSE(ram.HasData(PageIndex(3)));
+  ASSERT_EQ(piece.PunchHole(), 0);
+  EXPECT_FALSE(ram.AnyStaged());
+  EXPECT_FALSE(ram.region(1).has_file());
+}
+
+// A store there would be SIGBUS.
+TEST(DestinationRamUnitTest, AShortenedFileOfHugePagesIsAnError) {
+  const UniqueFd huge(::memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB));
+  if (!huge.valid() || ::ftruncate(huge.get(), 2 << 20) != 0) {
+    GTEST_SKIP() << "no hugetlbfs";
+  }
+  const auto ram = DestinationRam::Create(
+      LayoutOf({GuestRegion{MemoryKind::kHugetlb, PageCount(512)}}),
+      {{HostAddress(1 << 30), huge.get(), 0}});
+  if (absl::IsResourceExhausted(ram.status())) GTEST_SKIP() << ram.status();
+  ASSERT_TRUE(ram.ok()) << ram.status();
+  const DestinationRam::Piece piece =
+      ram->FirstPiece({PageIndex(1), PageCount(2)});
+  const std::vector<uint8_t> bytes = PatternOf(piece.pages);
+  ByteCount done;
+  EXPECT_EQ(piece.Write(bytes.data(), &done), 0);
+  ASSERT_EQ(::ftruncate(huge.get(), 0), 0);
+  EXPECT_EQ(piece.Write(bytes.data(), &done), ENOMEM);
+  EXPECT_EQ(done, ByteCount(0));
+  EXPECT_EQ(piece.Clear(), ENOMEM);
 }
 
 TEST_F(DestinationRamTest, RefusesWhatIsNoRam) {

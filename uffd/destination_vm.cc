@@ -78,7 +78,7 @@ DestinationVm::DestinationVm(DestinationRam ram,
       changes_(&ram_, state_.get(), &strategies_),
       installer_(&ram_, ops_.get(), state_.get(), &gate_, &strategies_),
       store_(&ram_, state_.get(), &strategies_),
-      map_ahead_(state_.get(), &installer_, clock),
+      map_ahead_(&ram_, state_.get(), &installer_, clock),
       order_(NewPullOrder(PullOrderKind::kAdaptive)) {}
 
 DestinationVm::~DestinationVm() { Abort(); }
@@ -93,9 +93,11 @@ absl::Status DestinationVm::RegisterAll() {
   return absl::OkStatus();
 }
 
-bool DestinationVm::AnyReplaces() const {
+bool DestinationVm::AnyOutOfSight() const {
   return std::any_of(strategies_.begin(), strategies_.end(),
-                     [](const auto& strategy) { return strategy->replaces(); });
+                     [](const auto& strategy) {
+                       return strategy->replaces() || strategy->staged();
+                     });
 }
 
 absl::StatusOr<std::unique_ptr<InstallStrategy>> DestinationVm::RegisterRegion(
@@ -166,12 +168,13 @@ absl::Status DestinationVm::StorePrecopied(absl::Span<const ReceivedRun> runs) {
   if (stage != Stage::kPrecopy && stage != Stage::kDiscarded) {
     return WrongStage("StorePrecopied");
   }
-  absl::Status status = Validate(runs).status();
-  if (!status.ok()) return status;
+  for (const ReceivedRun& run : runs) {
+    if (absl::Status s = CheckRun(run); !s.ok()) return s;
+  }
   if (!runs.empty() && !ram_.has_files()) {
     return absl::FailedPreconditionError(
-        "precopied pages cannot be stored: the VMM's memory is private to it; "
-        "give it a memfd");
+        "precopied pages cannot be stored: the VMM's memory is private to it, "
+        "and they have nowhere to wait");
   }
   stage_.store(Stage::kPrecopy);
   for (const ReceivedRun& run : runs) {
@@ -229,6 +232,8 @@ absl::Status DestinationVm::StartServing(
   pull_ = std::make_unique<BackgroundPull>(
       &ram_, state_.get(), order_.get(), &clock_, bulk_limit_bytes_per_second,
       [this, on_end = std::move(on_end)](absl::Status status) {
+        // Received is not yet in place, where pages wait.
+        if (status.ok() && !map_ahead_.AwaitNothingStaged()) return;
         on_end(EndStatus(std::move(status)));
       },
       bulk_share);
@@ -256,13 +261,18 @@ absl::Status DestinationVm::StartServing(
   served_.store(true);
   stage_.store(Stage::kServing);
   absl::Status started = pull_->Start();
+  if (started.ok() && AnyOutOfSight()) {
+    absl::Status ahead = map_ahead_.Start();
+    // Without a thread for it the guest maps by touching, unless pages wait.
+    if (ram_.has_staging()) started = std::move(ahead);
+  }
   if (started.ok()) started = fault_loop_->Start();
   if (started.ok()) {
-    // Without a thread for it the guest maps by touching.
-    if (AnyReplaces()) map_ahead_.Start().IgnoreError();
+    map_ahead_.Go();
     return started;
   }
   // Nobody has been served yet.
+  map_ahead_.Stop();
   pull_->Stop();
   served_.store(false);
   stage_.store(Stage::kDiscarded);
@@ -357,6 +367,10 @@ absl::Status DestinationVm::OnSourceBack(PageSource* source) {
 
 absl::Status DestinationVm::PoisonMissing(const std::atomic<bool>& give_up) {
   if (stage_.load() != Stage::kServing) return WrongStage("PoisonMissing");
+  // Behind this the memory may be let go.
+  if (!map_ahead_.AwaitNothingStaged(&give_up)) {
+    return absl::CancelledError("told to stop while pages were put in place");
+  }
   // In pieces: a page takes a system call, and all of RAM may be missing.
   constexpr PageCount kPiece{4096};
   for (std::optional<PageRun> run =
@@ -378,6 +392,10 @@ absl::Status DestinationVm::Finish() {
         "the migration is not complete: ", ToString(state_->missing()),
         " are missing"));
   }
+  if (ram_.AnyStaged()) {
+    return absl::FailedPreconditionError(
+        "the migration is not complete: pages are still being put in place");
+  }
   StopThreads();
   stage_.store(Stage::kEnded);
   return UnregisterAll();
@@ -386,8 +404,10 @@ absl::Status DestinationVm::Finish() {
 void DestinationVm::Abort(bool release) {
   if (stage_.load() != Stage::kEnded) StopThreads();
   const bool ended = stage_.exchange(Stage::kEnded) == Stage::kEnded;
+  // A guest that runs must not find zeros where pages wait for it.
+  const bool needed = served_.load() && ram_.AnyStaged();
   // If it fails the VMM is gone, or has unmapped its memory.
-  if (release && !ended) UnregisterAll().IgnoreError();
+  if (release && !ended && !needed) UnregisterAll().IgnoreError();
 }
 
 DestinationCounters DestinationVm::counters() const {
@@ -436,15 +456,15 @@ absl::StatusOr<PageCount> DestinationVm::Validate(
     absl::Span<const ReceivedRun> runs) const {
   PageCount pages;
   for (const ReceivedRun& run : runs) {
-    const absl::StatusOr<PageCount> of_run = CheckRun(run);
+    if (absl::Status s = CheckRun(run); !s.ok()) return s;
+    const absl::StatusOr<PageCount> of_run = CountUnits(run.pages);
     if (!of_run.ok()) return of_run.status();
     pages += *of_run;
   }
   return pages;
 }
 
-absl::StatusOr<PageCount> DestinationVm::CheckRun(
-    const ReceivedRun& run) const {
+absl::Status DestinationVm::CheckRun(const ReceivedRun& run) const {
   if (run.pages.count.empty()) {
     return absl::InvalidArgumentError("the peer sent a run of no pages");
   }
@@ -456,11 +476,11 @@ absl::StatusOr<PageCount> DestinationVm::CheckRun(
     return absl::InvalidArgumentError(absl::StrCat(
         "the peer sent ", run.data.size(), " bytes for ", ToString(run.pages)));
   }
-  if (ram_.largest_unit() == PageCount(1)) return run.pages.count;
-  return CountUnits(run.pages);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<PageCount> DestinationVm::CountUnits(PageRun run) const {
+  if (ram_.largest_unit() == PageCount(1)) return run.count;
   PageCount units;
   PageIndex at = run.first;
   while (at < run.end()) {

@@ -113,7 +113,8 @@ struct DestinationCounters {
 // concurrently with each other and with all else but destruction; the rest is
 // called by one thread at a time. Two threads run inside between StartServing
 // and the end: the fault loop, and the background thread; at first also one
-// that maps ahead, where there is memory registered for MINOR.
+// that maps ahead, where there is memory registered for MINOR, or where pages
+// wait.
 //
 // Errors of pages from the peer: OUT_OF_RANGE (outside the layout) and
 // INVALID_ARGUMENT (a run of no pages, with a part of a huge page, or with data
@@ -149,19 +150,20 @@ class DestinationVm {
   int state_fd() const { return state_->fd(); }
 
   // Takes pages of a precopy round, replacing what was there. In order: a
-  // later call's content wins. No runs at all is not an error. Before
-  // StartServing only. FAILED_PRECONDITION if a region has no file to put them
-  // into.
+  // later call's content wins. Runs may have parts of huge pages. No runs at
+  // all is not an error. Before StartServing only. FAILED_PRECONDITION if a
+  // region has no file to put them into, and none where they can wait.
   absl::Status StorePrecopied(absl::Span<const ReceivedRun> runs);
 
-  // Makes every page of `stale` missing. The first call of this or of
+  // Makes every page of `stale` missing, and of huge pages those that are not
+  // here as a whole. The first call of this or of
   // StorePrecopied empties every page that is not received, whoever has written
   // to it: the VMM may have loaded a ROM there. From here on a touch of a
   // missing page is a fault. Memory without a file cannot be emptied: what the
-  // VMM had touched there stays. Returns how many of the stale pages had been
-  // received. INVALID_ARGUMENT unless stale.pages() is the layout's. May be
-  // called again after more StorePrecopied. On failure call it again before the
-  // guest runs.
+  // VMM had touched there stays. Returns how many pages had been received and
+  // are missing now. INVALID_ARGUMENT unless stale.pages() is the layout's. May
+  // be called again after more StorePrecopied. On failure call it again before
+  // the guest runs.
   absl::StatusOr<PageCount> DiscardStale(PageBitmapView stale);
 
   // The order in which StartBackground goes through the pages, from the next
@@ -177,13 +179,14 @@ class DestinationVm {
   // Serves faults from now on. `source` outlives the serving, or the next
   // OnSourceLost. Must follow a DiscardStale with no StorePrecopied between.
   // RESOURCE_EXHAUSTED, and not begun, if there is no thread or descriptor.
+  // What waits in files of this process is put in place from now on.
   //
-  // `on_end` is called when no page is missing, with OK (DATA_LOSS if some were
-  // lost, see counters), and when faults are no longer served, with an error:
-  // each at most once, an OK never after an error; by a thread of this object,
-  // perhaps before this returns. It is not
-  // running when Finish or Abort has returned, and not called afterwards; so it
-  // must not call these, nor destroy the object, nor wait for who does.
+  // `on_end` is called when no page is missing and none waits, with OK
+  // (DATA_LOSS if some were lost, see counters), and when faults are no longer
+  // served, with an error: each at most once, an OK never after an error; by a
+  // thread of this object, perhaps before this returns. It is not running when
+  // Finish or Abort has returned, and not called afterwards; so it must not
+  // call these, nor destroy the object, nor wait for who does.
   //
   // The background takes turns with the other VMs of `bulk_share`, which
   // outlives the object; nullptr: it goes as fast as it can.
@@ -232,14 +235,15 @@ class DestinationVm {
   // No page that is missing will ever come: whoever touches one gets SIGBUS
   // from now on, a vCPU as well, and who waits goes on to that. Serving goes on
   // for pages that are here. UNIMPLEMENTED: the kernel is older than 6.6, and
-  // nothing has changed. CANCELLED soon after `give_up` has become true. Any
-  // thread while serving.
+  // nothing has changed. CANCELLED soon after `give_up` has become true.
+  // Waits until no page waits in a file of this process. Any thread while
+  // serving.
   absl::Status PoisonMissing(const std::atomic<bool>& give_up);
 
   // Ends a migration that is complete: stops all threads, unregisters, and with
   // that ends write protection too: a VMM that needs it protects anew.
-  // FAILED_PRECONDITION while pages are missing. After another error the
-  // object has ended but regions may be registered still. Idempotent.
+  // FAILED_PRECONDITION while pages are missing, or wait. After another error
+  // the object has ended but regions may be registered still. Idempotent.
   absl::Status Finish();
 
   // Stops all threads. Threads of the VMM that wait for a page go on waiting
@@ -275,7 +279,8 @@ class DestinationVm {
   // Makes installer_.
   absl::Status RegisterAll();
   absl::StatusOr<std::unique_ptr<InstallStrategy>> RegisterRegion(size_t index);
-  bool AnyReplaces() const;
+  // Whether what is received may be out of the guest's sight.
+  bool AnyOutOfSight() const;
   // Where the pages are now.
   absl::Status UnregisterAll();
   absl::Status UnregisterPiece(const DestinationRam::Piece& piece);
@@ -285,7 +290,7 @@ class DestinationVm {
   // How many pages `runs` have, huge ones where a region is made of them; an
   // error unless every run can be taken.
   absl::StatusOr<PageCount> Validate(absl::Span<const ReceivedRun> runs) const;
-  absl::StatusOr<PageCount> CheckRun(const ReceivedRun& run) const;
+  absl::Status CheckRun(const ReceivedRun& run) const;
   absl::StatusOr<PageCount> CountUnits(PageRun run) const;
   // Before StartServing; else WrongStage(call).
   absl::Status NotServingYet(const char* call) const;

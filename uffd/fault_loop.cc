@@ -315,8 +315,11 @@ bool FaultLoop::IsExpected(const uffd_msg& message) const {
 
 absl::Status FaultLoop::HandleReceived(PageIndex page) {
   const DestinationRam::Piece piece = ram_.FirstPiece({page, kOnePage});
-  if (state_.IsZero(page) || !piece.has_file()) return FillLocally(page);
-  if (!ram_.HasData(page)) return Lose(page);
+  if (state_.IsZero(page) || !piece.tells_holes()) return FillLocally(page);
+  // Where it waited it is in place already, or has been given up since.
+  if (!ram_.HasData(page)) {
+    return piece.staged ? FillLocally(page) : Lose(page);
+  }
   if (!retrying_) Count(&counters_.late);
   return Show(page);
 }

@@ -1,13 +1,16 @@
 #include "uffd/install_strategy.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "dirtytrack/memfd.h"
 
 namespace postcopy {
 namespace {
@@ -84,6 +87,61 @@ class ContinueStrategy final : public InstallStrategy {
   }
 };
 
+// Precopied pages wait in a file of this process, in which a hole says that
+// nothing waits: the page is in place, or was given up. So a page is punched
+// out behind its copy, never before it.
+class StagedStrategy final : public InstallStrategy {
+ public:
+  // `pages` is the mapping of all of the region's file.
+  StagedStrategy(std::unique_ptr<InstallStrategy> strategy, SharedMapping pages)
+      : strategy_(std::move(strategy)), pages_(std::move(pages)) {}
+
+  UffdResult Data(UffdOps& ops, const Piece& piece,
+                  const uint8_t* source) const override {
+    return strategy_->Data(ops, piece, source);
+  }
+  UffdResult Zero(UffdOps& ops, const Piece& piece) const override {
+    return strategy_->Zero(ops, piece);
+  }
+  UffdResult Reveal(UffdOps& ops, const Piece& piece) const override {
+    const PageCount unit = std::min(piece.unit, piece.pages.count);
+    Piece waiting = piece;
+    waiting.pages.count = Waiting(piece, unit);
+    if (waiting.pages.count.empty()) return Error(EEXIST);
+    const UffdResult copied =
+        ops.Copy(piece.address, pages_.data() + piece.file_offset,
+                 waiting.bytes(), /*wake=*/true);
+    waiting.pages.count = PagesIn(copied.done);
+    // What is in place all the same is newer.
+    if (copied.done.empty() && copied.error == EEXIST) {
+      waiting.pages.count = unit;
+    }
+    if (waiting.pages.count.empty()) return copied;
+    const int error = waiting.PunchHole();
+    return error == 0 ? copied : Error(error);
+  }
+  bool replaces() const override { return false; }
+  bool staged() const override { return true; }
+  absl::string_view name() const override { return strategy_->name(); }
+
+ private:
+  // How many pages of `piece` wait, from its first on.
+  static PageCount Waiting(const Piece& piece, PageCount unit) {
+    const auto unit_bytes = static_cast<off_t>(BytesIn(unit).value());
+    off_t at = piece.file_offset;
+    const off_t end = at + static_cast<off_t>(piece.bytes().value());
+    while (at < end) {
+      const off_t data = ::lseek(piece.fd, at, SEEK_DATA);
+      if (data < at || data >= at + unit_bytes) break;
+      at += unit_bytes;
+    }
+    return PagesIn(ByteCount(static_cast<uint64_t>(at - piece.file_offset)));
+  }
+
+  const std::unique_ptr<InstallStrategy> strategy_;
+  const SharedMapping pages_;
+};
+
 absl::StatusOr<std::unique_ptr<InstallStrategy>> NewHugeCopy(
     ByteCount page_size) {
   void* const zeros = ::mmap(nullptr, page_size.value(), PROT_READ,
@@ -100,7 +158,7 @@ absl::StatusOr<std::unique_ptr<InstallStrategy>> NewHugeCopy(
 
 uint64_t RegisterModes(const DestinationRam::Piece& region, uint64_t features) {
   uint64_t modes = UFFDIO_REGISTER_MODE_MISSING;
-  if (region.has_file() && (features & UFFD_FEATURE_MINOR_SHMEM) != 0) {
+  if (region.has_small_file() && (features & UFFD_FEATURE_MINOR_SHMEM) != 0) {
     modes |= UFFDIO_REGISTER_MODE_MINOR;
   }
   if ((features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM) != 0) {
@@ -109,7 +167,9 @@ uint64_t RegisterModes(const DestinationRam::Piece& region, uint64_t features) {
   return modes;
 }
 
-absl::StatusOr<std::unique_ptr<InstallStrategy>> ChooseInstallStrategy(
+namespace {
+
+absl::StatusOr<std::unique_ptr<InstallStrategy>> ChooseByPages(
     const DestinationRam::Piece& region, const UffdRegistration& registration) {
   const ByteCount page_size = BytesIn(region.unit);
   const bool copies =
@@ -123,7 +183,7 @@ absl::StatusOr<std::unique_ptr<InstallStrategy>> ChooseInstallStrategy(
         "it was described with pages of ", ToString(page_size),
         ", but is no hugetlbfs: the VMM must say which pages it has"));
   }
-  if (copies && zeros && region.has_file() &&
+  if (copies && zeros && region.has_small_file() &&
       registration.Can(_UFFDIO_CONTINUE)) {
     return std::make_unique<ContinueStrategy>();
   }
@@ -138,6 +198,20 @@ absl::StatusOr<std::unique_ptr<InstallStrategy>> ChooseInstallStrategy(
       "the kernel cannot copy pages into it: the VMM must use anonymous "
       "memory, "
       "a memfd or hugetlbfs");
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<InstallStrategy>> ChooseInstallStrategy(
+    const DestinationRam::Piece& region, const UffdRegistration& registration) {
+  auto strategy = ChooseByPages(region, registration);
+  if (!strategy.ok() || !region.staged) return strategy;
+  absl::StatusOr<SharedMapping> pages =
+      SharedMapping::Map(region.fd, ByteCount(0), region.bytes(),
+                         SharedMapping::Access::kReadOnly);
+  if (!pages.ok()) return pages.status();
+  return std::make_unique<StagedStrategy>(*std::move(strategy),
+                                          *std::move(pages));
 }
 
 }  // namespace postcopy

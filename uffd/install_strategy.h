@@ -42,6 +42,12 @@ class InstallStrategy {
   // piece and has looked, after taking them, that all of it is missing.
   virtual bool replaces() const = 0;
 
+  // True: what is received may wait in a file of this process, from which
+  // Reveal takes it; then EEXIST from Reveal says that nothing waits there.
+  // Whoever calls that holds the PageClaims of the piece, or of its first page
+  // where it is huge. Memory must not be unregistered before all is revealed.
+  virtual bool staged() const { return false; }
+
   // For people: "UFFDIO_COPY, UFFDIO_ZEROPAGE".
   virtual absl::string_view name() const = 0;
 };
@@ -51,8 +57,8 @@ using InstallStrategies = std::vector<std::unique_ptr<InstallStrategy>>;
 
 // UFFDIO_REGISTER_MODE_... for a region of a VMM that did UFFDIO_API with
 // `features`: MISSING; with UFFD_FEATURE_MINOR_SHMEM, where the file can be
-// reached, MINOR; with UFFD_FEATURE_WP_HUGETLBFS_SHMEM, WP, which the VMM may
-// have set there already and would lose.
+// reached and has small pages, MINOR; with UFFD_FEATURE_WP_HUGETLBFS_SHMEM, WP,
+// which the VMM may have set there already and would lose.
 uint64_t RegisterModes(const DestinationRam::Piece& region, uint64_t features);
 
 // The strategy for `region`, by what the kernel can do there:
@@ -60,11 +66,13 @@ uint64_t RegisterModes(const DestinationRam::Piece& region, uint64_t features);
 //   a file that can be   UFFDIO_COPY; where stale bytes are, into the file with
 //   reached, and MINOR   pwrite(2), then UFFDIO_CONTINUE; UFFDIO_ZEROPAGE
 //   anonymous, shmem     UFFDIO_COPY, UFFDIO_ZEROPAGE
+//   staged               as without; what waits, by UFFDIO_COPY from its file
 //   hugetlbfs            UFFDIO_COPY, and UFFDIO_COPY of zeros: the kernel has
 //                        no zero page of that size to map
 //
 // UNIMPLEMENTED, saying what the VMM should use, if none fits.
-// RESOURCE_EXHAUSTED if there is no address space for a huge page of zeros.
+// RESOURCE_EXHAUSTED if there is no address space for a huge page of zeros, or
+// to map what waits.
 absl::StatusOr<std::unique_ptr<InstallStrategy>> ChooseInstallStrategy(
     const DestinationRam::Piece& region, const UffdRegistration& registration);
 

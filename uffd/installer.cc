@@ -149,6 +149,7 @@ int Installer::TryReveal(PageIndex page) {
 }
 
 int Installer::Show(const Piece& piece) {
+  const PageClaims::Claim claim = ClaimToReveal(piece);
   const UffdResult result = StrategyOf(piece).Reveal(ops_, piece);
   switch (result.error) {
     case ENOENT:
@@ -166,10 +167,16 @@ std::optional<PageCount> Installer::RevealSome(PageRun run) {
   const InstallGate::Pass pass = gate_.Enter();
   Piece piece = FirstInGate(run);
   const PageCount unit = std::min(piece.unit, piece.pages.count);
+  const bool staged = StrategyOf(piece).staged();
   // Where what is there is in sight, nothing is to be done.
-  if (!piece.mapped() || !StrategyOf(piece).replaces()) {
+  if (!piece.mapped() || (!StrategyOf(piece).replaces() && !staged)) {
     return piece.pages.count;
   }
+  if (staged) {
+    piece.pages.count =
+        std::min(piece.pages.count, std::max(kMaxClaimedPages, unit));
+  }
+  const PageClaims::Claim claim = ClaimToReveal(piece);
   UffdResult result = StrategyOf(piece).Reveal(ops_, piece);
   if (result.error == ENOENT && piece.pages.count > unit) {
     // Over two mappings: see Transfer.
@@ -179,7 +186,9 @@ std::optional<PageCount> Installer::RevealSome(PageRun run) {
   if (result.error == ESRCH) return std::nullopt;
   const PageCount done(result.done.value() / kPageSize);
   if (!done.empty()) return done;
-  if (result.error == EAGAIN) return PageCount(0);
+  const bool passing =
+      result.error == EAGAIN || (staged && result.error == ENOMEM);
+  if (passing) return PageCount(0);
   // In sight already, or a hole, or unmapped: whoever touches it learns which.
   return unit;
 }
@@ -203,6 +212,13 @@ DestinationRam::Piece Installer::FirstPass(PageRun run) const {
 PageClaims::Claim Installer::ClaimFor(const Piece& piece) {
   if (!StrategyOf(piece).replaces()) return PageClaims::Claim();
   return claims_.Take(piece.pages);
+}
+
+PageClaims::Claim Installer::ClaimToReveal(const Piece& piece) {
+  if (!StrategyOf(piece).staged()) return PageClaims::Claim();
+  const bool huge = piece.unit > PageCount(1);
+  return claims_.Take(
+      {piece.pages.first, huge ? PageCount(1) : piece.pages.count});
 }
 
 absl::Status Installer::Poison(PageRun run) {

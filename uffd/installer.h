@@ -96,12 +96,13 @@ class Installer {
 
   // Shows the guest received pages from the start of `run` on, and wakes who
   // waits. Returns how many pages are settled: in sight, or not to be shown
-  // after all; 0: not now. nullopt: the VMM's process is gone. REQUIRES: `run`
+  // after all (which does not say that nothing waits there any more); 0: not
+  // now. nullopt: the VMM's process is gone. REQUIRES: `run`
   // is received.
   std::optional<PageCount> RevealSome(PageRun run);
 
   // True if what is in the file of `page` may be out of sight, so that a touch
-  // of it is a minor fault.
+  // of it is a minor fault. Not so where it waits: that is a missing page.
   bool MayBeOutOfSight(PageIndex page) const {
     return strategies_[ram_.layout().RegionOf(page)]->replaces();
   }
@@ -143,12 +144,14 @@ class Installer {
   Piece FirstPass(PageRun run) const;
   // Nothing is held where the kernel inserts only once.
   PageClaims::Claim ClaimFor(const Piece& piece);
+  // For who reveals: nothing is held where nothing waits.
+  PageClaims::Claim ClaimToReveal(const Piece& piece);
 
   // One pass from the start of `run` on, which is missing or was: returns how
   // many pages are settled, unless `error` is set, an errno of the file system.
   PageCount AdmitSome(PageRun run, PageCount* received, int* error);
   // Reveals `piece`, or finds that it need not. 0, or why not now.
-  // REQUIRES: inside the gate; mapped.
+  // REQUIRES: inside the gate; mapped; one unit at most.
   int Show(const Piece& piece);
 
   // `bytes` is null for zeros in all of these.

@@ -58,7 +58,7 @@ RamLayout LayoutOf(const std::vector<GuestRegion>& guest_regions) {
   std::vector<Region> regions;
   RamOffset start;
   for (const GuestRegion& guest_region : guest_regions) {
-    const bool huge = guest_region.kind == MemoryKind::kHugetlb;
+    const bool huge = IsHuge(guest_region.kind);
     regions.push_back(
         {.name = absl::StrCat("ram", regions.size()),
          .start = start,
@@ -82,12 +82,28 @@ std::string NameOf(MemoryKind kind) {
       return "Anonymous";
     case MemoryKind::kHugetlb:
       return "Hugetlb";
+    case MemoryKind::kStaged:
+      return "Staged";
+    case MemoryKind::kHugetlbStaged:
+      return "HugetlbStaged";
+    case MemoryKind::kHugetlbFile:
+      return "HugetlbFile";
   }
   return "";
 }
 
 bool HasFile(MemoryKind kind) {
-  return kind == MemoryKind::kMemfd || kind == MemoryKind::kMinor;
+  return kind == MemoryKind::kMemfd || kind == MemoryKind::kMinor ||
+         kind == MemoryKind::kHugetlbFile;
+}
+
+bool IsHuge(MemoryKind kind) {
+  return kind == MemoryKind::kHugetlb || kind == MemoryKind::kHugetlbStaged ||
+         kind == MemoryKind::kHugetlbFile;
+}
+
+uint64_t KernelGuest::FdOffset(MemoryKind kind) {
+  return IsHuge(kind) ? kHugePageSize.value() : kPageSize;
 }
 
 void KernelGuest::Unmapper::operator()(uint8_t* data) const {
@@ -138,18 +154,26 @@ absl::StatusOr<KernelGuest::Memory> KernelGuest::MapMemory(
     MemoryKind kind, const Region& region) {
   Memory memory{.kind = kind, .fd = UniqueFd(), .data = {nullptr, {}}};
   int flags = MAP_SHARED;
-  if (HasFile(kind)) {
+  if (kind == MemoryKind::kHugetlbFile) {
+    memory.fd = UniqueFd(
+        ::memfd_create(region.name.c_str(), MFD_CLOEXEC | MFD_HUGETLB));
+    const auto size =
+        static_cast<off_t>(region.length.value() + FdOffset(kind));
+    if (::ftruncate(memory.fd.get(), size) != 0) {
+      return absl::ResourceExhaustedError("no memfd of huge pages");
+    }
+  } else if (HasFile(kind)) {
     absl::StatusOr<UniqueFd> fd = CreateMemfd(
-        region.name, region.length + ByteCount(kFdOffset), F_SEAL_SHRINK);
+        region.name, region.length + ByteCount(FdOffset(kind)), F_SEAL_SHRINK);
     if (!fd.ok()) return fd.status();
     memory.fd = *std::move(fd);
   } else {
     flags = MAP_PRIVATE | MAP_ANONYMOUS;
-    if (kind == MemoryKind::kHugetlb) flags |= MAP_HUGETLB;
+    if (IsHuge(kind)) flags |= MAP_HUGETLB;
   }
-  void* const data =
-      ::mmap(nullptr, region.length.value(), PROT_READ | PROT_WRITE, flags,
-             memory.fd.get(), HasFile(kind) ? off_t{kFdOffset} : 0);
+  void* const data = ::mmap(
+      nullptr, region.length.value(), PROT_READ | PROT_WRITE, flags,
+      memory.fd.get(), HasFile(kind) ? static_cast<off_t>(FdOffset(kind)) : 0);
   if (data == MAP_FAILED) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "no ", ToString(region.length), " of memory ", NameOf(kind), ": ",
@@ -167,8 +191,10 @@ std::vector<DestinationRegion> KernelGuest::regions() const {
     DestinationRegion region = {.host_address = HostAddress(address)};
     if (HasFile(memory.kind)) {
       region.memory_fd = memory.fd.get();
-      region.fd_offset = kFdOffset;
+      region.fd_offset = FdOffset(memory.kind);
     }
+    region.staged = memory.kind == MemoryKind::kStaged ||
+                    memory.kind == MemoryKind::kHugetlbStaged;
     regions.push_back(region);
   }
   return regions;
@@ -194,18 +220,20 @@ HostAddress KernelGuest::address(PageIndex page) const {
 void KernelGuest::WriteFile(PageIndex page,
                             absl::Span<const uint8_t> bytes) const {
   POSTCOPY_CHECK(::pwrite(memory(page).fd.get(), bytes.data(), bytes.size(),
-                          kFdOffset + OffsetInRegion(page)) ==
+                          FdOffset(memory(page).kind) + OffsetInRegion(page)) ==
                  static_cast<ssize_t>(bytes.size()));
 }
 
 void KernelGuest::Punch(PageIndex page) const {
   POSTCOPY_CHECK(::fallocate(memory(page).fd.get(),
                              FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                             kFdOffset + OffsetInRegion(page), kPageSize) == 0);
+                             FdOffset(memory(page).kind) + OffsetInRegion(page),
+                             kPageSize) == 0);
 }
 
 bool KernelGuest::HasData(PageIndex page) const {
-  const off_t offset = static_cast<off_t>(kFdOffset + OffsetInRegion(page));
+  const off_t offset =
+      static_cast<off_t>(FdOffset(memory(page).kind) + OffsetInRegion(page));
   return ::lseek(memory(page).fd.get(), offset, SEEK_DATA) == offset;
 }
 

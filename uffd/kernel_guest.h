@@ -36,12 +36,17 @@ enum class MemoryKind {
   kMinor,      // the same, and the userfaultfd has MINOR_SHMEM for all of them
   kAnonymous,  // private
   kHugetlb,    // private, of 2 MiB pages
+  // As these two, but precopied pages may wait.
+  kStaged,
+  kHugetlbStaged,
+  kHugetlbFile,  // a memfd of 2 MiB pages, mapped from its second on
 };
 
 // For names of tests.
 std::string NameOf(MemoryKind kind);
 // True if there is a file behind it.
 bool HasFile(MemoryKind kind);
+bool IsHuge(MemoryKind kind);
 
 struct GuestRegion {
   MemoryKind kind = MemoryKind::kMemfd;
@@ -73,7 +78,7 @@ class KernelGuest {
   uint8_t* at(PageIndex page) const;
   HostAddress address(PageIndex page) const;
   // Writes to the file behind `page`, not through the mapping.
-  // REQUIRES for it and the two below: the region is a memfd.
+  // REQUIRES for it and the two below: the region is a memfd of small pages.
   void WriteFile(PageIndex page, absl::Span<const uint8_t> bytes) const;
   // Makes `page` a hole of its file, behind the kernel's back.
   void Punch(PageIndex page) const;
@@ -87,7 +92,8 @@ class KernelGuest {
   void Leave(PageRun run);
 
  private:
-  static constexpr uint64_t kFdOffset = kPageSize;
+  // Where a region begins in its file.
+  static uint64_t FdOffset(MemoryKind kind);
 
   struct Unmapper {
     size_t length = 0;

@@ -45,6 +45,7 @@ class MapAheadTest : public testing::Test {
   }
   void Run(MapAhead* ahead, PageCount until) {
     ASSERT_TRUE(ahead->Start().ok());
+    ahead->Go();
     while (ahead->done() < until) std::this_thread::yield();
     ahead->Stop();
   }
@@ -68,7 +69,7 @@ TEST_F(MapAheadTest, ShowsWhatHasComeInRuns) {
   Store(Pages(10, 1030));
   Store(Pages(1500, 2));
   state_->MarkReceived(Pages(1600, 100), /*is_zero=*/true);
-  MapAhead ahead(state_.get(), &installer_, &clock_);
+  MapAhead ahead(&ram_, state_.get(), &installer_, &clock_);
   Run(&ahead, PageCount(1032));
   EXPECT_EQ(ahead.done(), PageCount(1032));
   EXPECT_EQ(uffd_.calls(Call::kContinue), 4);
@@ -83,7 +84,7 @@ TEST_F(MapAheadTest, ShowsWhatHasComeInRuns) {
 TEST_F(MapAheadTest, WaitsForMessagesToBeRead) {
   Store(Pages(0, 10));
   uffd_.FailNext(Call::kContinue, EAGAIN, 3);
-  MapAhead ahead(state_.get(), &installer_, &clock_);
+  MapAhead ahead(&ram_, state_.get(), &installer_, &clock_);
   Run(&ahead, PageCount(10));
   EXPECT_EQ(uffd_.calls(Call::kContinue), 4);
 }
@@ -91,8 +92,9 @@ TEST_F(MapAheadTest, WaitsForMessagesToBeRead) {
 TEST_F(MapAheadTest, StopsWhileTheKernelRefuses) {
   Store(Pages(0, 10));
   uffd_.FailNext(Call::kContinue, EAGAIN, 1'000'000'000);
-  MapAhead ahead(state_.get(), &installer_, &clock_);
+  MapAhead ahead(&ram_, state_.get(), &installer_, &clock_);
   ASSERT_TRUE(ahead.Start().ok());
+  ahead.Go();
   while (uffd_.calls(Call::kContinue) < 10) std::this_thread::yield();
   ahead.Stop();
   EXPECT_EQ(ahead.done(), PageCount(0));
@@ -102,7 +104,7 @@ TEST_F(MapAheadTest, GoesOverWhatIsInSightOrVanished) {
   Store(Pages(0, 10));
   ASSERT_TRUE(uffd_.Continue(kBase, ByteCount(kPageSize), true).ok());
   state_->MarkReceived(Pages(10, 1), /*is_zero=*/false);
-  MapAhead ahead(state_.get(), &installer_, &clock_);
+  MapAhead ahead(&ram_, state_.get(), &installer_, &clock_);
   Run(&ahead, PageCount(11));
   EXPECT_EQ(TouchOf(9), Touch::kPresent);
 }
@@ -111,8 +113,9 @@ TEST_F(MapAheadTest, EndsWithTheVmm) {
   Store(Pages(0, 10));
   Store(Pages(100, 10));
   uffd_.KillProcess();
-  MapAhead ahead(state_.get(), &installer_, &clock_);
+  MapAhead ahead(&ram_, state_.get(), &installer_, &clock_);
   ASSERT_TRUE(ahead.Start().ok());
+  ahead.Go();
   while (uffd_.calls(Call::kContinue) == 0) std::this_thread::yield();
   ahead.Stop();
   EXPECT_EQ(uffd_.calls(Call::kContinue), 1);

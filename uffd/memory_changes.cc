@@ -33,25 +33,48 @@ MemoryChanges::Range MemoryChanges::WakeAfter(const uffd_msg& message) {
 
 absl::Status MemoryChanges::Apply(const uffd_msg& message) {
   const Range range = WakeAfter(message);
-  switch (message.event) {
-    case UFFD_EVENT_REMOVE: {
-      Count(&counters_.removals);
-      // Before the mark, which says that there are zeros or a hole.
-      absl::Status emptied = Empty(range);
-      if (emptied.ok()) GiveUp(range);
-      return emptied;
-    }
-    case UFFD_EVENT_UNMAP:
-      Count(&counters_.unmaps);
-      GiveUp(range);
-      return ram_.Unmap(range.address, range.length);
-    default:
-      Count(&counters_.remaps);
-      // What was there the kernel has unmapped, and says so only if asked to.
-      GiveUp({HostAddress(message.arg.remap.to), range.length});
-      return ram_.Remap(range.address, HostAddress(message.arg.remap.to),
-                        range.length);
+  const bool moved = message.event == UFFD_EVENT_REMAP;
+  // What was where memory is moved to the kernel has unmapped, and says so only
+  // if asked to.
+  const Range lost =
+      moved ? Range{HostAddress(message.arg.remap.to), range.length} : range;
+  // Before the marks, which say that there are zeros or a hole.
+  absl::Status emptied = Unstage(lost);
+  if (emptied.ok() && message.event == UFFD_EVENT_REMOVE) {
+    emptied = Empty(range);
   }
+  if (!emptied.ok()) return emptied;
+  GiveUp(lost);
+  if (moved) {
+    Count(&counters_.remaps);
+    return ram_.Remap(range.address, lost.address, range.length);
+  }
+  if (message.event == UFFD_EVENT_REMOVE) {
+    Count(&counters_.removals);
+    return absl::OkStatus();
+  }
+  Count(&counters_.unmaps);
+  return ram_.Unmap(range.address, range.length);
+}
+
+absl::Status MemoryChanges::Unstage(Range range) {
+  if (!ram_.has_staging()) return absl::OkStatus();
+  for (const PageRun part : ram_.PagesAt(range.address, range.length)) {
+    const PageRun run = ram_.WholeUnits(part);
+    if (run.count.empty()) continue;
+    const DestinationRam::Piece piece = ram_.FirstPiece(run);
+    absl::Status status = piece.staged ? Punch(piece) : absl::OkStatus();
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MemoryChanges::Punch(const DestinationRam::Piece& piece) {
+  const int error = piece.PunchHole();
+  if (error == 0) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("what the VMM gave up, ", ToString(piece.pages),
+                   ", cannot be emptied: ", ::strerrordesc_np(error)));
 }
 
 void MemoryChanges::GiveUp(Range range) {
@@ -77,11 +100,7 @@ absl::Status MemoryChanges::Empty(PageRun run) {
   while (missing.has_value() && missing->first < run.end()) {
     missing->count = std::min(missing->count, run.end() - missing->first);
     const DestinationRam::Piece piece = ram_.FirstPiece(*missing);
-    if (const int error = piece.PunchHole()) {
-      return absl::InternalError(
-          absl::StrCat("what the VMM gave up, ", ToString(piece.pages),
-                       ", cannot be emptied: ", ::strerrordesc_np(error)));
-    }
+    if (absl::Status s = Punch(piece); !s.ok()) return s;
     missing = state_.NextMissingRun(piece.pages.end());
   }
   return absl::OkStatus();

@@ -33,8 +33,8 @@ struct MemoryChangeCounters {
 // Shared memory is taken as given up too, though MADV_DONTNEED would leave it
 // in its file: the kernel does not say which call it was, and a balloon means
 // the other. What the file has already stays what the guest sees, but for stale
-// bytes of missing pages. Huge pages are given up whole or not at all, as the
-// kernel does it.
+// bytes of missing pages. What waits to be installed is given up as well. Huge
+// pages are given up whole or not at all, as the kernel does it.
 //
 // For the thread that reads messages.
 class MemoryChanges {
@@ -49,7 +49,7 @@ class MemoryChanges {
 
   // Takes note of `message`. Who waits in the addresses WakeAfter has to be
   // woken afterwards. RESOURCE_EXHAUSTED: of DestinationRam::Remap. INTERNAL:
-  // the file system does not give up stale bytes.
+  // the file system does not give up stale bytes, or such that wait.
   // REQUIRES: Is(message); the InstallGate is closed.
   absl::Status Apply(const uffd_msg& message);
 
@@ -71,6 +71,9 @@ class MemoryChanges {
   // use.
   absl::Status Empty(Range range);
   absl::Status Empty(PageRun run);
+  // Takes what waits for the VMM out of its file: it will not be needed.
+  absl::Status Unstage(Range range);
+  static absl::Status Punch(const DestinationRam::Piece& piece);
 
   DestinationRam& ram_;
   PageState& state_;

@@ -44,7 +44,7 @@ class MemoryKindsTest : public testing::TestWithParam<MemoryKind> {
              uint64_t features, bool serve = true) {
     std::vector<GuestRegion> regions;
     for (const MemoryKind kind : kinds) {
-      const bool huge = kind == MemoryKind::kHugetlb;
+      const bool huge = IsHuge(kind);
       regions.push_back({kind, PageCount(units * (huge ? 512 : 1))});
     }
     std::string reason;
@@ -237,7 +237,7 @@ TEST_P(MemoryKindsTest, ARegionUnmappedWholeDoesNotFailTheEnd) {
 }
 
 TEST_P(MemoryKindsTest, MovedMemoryIsServedWhereItIs) {
-  if (GetParam() == MemoryKind::kHugetlb) {
+  if (IsHuge(GetParam())) {
     GTEST_SKIP() << "mremap(2) of private huge pages costs the host one of its "
                     "reserved huge pages for good (seen with Linux 6.18)";
   }
@@ -267,7 +267,7 @@ TEST_P(MemoryKindsTest, MovedMemoryIsServedWhereItIs) {
 
 // Zeros that nobody had touched are still holes when the serving ends.
 TEST_P(MemoryKindsTest, NobodyWaitsInMovedMemoryAfterTheEnd) {
-  if (GetParam() == MemoryKind::kHugetlb) {
+  if (IsHuge(GetParam())) {
     GTEST_SKIP() << "see MovedMemoryIsServedWhereItIs";
   }
   Begin({GetParam()}, 4, kEvents, /*serve=*/false);
@@ -315,7 +315,7 @@ TEST_P(MemoryKindsTest, TheEndLeavesNoBalloonAsleep) {
 // thread has given up is zeros to it from then on, whoever installs what.
 TEST_P(MemoryKindsTest, NothingGivenUpComesBack) {
   constexpr uint64_t kThreads = 4;
-  const bool huge = GetParam() == MemoryKind::kHugetlb;
+  const bool huge = IsHuge(GetParam());
   const uint64_t units = huge ? 16 : 2048;
   Begin({GetParam()}, units, kEvents);
   if (vm_ == nullptr) return;
@@ -354,7 +354,7 @@ TEST_P(MemoryKindsTest, NothingGivenUpComesBack) {
 // whether anybody has put the old bytes back.
 TEST_P(MemoryKindsTest, NoAnswerOverwritesWhatTheGuestWrote) {
   constexpr uint64_t kThreads = 2;
-  const uint64_t units = GetParam() == MemoryKind::kHugetlb ? 8 : 4096;
+  const uint64_t units = IsHuge(GetParam()) ? 8 : 4096;
   Begin({GetParam()}, units, 0, /*serve=*/false);
   if (vm_ == nullptr) return;
   std::vector<PageRun> all = {vm_->ram().UnitOf(PageIndex(0))};
@@ -395,7 +395,10 @@ TEST_P(MemoryKindsTest, NoAnswerOverwritesWhatTheGuestWrote) {
 INSTANTIATE_TEST_SUITE_P(Kinds, MemoryKindsTest,
                          testing::Values(MemoryKind::kMemfd, MemoryKind::kMinor,
                                          MemoryKind::kAnonymous,
-                                         MemoryKind::kHugetlb),
+                                         MemoryKind::kHugetlb,
+                                         MemoryKind::kStaged,
+                                         MemoryKind::kHugetlbStaged,
+                                         MemoryKind::kHugetlbFile),
                          [](const auto& kind) { return NameOf(kind.param); });
 
 // Memory whose precopied pages are shown to the guest when it comes.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <optional>
 #include <utility>
 #include <variant>
@@ -12,8 +11,6 @@
 
 namespace postcopy {
 namespace {
-
-constexpr PageCount kLargePages = PagesIn(kLargePageBytes);
 
 absl::Status Lost() {
   return absl::UnavailableError("the source of the snapshot is lost");
@@ -39,55 +36,11 @@ PageRun InFile(const SnapshotExtents::Place& place) {
   return {PageIndex(place.file_offset() / kPageSize), place.pages.count};
 }
 
-// The pages that both have; none: its count is 0.
-PageRun Common(PageRun a, PageRun b) {
-  const PageIndex first = std::max(a.first, b.first);
-  const PageIndex end = std::min(a.end(), b.end());
-  return {first, first < end ? end - first : PageCount(0)};
-}
-
-// Bytes of `part` in the data of `whole`; none if these are zeros.
-absl::Span<const uint8_t> DataOf(PageRun part, const ReceivedRun& whole) {
-  if (whole.data.empty()) return {};
-  return whole.data.subspan(BytesIn(part.first - whole.pages.first).value(),
-                            BytesIn(part.count).value());
-}
-
-bool HasItsData(const ReceivedRun& run) {
-  // Compared as pages: a count that a peer has sent may overflow in bytes.
-  return run.data.empty() ||
-         (run.data.size() % kPageSize == 0 &&
-          run.data.size() / kPageSize == run.pages.count.value());
-}
-
 }  // namespace
 
-// --- Large pages.
-
-void RemoteSnapshot::LargePage::Begin(const SnapshotExtents::Place& place) {
+void RemoteSnapshot::LargeFetch::Begin(const SnapshotExtents::Place& place) {
   place_ = place;
-  first_in_file_ = InFile(place).first;
-  here_.reset();
-  has_data_ = false;
-  bytes_.resize(kLargePageBytes.value());
-}
-
-void RemoteSnapshot::LargePage::Add(PageRun pages,
-                                    absl::Span<const uint8_t> data) {
-  const uint64_t at = (pages.first - first_in_file_).value();
-  uint8_t* const to = bytes_.data() + at * kPageSize;
-  if (data.empty()) {
-    std::memset(to, 0, BytesIn(pages.count).value());
-  } else {
-    std::memcpy(to, data.data(), data.size());
-    has_data_ = true;
-  }
-  for (uint64_t i = 0; i < pages.count.value(); ++i) here_.set(at + i);
-}
-
-ReceivedRun RemoteSnapshot::LargePage::run() const {
-  if (!has_data_) return {place_.pages, {}};
-  return {place_.pages, absl::MakeConstSpan(bytes_)};
+  page_.Begin(InFile(place));
 }
 
 // --- Beginning and end.
@@ -197,7 +150,7 @@ void RemoteSnapshot::Forget() {
   bulk_.clear();
   bulk_page_.End();
   large_waiting_.clear();
-  for (LargePage& page : large_) page.End();
+  for (LargeFetch& page : large_) page.End();
   small_runs_.clear();
   small_pages_ = PageCount(0);
 }
@@ -306,7 +259,7 @@ absl::Status RemoteSnapshot::BeginWaiting(SourceConnection& connection) {
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto idle =
           std::find_if(large_.begin(), large_.end(),
-                       [](const LargePage& page) { return !page.busy(); });
+                       [](const LargeFetch& page) { return !page.busy(); });
       if (idle == large_.end() || large_waiting_.empty()) {
         return absl::OkStatus();
       }
@@ -369,7 +322,7 @@ RemoteSnapshot::End RemoteSnapshot::TakeUrgentRun(SourceConnection& connection,
   // Regions of a VM may share a part of the file: all of them get it.
   for (const SnapshotExtent& extent : extents_.all()) {
     const PageRun here = InFile({&extent, extent.pages});
-    const PageRun part = Common(run.pages, here);
+    const PageRun part = CommonPages(run.pages, here);
     if (part.count.empty()) continue;
     found = true;
     const absl::Span<const uint8_t> data = DataOf(part, run);
@@ -405,13 +358,14 @@ RemoteSnapshot::End RemoteSnapshot::TakeLarge(SourceConnection& connection,
                                               const SnapshotExtent& extent,
                                               PageRun pages,
                                               absl::Span<const uint8_t> data) {
-  for (LargePage& large : large_) {
+  for (LargeFetch& large : large_) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (!large.busy() || large.extent() != &extent) continue;
     }
     // Nobody else changes it until it is not busy any more.
-    const PageRun part = Common(pages, {large.first_in_file(), kLargePages});
+    const PageRun part =
+        CommonPages(pages, {large.first_in_file(), kLargePages});
     if (part.count.empty()) continue;
     large.Add(part, DataOf(part, {pages, data}));
     if (!large.complete()) continue;

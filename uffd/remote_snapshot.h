@@ -4,7 +4,6 @@
 
 #include <array>
 #include <atomic>
-#include <bitset>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +19,7 @@
 #include "absl/types/span.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/types.h"
+#include "uffd/large_page.h"
 #include "uffd/page_source.h"
 #include "uffd/pending_faults.h"
 #include "uffd/snapshot_pages.h"
@@ -101,27 +101,26 @@ class RemoteSnapshot final : public SnapshotPages {
     bool by_sink = false;
   };
 
-  // Collects the pieces of one large page.
-  class LargePage {
+  // A large page that is coming in, piece by piece.
+  class LargeFetch {
    public:
     bool busy() const { return place_.extent != nullptr; }
     const SnapshotExtent* extent() const { return place_.extent; }
-    PageIndex first_in_file() const { return first_in_file_; }
-    bool complete() const { return here_.all(); }
+    PageIndex first_in_file() const { return page_.pages().first; }
+    bool complete() const { return page_.complete(); }
 
     void Begin(const SnapshotExtents::Place& place);
     void End() { place_.extent = nullptr; }
     // Takes `data` (empty: zeros) of `pages` of the file, which lie in it.
-    void Add(PageRun pages, absl::Span<const uint8_t> data);
+    void Add(PageRun pages, absl::Span<const uint8_t> data) {
+      page_.Add(pages, data);
+    }
     // What has been collected. REQUIRES: complete().
-    ReceivedRun run() const;
+    ReceivedRun run() const { return {place_.pages, page_.data()}; }
 
    private:
     SnapshotExtents::Place place_;
-    PageIndex first_in_file_;
-    std::bitset<kLargePageBytes.value() / kPageSize> here_;
-    bool has_data_ = false;
-    std::vector<uint8_t> bytes_;
+    LargePage page_;
   };
 
   // A RequestBulk whose answer is due, behind those before it.
@@ -175,7 +174,7 @@ class RemoteSnapshot final : public SnapshotPages {
   const uint64_t content_id_;
 
   // The driver's, and what the urgent receiver uses.
-  LargePage bulk_page_;
+  LargeFetch bulk_page_;
   std::vector<ReceivedRun> bulk_runs_;
   std::vector<ReceivedRun> small_runs_;
   PageCount small_pages_;
@@ -195,7 +194,7 @@ class RemoteSnapshot final : public SnapshotPages {
   std::deque<BulkRequest> bulk_;
   std::deque<SnapshotExtents::Place> large_waiting_;
   // Which are busy is guarded by mutex_, their content is the receiver's.
-  std::array<LargePage, kUrgentLargePages> large_;
+  std::array<LargeFetch, kUrgentLargePages> large_;
 
   std::mutex join_mutex_;
   std::thread driver_;

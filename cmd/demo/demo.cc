@@ -233,6 +233,7 @@ absl::Status Demo::StartVm(const std::string& role, const std::string& socket,
       "--guest=" + options_.guest,
       "--dirty_tracking=" + options_.dirty_tracking,
   };
+  if (!options_.memory.empty()) argv.push_back("--memory=" + options_.memory);
   if (options_.minor_faults) argv.emplace_back("--minor_faults");
   if (!options_.write_rate.empty()) {
     absl::StatusOr<uint64_t> rate = WriteRateMib(options_.write_rate);

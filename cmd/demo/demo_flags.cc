@@ -17,6 +17,7 @@ ABSL_FLAG(postcopy::ByteCount, bandwidth, postcopy::ByteCount(0),
           "Bulk bytes per second; 0 = by --ram.");
 ABSL_FLAG(std::string, write_rate, "", "What the guest writes per second.");
 ABSL_FLAG(std::string, dirty_tracking, "", "How dirty pages are found.");
+ABSL_FLAG(std::string, memory, "", "What the guest's RAM is made of.");
 ABSL_FLAG(bool, minor_faults, false, "Stale pages stay in memory.");
 ABSL_FLAG(std::string, security, "tls", "tls or insecure.");
 ABSL_FLAG(absl::Duration, run_after, absl::Seconds(2),
@@ -53,6 +54,9 @@ Flags:
                           log           its program marks its pages (default)
                         With both:
                           pagemap-scan  the kernel tells (Linux 6.7)
+  --memory=KIND         what the guest's RAM is made of: shared (default),
+                        private, huge or huge-private (2 MiB pages, which both
+                        VMMs take of vm.nr_hugepages)
   --minor_faults        stale pages stay in the guest's memory until fresh ones
                         replace them (UFFDIO_CONTINUE)
   --security=tls|insecure
@@ -78,6 +82,7 @@ DemoOptions DemoOptionsFromFlags() {
           .bandwidth = absl::GetFlag(FLAGS_bandwidth),
           .write_rate = absl::GetFlag(FLAGS_write_rate),
           .dirty_tracking = absl::GetFlag(FLAGS_dirty_tracking),
+          .memory = absl::GetFlag(FLAGS_memory),
           .minor_faults = absl::GetFlag(FLAGS_minor_faults),
           .security = absl::GetFlag(FLAGS_security),
           .run_after = absl::GetFlag(FLAGS_run_after),

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "cmd/demovm/dirty_tracking.h"
+#include "cmd/demovm/guest_ram.h"
 #include "cmd/postcopyctl/names.h"
 #include "cmd/postcopyctl/options.h"
 #include "cmd/postcopyctl/units.h"
@@ -54,6 +55,12 @@ absl::Status CheckGuest(const DemoOptions& options) {
   if (options.vcpus < 1 || options.vcpus > kVcpusMax) {
     return absl::InvalidArgumentError(
         absl::StrCat("--vcpus must be 1 to ", kVcpusMax));
+  }
+  if (!options.memory.empty() &&
+      !demovm::ParseRamKind(options.memory).has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--memory=", options.memory,
+                     " must be shared, private, huge or huge-private"));
   }
   auto status =
       demovm::ChooseTracking(options.dirty_tracking, options.guest).status();

@@ -36,6 +36,8 @@ struct DemoOptions {
   std::string write_rate = {};
   // As demovm's --dirty_tracking; empty = its default for `guest`.
   std::string dirty_tracking = {};
+  // As demovm's --memory; empty = its default.
+  std::string memory = {};
   // As demovm's.
   bool minor_faults = false;
   // "tls": certificates of a fresh authority; "insecure": plaintext.

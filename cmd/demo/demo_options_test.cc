@@ -36,6 +36,7 @@ TEST(ValidateTest, SaysWhatIsWrong) {
   ExpectInvalid({.vcpus = 0}, "--vcpus must be 1 to 8");
   ExpectInvalid({.vcpus = 9}, "--vcpus must be 1 to 8");
   ExpectInvalid({.guest = "qemu"}, "kvm or process");
+  ExpectInvalid({.memory = "large"}, "shared, private, huge or huge-private");
   ExpectInvalid({.dirty_tracking = "kvm"}, "kvm-ring or pagemap-scan");
   ExpectInvalid({.guest = "process", .dirty_tracking = "kvm-ring"},
                 "needs --guest=kvm");

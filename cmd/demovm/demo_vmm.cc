@@ -20,6 +20,12 @@ uint64_t FeaturesFor(const DemoVmm::Options& options) {
   return UFFD_FEATURE_THREAD_ID | minor;
 }
 
+uint32_t FlagsOf(const RamBlock& block) {
+  const bool huge = block.region.page_size != ByteCount(kPageSize);
+  return (block.memfd.valid() ? 0 : POSTCOPY_VMM_REGION_PRIVATE) |
+         (huge ? POSTCOPY_VMM_REGION_HUGE_PAGES : 0);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DemoVmm>> DemoVmm::Attach(
@@ -64,6 +70,7 @@ absl::Status DemoVmm::Describe() {
                                         .address = block.host,
                                         .length = block.region.length.value(),
                                         .memory_fd = block.memfd.get(),
+                                        .flags = FlagsOf(block),
                                         .memory_offset = block.fd_offset};
     const postcopy_vmm_slot slot = {
         .size = sizeof(slot),

@@ -1,13 +1,15 @@
-// The RAM of a guest: memfds, and where a guest and this process see them.
+// The RAM of a guest, and where a guest and this process see it.
 #ifndef CMD_DEMOVM_GUEST_RAM_H_
 #define CMD_DEMOVM_GUEST_RAM_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "dirtytrack/ram_layout.h"
 #include "dirtytrack/types.h"
@@ -20,12 +22,23 @@ inline constexpr ByteCount kLowRamMax{uint64_t{3} << 30};
 inline constexpr uint64_t kHighRamStart = uint64_t{4} << 30;
 inline constexpr ByteCount kGuestRamMax{uint64_t{256} << 30};
 
-// A block of RAM: a region, which is a whole memfd, and the one slot that shows
-// it.
+// What it is made of.
+enum class RamKind {
+  kShared,       // memfds
+  kPrivate,      // anonymous memory
+  kHuge,         // memfds of huge pages, which the host must have to spare
+  kHugePrivate,  // anonymous memory of huge pages
+};
+
+// "shared", "private", "huge", "huge-private"; nullopt for anything else.
+std::optional<RamKind> ParseRamKind(absl::string_view name);
+
+// A block of RAM: a region, which is a whole memfd or private, and the one slot
+// that shows it.
 struct RamBlock {
   Region region;
   Slot slot;
-  UniqueFd memfd;
+  UniqueFd memfd;          // not valid if private
   uint64_t fd_offset = 0;  // always 0: the block is the file
   uint8_t* host = nullptr;
 };
@@ -39,9 +52,11 @@ class GuestRam {
   // "ram-high" at kHighRamStart. The memfds cannot change size any more
   // (F_SEAL_SHRINK | F_SEAL_GROW). INVALID_ARGUMENT unless `bytes` is a
   // positive multiple of 2 MiB up to kGuestRamMax, and `low_max` (other than
-  // the default in tests only) one up to kLowRamMax.
+  // the default in tests only) one up to kLowRamMax. RESOURCE_EXHAUSTED if the
+  // host has not so many huge pages.
   static absl::StatusOr<GuestRam> Create(ByteCount bytes,
-                                         ByteCount low_max = kLowRamMax);
+                                         ByteCount low_max = kLowRamMax,
+                                         RamKind kind = RamKind::kShared);
 
   GuestRam(GuestRam&& other) noexcept;
   GuestRam& operator=(GuestRam&& other) noexcept;
@@ -60,14 +75,15 @@ class GuestRam {
   uint8_t* PageAddress(PageIndex page) const;
 
  private:
-  GuestRam(uint8_t* base, size_t span, ByteCount bytes)
-      : base_(base), span_(span), bytes_(bytes) {}
+  GuestRam(uint8_t* reserved, size_t span, ByteCount bytes);
   absl::Status AddBlock(absl::string_view name, RamOffset start,
-                        ByteCount length, uint64_t guest_physical);
+                        ByteCount length, uint64_t guest_physical,
+                        RamKind kind);
   void Unmap();
 
-  uint8_t* base_;
-  size_t span_;  // reserved from base_, bytes
+  uint8_t* reserved_;
+  size_t span_;    // reserved from reserved_, bytes
+  uint8_t* base_;  // the first multiple of 2 MiB in it
   ByteCount bytes_;
   std::vector<RamBlock> blocks_;
 };

@@ -29,6 +29,10 @@ ABSL_FLAG(std::string, name, "demo", "the VM's name");
 ABSL_FLAG(std::string, guest, "kvm",
           "kvm: a guest of /dev/kvm; process: threads of this process");
 ABSL_FLAG(ByteCount, ram, ByteCount(512 << 20), "guest RAM, such as 4GiB");
+ABSL_FLAG(
+    std::string, memory, "shared",
+    "what guest RAM is made of: shared (memfds), private (anonymous), huge "
+    "(memfds of 2 MiB pages), huge-private; the other side may have other");
 ABSL_FLAG(int, vcpus, 2, "1 to 8");
 ABSL_FLAG(uint64_t, write_rate_mib_per_s, 300,
           "how fast the guest writes, all vCPUs together; 0: as it can");
@@ -60,7 +64,12 @@ absl::StatusOr<std::unique_ptr<postcopy::demovm::Machine>> NewMachine(
       .kvm_tracking = kvm_tracking,
       .hot_percent = absl::GetFlag(FLAGS_hot_percent),
       .fill_percent = absl::GetFlag(FLAGS_fill_percent)};
-  auto ram = GuestRam::Create(absl::GetFlag(FLAGS_ram));
+  const auto kind = ParseRamKind(absl::GetFlag(FLAGS_memory));
+  if (!kind.has_value()) {
+    return absl::InvalidArgumentError(
+        "--memory must be shared, private, huge or huge-private");
+  }
+  auto ram = GuestRam::Create(absl::GetFlag(FLAGS_ram), kLowRamMax, *kind);
   if (!ram.ok()) return ram.status();
   return absl::GetFlag(FLAGS_guest) == "kvm"
              ? CreateKvmMachine(options, *std::move(ram))

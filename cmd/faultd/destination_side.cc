@@ -224,9 +224,10 @@ absl::StatusOr<std::unique_ptr<DestinationVm>> RegisterVm(
   if (!uffd.ok()) return uffd.status();
   std::vector<DestinationRegion> regions;
   for (size_t i = 0; i < attachment.memory.size(); ++i) {
-    regions.push_back({attachment.memory[i].host_address,
-                       attachment.memory_fd(i),
-                       attachment.memory[i].fd_offset});
+    regions.push_back({.host_address = attachment.memory[i].host_address,
+                       .memory_fd = attachment.memory_fd(i),
+                       .fd_offset = attachment.memory[i].fd_offset,
+                       .staged = true});
   }
   return DestinationVm::Create(attachment.layout, regions, *std::move(uffd),
                                Clock::Monotonic());

@@ -21,9 +21,10 @@ v1::DirtyTracking Tell(v1::DirtyTrackingKind kind, const char* reason) {
 
 absl::StatusOr<ChosenDirtySource> ScanPagemap(const Attachment& attachment) {
   std::vector<PagemapScanSource::HostRegion> regions;
-  for (const AttachedMemory& memory : attachment.memory) {
-    // ParseAttach lets no huge pages through.
-    regions.push_back({.address = memory.host_address});
+  for (size_t i = 0; i < attachment.memory.size(); ++i) {
+    regions.push_back(
+        {.address = attachment.memory[i].host_address,
+         .kernel_page_size = attachment.layout.regions()[i].page_size});
   }
   absl::StatusOr<UniqueFd> pagemap = Duplicate(attachment.pagemap.get());
   if (!pagemap.ok()) return pagemap.status();

@@ -27,6 +27,9 @@ namespace {
 // (UFFD_FEATURE_INITIALIZED, fs/userfaultfd.c); shown by fdinfo.
 constexpr uint64_t kUffdInitialized = uint64_t{1} << 31;
 
+// AttachedRegion.descriptor_index of private regions.
+constexpr uint32_t kNoDescriptor = UINT32_MAX;
+
 template <typename... Parts>
 absl::Status Invalid(const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat(parts...));
@@ -71,7 +74,7 @@ absl::StatusOr<RamLayout> ParseLayout(const v1::Attach& attach) {
                        ByteCount(region.length_bytes()),
                        ByteCount(region.page_size_bytes())});
   }
-  return RamLayout::Create(std::move(regions));
+  return RamLayout::Create(std::move(regions), RegionPages::kSmallOrHuge);
 }
 
 // The first RAM offset that no slot shows; nullopt if there is none.
@@ -134,21 +137,38 @@ absl::Status CheckPlace(const v1::AttachedRegion& attached, size_t index,
     return Invalid("Attach.regions[", index, "].host_address is not given; a ",
                    "destination must say where the region is mapped");
   }
-  if (!IsPageAligned(HostAddress(address))) {
+  const uint64_t page_size = region.page_size.value();
+  if (address % page_size != 0) {
     return Invalid("Attach.regions[", index, "].host_address 0x",
-                   absl::Hex(address), " is not a multiple of ", kPageSize);
+                   absl::Hex(address), " is not a multiple of ", page_size);
   }
   if (address > UINT64_MAX - region.length.value()) {
     return Invalid("Attach.regions[", index, "].host_address 0x",
                    absl::Hex(address), " plus its length wraps around");
   }
   const uint64_t offset = attached.descriptor_offset_bytes();
-  if (offset % kPageSize != 0 || offset > UINT64_MAX - region.length.value()) {
+  if (offset % page_size != 0 || offset > UINT64_MAX - region.length.value()) {
     return Invalid("Attach.regions[", index, "].descriptor_offset_bytes ",
-                   offset, " is not a multiple of ", kPageSize,
+                   offset, " is not a multiple of ", page_size,
                    " inside the file");
   }
   return absl::OkStatus();
+}
+
+// What else must be true of a private region.
+absl::Status CheckPrivate(const v1::AttachedRegion& attached, size_t index) {
+  if (attached.host_address() == 0) {
+    return Invalid("Attach.regions[", index, "].host_address is not given; ",
+                   "of a private region it must be");
+  }
+  if (attached.descriptor_index() == kNoDescriptor &&
+      attached.descriptor_offset_bytes() == 0) {
+    return absl::OkStatus();
+  }
+  return Invalid("Attach.regions[", index,
+                 "] is private, but has a place in a ",
+                 "descriptor; set descriptor_index to ", kNoDescriptor,
+                 " and descriptor_offset_bytes to 0");
 }
 
 // --- What the descriptors are ------------------------------------------------
@@ -158,6 +178,7 @@ struct FileIdentity {
   dev_t device;
   ino_t inode;
   uint64_t size;
+  ByteCount page_size;
 
   bool SameFile(const FileIdentity& other) const {
     return device == other.device && inode == other.inode;
@@ -165,7 +186,7 @@ struct FileIdentity {
 };
 
 // Checks that `fd`, which is descriptor `index` and said to be `what`, is
-// shared memory with small pages, readable and writable.
+// shared memory, readable and writable.
 absl::StatusOr<FileIdentity> CheckMemoryFile(int fd, size_t index,
                                              absl::string_view what) {
   // First, because only shared memory has seals, and only when it is known to
@@ -188,14 +209,10 @@ absl::StatusOr<FileIdentity> CheckMemoryFile(int fd, size_t index,
   if (::fstatfs(fd, &filesystem) != 0 || ::fstat(fd, &file) != 0) {
     return Invalid("descriptor ", index, " (", what, ") cannot be examined");
   }
-  if (filesystem.f_type == HUGETLBFS_MAGIC) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "descriptor ", index, " (", what, ") has huge pages; this version ",
-        "serves pages of ", kPageSize, " bytes only: use a memfd without ",
-        "MFD_HUGETLB"));
-  }
-  return FileIdentity{file.st_dev, file.st_ino,
-                      static_cast<uint64_t>(file.st_size)};
+  const bool huge = filesystem.f_type == HUGETLBFS_MAGIC;
+  return FileIdentity{
+      file.st_dev, file.st_ino, static_cast<uint64_t>(file.st_size),
+      ByteCount(huge ? static_cast<uint64_t>(filesystem.f_bsize) : kPageSize)};
 }
 
 // Seals bind every descriptor of a file, whatever it was opened for.
@@ -210,6 +227,11 @@ absl::Status CheckNotSealedForWriting(int fd, size_t index) {
 absl::Status CheckDirtyLog(int fd, size_t index) {
   absl::StatusOr<FileIdentity> file = CheckMemoryFile(fd, index, "DIRTY_LOG");
   if (!file.ok()) return file.status();
+  if (file->page_size != ByteCount(kPageSize)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "descriptor ", index, " (DIRTY_LOG) has huge pages; use a memfd ",
+        "without MFD_HUGETLB"));
+  }
   return RequireSeals(fd, F_SEAL_SHRINK, "the dirty log");
 }
 
@@ -262,13 +284,16 @@ absl::Status CheckUffdFeatures(uint64_t features, size_t index) {
 
 // Asks only for the name that a file has, since a call to a file system of the
 // VMM's choosing might never return.
-absl::Status CheckPagemap(int fd, size_t index) {
+absl::Status CheckFileOfProcess(int fd, size_t index, absl::string_view what,
+                                absl::string_view name) {
   const std::string kind = KindOf(fd);
-  if (absl::StartsWith(kind, "/proc/") && absl::EndsWith(kind, "/pagemap")) {
+  if (absl::StartsWith(kind, "/proc/") &&
+      absl::EndsWith(kind, absl::StrCat("/", name))) {
     return absl::OkStatus();
   }
-  return Invalid("descriptor ", index, " (PAGEMAP) is not a pagemap but \"",
-                 Printable(kind), "\"; open /proc/self/pagemap");
+  return Invalid("descriptor ", index, " (", what, ") is not a ", name,
+                 " of a process but \"", Printable(kind),
+                 "\"; open /proc/self/", name);
 }
 
 absl::Status CheckUserfaultfd(int fd, size_t index) {
@@ -313,11 +338,15 @@ class DescriptorSorter {
   absl::Status TakeDescriptor(size_t index, v1::DescriptorKind kind);
   absl::Status TakeMemory(size_t index);
   absl::Status TakeDirtyLog(size_t index);
-  absl::Status TakePagemap(size_t index);
+  // A file of /proc/self called `name`, into `to`.
+  absl::Status TakeFileOfProcess(size_t index, absl::string_view what,
+                                 absl::string_view name, UniqueFd* to);
   absl::Status TakeUserfaultfd(size_t index);
   absl::Status CheckComplete() const;
   absl::Status CheckSourceComplete() const;
+  absl::Status CheckPrivateComplete() const;
   absl::Status PlaceRegion(size_t region);
+  absl::Status PlacePrivate(const v1::AttachedRegion& attached, size_t region);
   absl::Status CheckApart(size_t a, size_t b) const;
 
   const v1::Attach& attach_;
@@ -357,7 +386,10 @@ absl::Status DescriptorSorter::TakeDescriptor(size_t index,
     case v1::DESCRIPTOR_KIND_USERFAULTFD:
       return TakeUserfaultfd(index);
     case v1::DESCRIPTOR_KIND_PAGEMAP:
-      return TakePagemap(index);
+      return TakeFileOfProcess(index, "PAGEMAP", "pagemap", &out_.pagemap);
+    case v1::DESCRIPTOR_KIND_PROCESS_MEMORY:
+      return TakeFileOfProcess(index, "PROCESS_MEMORY", "mem",
+                               &out_.process_memory);
     default:
       return Invalid("Attach.descriptors[", index, "] is ",
                      static_cast<int>(kind), ", which is no kind this version ",
@@ -391,16 +423,20 @@ absl::Status DescriptorSorter::TakeDirtyLog(size_t index) {
   return status;
 }
 
-absl::Status DescriptorSorter::TakePagemap(size_t index) {
+absl::Status DescriptorSorter::TakeFileOfProcess(size_t index,
+                                                 absl::string_view what,
+                                                 absl::string_view name,
+                                                 UniqueFd* to) {
   if (out_.role != VmmRole::kSource) {
-    return Invalid("descriptor ", index, " is a PAGEMAP; only a source has ",
+    return Invalid("descriptor ", index, " is a ", what, "; only a source has ",
                    "one");
   }
-  if (out_.pagemap.valid()) {
-    return Invalid("descriptor ", index, " is a second PAGEMAP; send one");
+  if (to->valid()) {
+    return Invalid("descriptor ", index, " is a second ", what, "; send one");
   }
-  absl::Status status = CheckPagemap(fds_[index].get(), index);
-  if (status.ok()) out_.pagemap = std::move(fds_[index]);
+  absl::Status status =
+      CheckFileOfProcess(fds_[index].get(), index, what, name);
+  if (status.ok()) *to = std::move(fds_[index]);
   return status;
 }
 
@@ -440,6 +476,7 @@ absl::Status DescriptorSorter::CheckSourceComplete() const {
 absl::Status DescriptorSorter::CheckComplete() const {
   if (out_.role == VmmRole::kSource) {
     if (absl::Status s = CheckSourceComplete(); !s.ok()) return s;
+    if (absl::Status s = CheckPrivateComplete(); !s.ok()) return s;
   }
   if (out_.role == VmmRole::kDestination && !out_.userfaultfd.valid()) {
     return Invalid("no descriptor of kind USERFAULTFD came; a destination must",
@@ -453,12 +490,38 @@ absl::Status DescriptorSorter::CheckComplete() const {
   return absl::OkStatus();
 }
 
+absl::Status DescriptorSorter::CheckPrivateComplete() const {
+  const bool any = std::any_of(out_.memory.begin(), out_.memory.end(),
+                               [](const AttachedMemory& memory) {
+                                 return !memory.fd_index.has_value();
+                               });
+  if (any == out_.process_memory.valid()) return absl::OkStatus();
+  if (any) {
+    return Invalid("no descriptor of kind PROCESS_MEMORY came; a source with ",
+                   "private regions must send its /proc/self/mem");
+  }
+  return Invalid(
+      "a PROCESS_MEMORY came, but no region is private; do not send ", "it");
+}
+
+absl::Status DescriptorSorter::PlacePrivate(const v1::AttachedRegion& attached,
+                                            size_t region) {
+  if (absl::Status s = CheckPrivate(attached, region); !s.ok()) return s;
+  // A process's memory is a file in which each byte is at its address.
+  const uint64_t offset =
+      out_.role == VmmRole::kSource ? attached.host_address() : 0;
+  out_.memory.push_back(
+      {HostAddress(attached.host_address()), std::nullopt, offset});
+  return absl::OkStatus();
+}
+
 absl::Status DescriptorSorter::PlaceRegion(size_t region) {
   const v1::AttachedRegion& attached =
       attach_.regions(static_cast<int>(region));
   const Region& layout = out_.layout.regions()[region];
   absl::Status status = CheckPlace(attached, region, layout, out_.role);
   if (!status.ok()) return status;
+  if (attached.private_memory()) return PlacePrivate(attached, region);
   const auto memory = std::find_if(
       memory_.begin(), memory_.end(), [&attached](const Memory& candidate) {
         return candidate.index == attached.descriptor_index();
@@ -475,6 +538,14 @@ absl::Status DescriptorSorter::PlaceRegion(size_t region) {
                    " of descriptor ", memory->index, ", which has only ",
                    memory->file.size, " bytes; ftruncate it first");
   }
+  if (memory->file.page_size != layout.page_size) {
+    return Invalid("Attach.regions[", region, "] was described with pages of ",
+                   ToString(layout.page_size), ", but those of descriptor ",
+                   memory->index, " are of ", ToString(memory->file.page_size),
+                   "; set page_size_bytes to these, of which only ",
+                   ToString(ByteCount(kPageSize)), " and ",
+                   ToString(kHugePageSize), " are served");
+  }
   memory->used = true;
   out_.memory.push_back({HostAddress(attached.host_address()),
                          static_cast<size_t>(memory - memory_.begin()),
@@ -489,7 +560,10 @@ absl::Status DescriptorSorter::CheckApart(size_t a, size_t b) const {
   };
   const AttachedMemory& first = out_.memory[a];
   const AttachedMemory& second = out_.memory[b];
-  if (memory_[first.fd_index].file.SameFile(memory_[second.fd_index].file) &&
+  const bool in_files =
+      first.fd_index.has_value() && second.fd_index.has_value();
+  if (in_files &&
+      memory_[*first.fd_index].file.SameFile(memory_[*second.fd_index].file) &&
       overlap(first.fd_offset, second.fd_offset)) {
     return Invalid("Attach.regions[", a, "] and [", b, "] overlap in the same ",
                    "file; each page of RAM needs memory of its own");
@@ -525,6 +599,7 @@ absl::StatusOr<Attachment> ParseAttach(const v1::Attach& attach,
                         .slots = *std::move(slots),
                         .dirty_log = UniqueFd(),
                         .pagemap = UniqueFd(),
+                        .process_memory = UniqueFd(),
                         .userfaultfd = UniqueFd()};
   DescriptorSorter sorter(attach, std::move(fds), attachment);
   if (absl::Status status = sorter.Sort(); !status.ok()) return status;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,9 +34,11 @@ struct AttachedMemory {
   // Of the region's first byte in the VMM. At a source with a dirty log it may
   // be 0: not told.
   HostAddress host_address;
-  // Index in Attachment::memory_fds; regions may share a file.
-  size_t fd_index = 0;
-  // Of the region's first byte in that file; a multiple of kPageSize.
+  // Index in Attachment::memory_fds; regions may share a file. nullopt: the
+  // region is private to the VMM.
+  std::optional<size_t> fd_index;
+  // Of the region's first byte in that file, or in Attachment::process_memory;
+  // a multiple of its page size.
   uint64_t fd_offset = 0;
 };
 
@@ -43,8 +46,10 @@ struct AttachedMemory {
 //
 //   memory       one per region of `layout`. Each lies inside its file, as long
 //                as the VMM does not truncate it (map only what is sealed); no
-//                two lie over each other in one file or in the VMM.
-//   memory_fds   shared memory with pages of kPageSize, readable and writable.
+//                two lie over each other in one file or in the VMM. Private
+//                ones are only said to be mapped there.
+//   memory_fds   shared memory, readable and writable, with pages of the size
+//                that its regions have.
 //   slots        checked by CheckSlots. At a source with a dirty log they show
 //                all RAM.
 //   dirty_log    source: memory sealed against shrinking, readable and
@@ -52,6 +57,8 @@ struct AttachedMemory {
 //   pagemap      source: what calls itself a pagemap. Whose it is, and whether
 //                it is one, shows only when it is used. A source has either a
 //                dirty log or a pagemap. Else invalid.
+//   process_memory  source with private regions: what calls itself the memory
+//                of a process. As with the pagemap. Else invalid.
 //   userfaultfd  destination: non-blocking (the VMM can undo that later), API
 //                done, no EVENT_FORK. Whose memory it is and whether it is
 //                UFFD_USER_MODE_ONLY shows only when it is used. Else invalid.
@@ -64,11 +71,15 @@ struct Attachment {
   std::vector<Slot> slots;
   UniqueFd dirty_log;
   UniqueFd pagemap;
+  UniqueFd process_memory;
   UniqueFd userfaultfd;
 
-  // The file of region `region`. REQUIRES: region < memory.size().
+  // What region `region` can be read from, at fd_offset: its file; of a private
+  // one, process_memory, or -1 at a destination.
+  // REQUIRES: region < memory.size().
   int memory_fd(size_t region) const {
-    return memory_fds[memory[region].fd_index].get();
+    const std::optional<size_t> index = memory[region].fd_index;
+    return index.has_value() ? memory_fds[*index].get() : process_memory.get();
   }
 };
 

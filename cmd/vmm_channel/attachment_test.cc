@@ -266,11 +266,16 @@ const Refusal kAnyRole[] = {
        c.region(1).mutable_region()->set_length_bytes(-kPageSize);
      },
      kInvalid, "16TiB"},
-    {"HugePages",
+    {"VeryHugePages",
+     [](Case& c) {
+       c.region(0).mutable_region()->set_page_size_bytes(1 << 30);
+     },
+     kInvalid, "has pages of 1GiB; only 4KiB and 2MiB are supported"},
+    {"HalfAHugePage",
      [](Case& c) {
        c.region(0).mutable_region()->set_page_size_bytes(2 << 20);
      },
-     kInvalid, "has pages of 2MiB"},
+     kInvalid, "has a length of 1MiB; make it a positive multiple of 2MiB"},
     {"SameRegionName",
      [](Case& c) { c.region(1).mutable_region()->set_name("low"); }, kInvalid,
      "two regions are called \"low\""},
@@ -433,13 +438,15 @@ const Refusal kSource[] = {
        c = PagemapSource();
        c.fds[1] = UniqueFd(::open("/proc/self/maps", O_RDONLY | O_CLOEXEC));
      },
-     kInvalid, "descriptor 1 (PAGEMAP) is not a pagemap but \"/proc/"},
+     kInvalid,
+     "descriptor 1 (PAGEMAP) is not a pagemap of a process but \"/proc/"},
     {"PagemapIsPipe",
      [](Case& c) {
        c = PagemapSource();
        c.fds[1] = UniqueFd(ReadEndOfPipe());
      },
-     kInvalid, "descriptor 1 (PAGEMAP) is not a pagemap but \"pipe:"},
+     kInvalid,
+     "descriptor 1 (PAGEMAP) is not a pagemap of a process but \"pipe:"},
     {"PagemapWithoutAddress",
      [](Case& c) {
        c = PagemapSource();
@@ -557,16 +564,156 @@ TEST(ParseAttachTest, OtherFeaturesAreFine) {
   EXPECT_TRUE(status.ok()) << status;
 }
 
-TEST(ParseAttachTest, HugetlbfsIsRefused) {
-  // Needs no huge page: none is touched.
+// A memfd of huge pages; needs none, since none is touched.
+UniqueFd HugeMemfd(uint64_t size) {
   UniqueFd huge(
       ::memfd_create("huge", MFD_HUGETLB | MFD_ALLOW_SEALING | MFD_CLOEXEC));
-  if (!huge.valid()) GTEST_SKIP() << "no hugetlbfs";
-  ASSERT_EQ(::ftruncate(huge.get(), 2 * kMiB), 0);
-  Case attach = Source();
+  if (huge.valid() && ::ftruncate(huge.get(), static_cast<off_t>(size)) != 0) {
+    huge.Reset();
+  }
+  return huge;
+}
+
+// The first region is of huge pages.
+void MakeHuge(Case& attach, UniqueFd huge) {
+  constexpr uint64_t kHuge = 2 * kMiB;
+  attach.region(0).mutable_region()->set_length_bytes(kHuge);
+  attach.region(0).mutable_region()->set_page_size_bytes(kHuge);
+  attach.region(0).set_host_address(0x10000000);
+  attach.region(1).mutable_region()->set_start_bytes(kHuge);
+  attach.region(1).set_descriptor_index(2);
+  attach.region(1).set_descriptor_offset_bytes(0);
   attach.fds[0] = std::move(huge);
+  attach.Add(Memfd(kMiB), v1::DESCRIPTOR_KIND_MEMORY);
+}
+
+TEST(ParseAttachTest, TakesHugePages) {
+  if (!HugeMemfd(2 * kMiB).valid()) GTEST_SKIP() << "no hugetlbfs";
+  Case attach = Source();
+  MakeHuge(attach, HugeMemfd(2 * kMiB));
+  attach.slot(0).set_length_bytes(3 * kMiB);
+  const auto source = attach.Parse(VmmRole::kSource);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ(source->layout.regions()[0].page_size, kHugePageSize);
+  EXPECT_EQ(source->layout.regions()[1].page_size, ByteCount(kPageSize));
+  if (!HasUserfaultfd()) GTEST_SKIP() << CreateUserfaultfd().status();
+  attach = Destination();
+  MakeHuge(attach, HugeMemfd(2 * kMiB));
+  EXPECT_TRUE(attach.Parse(VmmRole::kDestination).ok());
+}
+
+TEST(ParseAttachTest, HugePagesMustBeCalledSo) {
+  if (!HugeMemfd(2 * kMiB).valid()) GTEST_SKIP() << "no hugetlbfs";
+  Case attach = Source();
+  attach.fds[0] = HugeMemfd(2 * kMiB);
+  EXPECT_TRUE(Is(attach.Parse(VmmRole::kSource).status(), kInvalid,
+                 "Attach.regions[0] was described with pages of 4KiB, but "
+                 "those of descriptor 0 are of 2MiB"));
+  attach = Source();
+  MakeHuge(attach, Memfd(2 * kMiB));
+  attach.slot(0).set_length_bytes(3 * kMiB);
+  EXPECT_TRUE(Is(attach.Parse(VmmRole::kSource).status(), kInvalid,
+                 "described with pages of 2MiB"));
+}
+
+TEST(ParseAttachTest, HugePagesAreAligned) {
+  if (!HugeMemfd(2 * kMiB).valid()) GTEST_SKIP() << "no hugetlbfs";
+  Case attach = Source();
+  MakeHuge(attach, HugeMemfd(4 * kMiB));
+  attach.slot(0).set_length_bytes(3 * kMiB);
+  attach.region(0).set_host_address(0x10001000);
+  EXPECT_TRUE(Is(attach.Parse(VmmRole::kSource).status(), kInvalid,
+                 "host_address 0x10001000 is not a multiple of 2097152"));
+  attach = Source();
+  MakeHuge(attach, HugeMemfd(4 * kMiB));
+  attach.slot(0).set_length_bytes(3 * kMiB);
+  attach.region(0).set_descriptor_offset_bytes(kPageSize);
+  EXPECT_TRUE(Is(attach.Parse(VmmRole::kSource).status(), kInvalid,
+                 "descriptor_offset_bytes 4096 is not a multiple of 2097152"));
+}
+
+TEST(ParseAttachTest, ADirtyLogHasSmallPages) {
+  if (!HugeMemfd(2 * kMiB).valid()) GTEST_SKIP() << "no hugetlbfs";
+  Case attach = Source();
+  attach.fds[1] = HugeMemfd(2 * kMiB);
   EXPECT_TRUE(Is(attach.Parse(VmmRole::kSource).status(), kPrecondition,
-                 "descriptor 0 (MEMORY) has huge pages"));
+                 "descriptor 1 (DIRTY_LOG) has huge pages"));
+}
+
+UniqueFd ProcessMemory() {
+  return UniqueFd(::open("/proc/self/mem", O_RDONLY | O_CLOEXEC));
+}
+
+void MakePrivate(Case& attach) {
+  attach.region(1).set_private_memory(true);
+  attach.region(1).set_descriptor_index(UINT32_MAX);
+  attach.region(1).set_descriptor_offset_bytes(0);
+}
+
+TEST(ParseAttachTest, TakesPrivateMemory) {
+  Case attach = PagemapSource();
+  MakePrivate(attach);
+  attach.Add(ProcessMemory(), v1::DESCRIPTOR_KIND_PROCESS_MEMORY);
+  const auto source = attach.Parse(VmmRole::kSource);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ(source->memory_fd(1), source->process_memory.get());
+  EXPECT_EQ(source->memory[1].fd_offset, 0x20000000u);
+  EXPECT_NE(source->memory_fd(0), source->memory_fd(1));
+  if (!HasUserfaultfd()) GTEST_SKIP() << CreateUserfaultfd().status();
+  attach = Destination();
+  MakePrivate(attach);
+  const auto destination = attach.Parse(VmmRole::kDestination);
+  ASSERT_TRUE(destination.ok()) << destination.status();
+  EXPECT_EQ(destination->memory_fd(1), -1);
+  EXPECT_EQ(destination->memory[1].fd_offset, 0u);
+}
+
+TEST(ParseAttachTest, ASourceSendsItsMemoryIfARegionIsPrivate) {
+  Case attach = Source();
+  MakePrivate(attach);
+  EXPECT_TRUE(Is(attach.Parse(VmmRole::kSource).status(), kInvalid,
+                 "no descriptor of kind PROCESS_MEMORY came"));
+  attach = Source();
+  attach.Add(ProcessMemory(), v1::DESCRIPTOR_KIND_PROCESS_MEMORY);
+  EXPECT_TRUE(Is(attach.Parse(VmmRole::kSource).status(), kInvalid,
+                 "a PROCESS_MEMORY came, but no region is private"));
+  attach = Source();
+  MakePrivate(attach);
+  attach.Add(ProcessMemory(), v1::DESCRIPTOR_KIND_PROCESS_MEMORY);
+  attach.Add(ProcessMemory(), v1::DESCRIPTOR_KIND_PROCESS_MEMORY);
+  EXPECT_TRUE(Is(attach.Parse(VmmRole::kSource).status(), kInvalid,
+                 "descriptor 3 is a second PROCESS_MEMORY"));
+  attach = Source();
+  MakePrivate(attach);
+  attach.Add(Pagemap(), v1::DESCRIPTOR_KIND_PROCESS_MEMORY);
+  EXPECT_TRUE(Is(attach.Parse(VmmRole::kSource).status(), kInvalid,
+                 "descriptor 2 (PROCESS_MEMORY) is not a mem of a process"));
+  if (!HasUserfaultfd()) GTEST_SKIP() << CreateUserfaultfd().status();
+  attach = Destination();
+  attach.Add(ProcessMemory(), v1::DESCRIPTOR_KIND_PROCESS_MEMORY);
+  EXPECT_TRUE(Is(attach.Parse(VmmRole::kDestination).status(), kInvalid,
+                 "descriptor 2 is a PROCESS_MEMORY; only a source has one"));
+}
+
+TEST(ParseAttachTest, PrivateMemoryHasAnAddressAndNoDescriptor) {
+  const auto refusal = [](void (*change)(v1::AttachedRegion&)) {
+    Case attach = Source();
+    MakePrivate(attach);
+    attach.Add(ProcessMemory(), v1::DESCRIPTOR_KIND_PROCESS_MEMORY);
+    change(attach.region(1));
+    return attach.Parse(VmmRole::kSource).status();
+  };
+  EXPECT_TRUE(Is(refusal([](auto& region) { region.set_descriptor_index(0); }),
+                 kInvalid, "set descriptor_index to 4294967295"));
+  EXPECT_TRUE(Is(refusal([](auto& region) {
+                   region.set_descriptor_offset_bytes(kPageSize);
+                 }),
+                 kInvalid, "and descriptor_offset_bytes to 0"));
+  EXPECT_TRUE(Is(refusal([](auto& region) { region.set_host_address(0); }),
+                 kInvalid, "of a private region it must be"));
+  EXPECT_TRUE(
+      Is(refusal([](auto& region) { region.set_host_address(0x10000000); }),
+         kInvalid, "overlap at"));
 }
 
 TEST(ParseAttachTest, TakesTheMostOfEverything) {

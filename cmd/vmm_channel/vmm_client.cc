@@ -48,9 +48,11 @@ void AddRegions(const GuestToAttach& guest, AttachPacket& packet) {
     attached.mutable_region()->set_name(region.name);
     attached.mutable_region()->set_start_bytes(start);
     attached.mutable_region()->set_length_bytes(region.length.value());
-    attached.mutable_region()->set_page_size_bytes(kPageSize);
+    attached.mutable_region()->set_page_size_bytes(region.page_size.value());
     attached.set_host_address(region.host_address.value());
-    attached.set_descriptor_index(packet.AddMemory(region.memory_fd));
+    attached.set_private_memory(region.memory_fd < 0);
+    attached.set_descriptor_index(
+        region.memory_fd < 0 ? UINT32_MAX : packet.AddMemory(region.memory_fd));
     attached.set_descriptor_offset_bytes(region.fd_offset);
     // May wrap: the daemon refuses such a layout with a better message.
     start += region.length.value();
@@ -81,6 +83,9 @@ AttachPacket MakeAttach(const GuestToAttach& guest) {
   }
   if (guest.pagemap_fd >= 0) {
     packet.Add(guest.pagemap_fd, v1::DESCRIPTOR_KIND_PAGEMAP);
+  }
+  if (guest.process_memory_fd >= 0) {
+    packet.Add(guest.process_memory_fd, v1::DESCRIPTOR_KIND_PROCESS_MEMORY);
   }
   if (guest.userfaultfd >= 0) {
     packet.Add(guest.userfaultfd, v1::DESCRIPTOR_KIND_USERFAULTFD);

@@ -29,11 +29,12 @@ class Command;
 struct RegionToAttach {
   std::string name;
   ByteCount length;
-  // Its shared memory; stays the caller's.
+  // Its shared memory; stays the caller's. -1: it is private.
   int memory_fd = -1;
   uint64_t fd_offset = 0;
-  // Required at a destination, and with a pagemap.
+  // Required at a destination, with a pagemap, and of private memory.
   HostAddress host_address;
+  ByteCount page_size{kPageSize};
 };
 
 // A guest to attach. Descriptors stay the caller's, who may close them after
@@ -51,6 +52,8 @@ struct GuestToAttach {
   // Source, instead: from WriteTracking (dirtytrack/write_tracking.h), which
   // must live until the VM is detached.
   int pagemap_fd = -1;
+  // Source with private regions: /proc/self/mem.
+  int process_memory_fd = -1;
   // Destination: from CreateUserfaultfd (dirtytrack/userfaultfd.h).
   int userfaultfd = -1;
 };

@@ -73,10 +73,11 @@ extern "C" {
 #define POSTCOPY_VMM_API __attribute__((visibility("default")))
 
 // The version of this header.
-#define POSTCOPY_VMM_VERSION 1
+#define POSTCOPY_VMM_VERSION 2
 
 // Limits.
 #define POSTCOPY_VMM_PAGE_BYTES 4096
+#define POSTCOPY_VMM_HUGE_PAGE_BYTES 2097152
 #define POSTCOPY_VMM_REGIONS_MAX 64
 #define POSTCOPY_VMM_SLOTS_MAX 512
 #define POSTCOPY_VMM_NAME_BYTES_MAX 128
@@ -128,6 +129,24 @@ enum postcopy_vmm_dirty_tracking {
   POSTCOPY_VMM_DIRTY_PAGEMAP = 2
 };
 
+// What the memory of a region is, if not shared memory in ordinary pages. Since
+// version 2: an older library refuses them, and so does an older daemon.
+enum postcopy_vmm_region_flags {
+  // It is of this process alone: MAP_PRIVATE, of no file, not locked (mlock).
+  // memory_fd is -1, memory_offset 0, and the address is given.
+  //
+  // At a destination postcopy_vmm_attach throws away what is there, and from
+  // then on whoever touches it waits. At a source the daemon is given this
+  // process's /proc/self/mem, for reading, and this process must not end before
+  // migration_ended.
+  POSTCOPY_VMM_REGION_PRIVATE = 1,
+  // It is of huge pages of POSTCOPY_VMM_HUGE_PAGE_BYTES (MFD_HUGETLB, a file on
+  // hugetlbfs, or MAP_HUGETLB), which is the page size that is meant below.
+  // Transparent huge pages are ordinary ones. The other side's region may have
+  // other pages.
+  POSTCOPY_VMM_REGION_HUGE_PAGES = 2
+};
+
 // Where the guest may run; see postcopy_vmm_guest_place.
 enum postcopy_vmm_place {
   POSTCOPY_VMM_GUEST_HERE = 1,       // here and nowhere else
@@ -148,14 +167,15 @@ typedef struct postcopy_vmm_region {
   // 1 to 128 bytes of [A-Za-z0-9._-], different for each region.
   const char* name;
   // Where this process sees the region: a multiple of the page size. Null only
-  // at a source with a dirty log, which then cannot mark it by address.
+  // at a source with a dirty log, which then cannot mark it by address, and not
+  // if it is private.
   void* address;
   // Bytes, a positive multiple of the page size.
   uint64_t length;
   // Its shared memory, opened for reading and writing: a memfd, in ordinary
-  // pages.
+  // pages; see the flags for others.
   int32_t memory_fd;
-  // 0.
+  // Of enum postcopy_vmm_region_flags; 0 is the usual.
   uint32_t flags;
   // Where the region begins in that file: a multiple of the page size.
   uint64_t memory_offset;
@@ -302,12 +322,15 @@ POSTCOPY_VMM_API int postcopy_vmm_add_slot(postcopy_vmm* vmm,
 
 // Connects to the daemon and attaches the guest; waits for its answer. At a
 // source the guest may run. A destination must not write RAM from here on until
-// load_device_state; what was written before is discarded.
+// load_device_state; what was written before is discarded. Private memory must
+// not even be read.
 //
 // A refusal comes back with the daemon's code and sentence. Besides:
 //   INVALID_ARGUMENT     what was given makes no sense; see the message
 //   FAILED_PRECONDITION  attached before; or the memory is registered with
-//                        another userfaultfd (POSTCOPY_VMM_DIRTY_PAGEMAP)
+//                        another userfaultfd (POSTCOPY_VMM_DIRTY_PAGEMAP, or
+//                        private); or it is private and was touched meanwhile,
+//                        or is locked
 //   UNAVAILABLE          no daemon listens there
 //   PERMISSION_DENIED    the socket may not be opened, or no userfaultfd made;
 //                        the message says what to grant

@@ -8,7 +8,9 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -784,6 +786,27 @@ TEST_F(UserfaultfdTest, ItIsClosedWhenEveryPageHasCome) {
   EXPECT_EQ(OfTheLibrary(), 0);
 }
 
+// Nobody else could.
+TEST_F(UserfaultfdTest, PrivateMemoryIsEmptiedBeforeItIsAttached) {
+  void* const memory = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  *static_cast<uint8_t*>(memory) = 42;
+  const postcopy_vmm_region region = {.size = sizeof(region),
+                                      .name = "private",
+                                      .address = memory,
+                                      .length = kPageSize,
+                                      .memory_fd = -1,
+                                      .flags = POSTCOPY_VMM_REGION_PRIVATE};
+  ASSERT_EQ(postcopy_vmm_add_region(vmm_.handle, &region), POSTCOPY_VMM_OK);
+  ASSERT_EQ(AttachDestination(), POSTCOPY_VMM_OK) << message();
+  EXPECT_EQ(daemon_->attachment().memory_fd(1), -1);
+  EXPECT_TRUE(daemon_->MigrationEnded(false).ok());
+  Free();
+  EXPECT_EQ(*static_cast<uint8_t*>(memory), 0);
+  ::munmap(memory, kPageSize);
+}
+
 // Closing it would let missing pages read as zeros.
 TEST_F(UserfaultfdTest, ItStaysOpenForAGuestThatMayMissPages) {
   ASSERT_EQ(AttachDestination(), POSTCOPY_VMM_OK);
@@ -1081,13 +1104,64 @@ TEST_F(DescriptionTest, RegionsThatAreRefusedAtOnce) {
   region.memory_fd = -1;
   EXPECT_TRUE(Says(Add(region), kInvalid, "memory_fd is -1"));
   region = region_;
-  region.flags = 2;
-  EXPECT_TRUE(Says(Add(region), kInvalid, "flags is 0x2"));
+  region.flags = 4;
+  EXPECT_TRUE(Says(Add(region), kInvalid, "flags is 0x4"));
   EXPECT_TRUE(Says(postcopy_vmm_add_slot(handle_, nullptr), kInvalid,
                    "the postcopy_vmm_slot is null"));
   postcopy_vmm_slot slot = slot_;
   slot.flags = 4;
   EXPECT_TRUE(Says(Add(slot), kInvalid, "flags is 0x4"));
+}
+
+TEST_F(DescriptionTest, PrivateRegionsHaveAnAddressAndNoFile) {
+  const postcopy_vmm_region good = {.size = sizeof(good),
+                                    .name = "ram",
+                                    .address = vmm_.ram,
+                                    .length = TEST_VMM_BYTES,
+                                    .memory_fd = -1,
+                                    .flags = POSTCOPY_VMM_REGION_PRIVATE};
+  postcopy_vmm_region region = good;
+  region.memory_fd = vmm_.memory_fd;
+  EXPECT_TRUE(Says(Add(region), kInvalid, "memory_fd -1"));
+  region = good;
+  region.memory_offset = kPageSize;
+  EXPECT_TRUE(Says(Add(region), kInvalid, "memory_offset 0"));
+  region = good;
+  region.address = nullptr;
+  EXPECT_TRUE(Says(Add(region), kInvalid, "has an address"));
+  EXPECT_EQ(Add(good), POSTCOPY_VMM_OK);
+}
+
+TEST_F(DescriptionTest, HugePagesMustBeHuge) {
+  region_.flags = POSTCOPY_VMM_REGION_HUGE_PAGES;
+  ASSERT_EQ(Add(region_), POSTCOPY_VMM_OK);
+  EXPECT_TRUE(AttachSays("make it a positive multiple of 2MiB"));
+}
+
+TEST_F(DescriptionTest, ASourceSendsItsMemoryForPrivateRegions) {
+  std::vector<uint8_t> bytes(3 * kPageSize);
+  const uintptr_t at =
+      (reinterpret_cast<uintptr_t>(bytes.data()) + kPageSize - 1) / kPageSize *
+      kPageSize;
+  const postcopy_vmm_region region = {.size = sizeof(region),
+                                      .name = "private",
+                                      .address = reinterpret_cast<void*>(at),
+                                      .length = kPageSize,
+                                      .memory_fd = -1,
+                                      .flags = POSTCOPY_VMM_REGION_PRIVATE};
+  ASSERT_EQ(Add(region_), POSTCOPY_VMM_OK);
+  ASSERT_EQ(Add(region), POSTCOPY_VMM_OK);
+  ASSERT_EQ(postcopy_vmm_attach(handle_, &options_, &callbacks_),
+            POSTCOPY_VMM_OK);
+  const auto attached = source_->Find(options_.vm_name);
+  ASSERT_NE(attached, nullptr);
+  bytes[at - reinterpret_cast<uintptr_t>(bytes.data())] = 42;
+  uint8_t read = 0;
+  EXPECT_EQ(
+      ::pread(attached->attachment().memory_fd(1), &read, 1,
+              static_cast<off_t>(attached->attachment().memory[1].fd_offset)),
+      1);
+  EXPECT_EQ(read, 42);
 }
 
 TEST_F(DescriptionTest, RamThatAttachRefuses) {

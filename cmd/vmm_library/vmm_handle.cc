@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <exception>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "absl/time/time.h"
 #include "cmd/vmm_channel/attachment.h"
 #include "cmd/vmm_channel/device_state.h"
+#include "cmd/vmm_library/private_memory.h"
 #include "cmd/vmm_library/versioned_struct.h"
 #include "dirtytrack/slot_table.h"
 #include "dirtytrack/userfaultfd.h"
@@ -40,6 +42,7 @@ static_assert(sizeof(postcopy_vmm_options) == kOptionsBytesV1);
 static_assert(sizeof(postcopy_vmm_callbacks) == kCallbacksBytesV1);
 
 static_assert(POSTCOPY_VMM_PAGE_BYTES == postcopy::kPageSize);
+static_assert(POSTCOPY_VMM_HUGE_PAGE_BYTES == postcopy::kHugePageSize.value());
 static_assert(POSTCOPY_VMM_REGIONS_MAX == postcopy::kMaxRegions);
 static_assert(POSTCOPY_VMM_SLOTS_MAX == postcopy::kMaxSlots);
 static_assert(POSTCOPY_VMM_NAME_BYTES_MAX == postcopy::kMaxNameBytes);
@@ -64,6 +67,25 @@ absl::Status CheckIsZero(uint64_t value, absl::string_view what) {
   if (value == 0) return absl::OkStatus();
   return Invalid(what, " is 0x", absl::Hex(value),
                  ", which means nothing to this libpostcopy_vmm: leave it 0");
+}
+
+// What can be told before the rest of the guest is known.
+absl::Status CheckRegion(const postcopy_vmm_region& region) {
+  constexpr uint32_t kKnown =
+      POSTCOPY_VMM_REGION_PRIVATE | POSTCOPY_VMM_REGION_HUGE_PAGES;
+  absl::Status known =
+      CheckIsZero(region.flags & ~kKnown, "postcopy_vmm_region.flags");
+  if (!known.ok()) return known;
+  if ((region.flags & POSTCOPY_VMM_REGION_PRIVATE) == 0) {
+    return CheckIsOpen(region.memory_fd, "postcopy_vmm_region.memory_fd");
+  }
+  if (region.memory_fd != -1 || region.memory_offset != 0 ||
+      region.address == nullptr) {
+    return Invalid(
+        "a private postcopy_vmm_region has an address, memory_fd -1 ",
+        "and memory_offset 0");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckSourceOptions(const postcopy_vmm_options& options) {
@@ -125,11 +147,13 @@ absl::StatusOr<RamLayout> LayoutOf(absl::Span<const RegionToAttach> regions) {
   std::vector<Region> result;
   uint64_t start = 0;
   for (const RegionToAttach& region : regions) {
-    result.push_back({region.name, RamOffset(start), region.length});
+    result.push_back(
+        {region.name, RamOffset(start), region.length, region.page_size});
     // May wrap: such a layout is refused, with a better message.
     start += region.length.value();
   }
-  return RamLayout::Create(std::move(result));
+  return RamLayout::Create(std::move(result),
+                           postcopy::RegionPages::kSmallOrHuge);
 }
 
 // A slot for each region.
@@ -143,6 +167,8 @@ std::vector<Slot> SlotsOf(const RamLayout& layout) {
   }
   return slots;
 }
+
+bool IsPrivate(const RegionToAttach& region) { return region.memory_fd < 0; }
 
 std::vector<HostAddress> AddressesOf(absl::Span<const RegionToAttach> regions) {
   std::vector<HostAddress> addresses;
@@ -326,18 +352,16 @@ absl::Status postcopy_vmm::AddRegionNow(const postcopy_vmm_region* region) {
   if (copy->name == nullptr) {
     return Invalid("postcopy_vmm_region.name is null");
   }
-  absl::Status checked =
-      CheckIsOpen(copy->memory_fd, "postcopy_vmm_region.memory_fd");
-  if (checked.ok()) {
-    checked = CheckIsZero(copy->flags, "postcopy_vmm_region.flags");
-  }
-  if (!checked.ok()) return checked;
-  regions_.push_back({.name = copy->name,
-                      .length = ByteCount(copy->length),
-                      .memory_fd = copy->memory_fd,
-                      .fd_offset = copy->memory_offset,
-                      .host_address = HostAddress(
-                          reinterpret_cast<uintptr_t>(copy->address))});
+  if (absl::Status s = CheckRegion(*copy); !s.ok()) return s;
+  const bool huge = (copy->flags & POSTCOPY_VMM_REGION_HUGE_PAGES) != 0;
+  regions_.push_back(
+      {.name = copy->name,
+       .length = ByteCount(copy->length),
+       .memory_fd = copy->memory_fd,
+       .fd_offset = copy->memory_offset,
+       .host_address = HostAddress(reinterpret_cast<uintptr_t>(copy->address)),
+       .page_size =
+           huge ? postcopy::kHugePageSize : ByteCount(postcopy::kPageSize)});
   return absl::OkStatus();
 }
 
@@ -393,20 +417,51 @@ absl::Status postcopy_vmm::PreparePagemap(GuestToAttach& guest,
   return absl::OkStatus();
 }
 
+absl::Status postcopy_vmm::PreparePrivateSource(GuestToAttach& guest,
+                                                AttachMeans& means) const {
+  if (std::none_of(regions_.begin(), regions_.end(), IsPrivate)) {
+    return absl::OkStatus();
+  }
+  means.process_memory =
+      postcopy::UniqueFd(::open("/proc/self/mem", O_RDONLY | O_CLOEXEC));
+  if (!means.process_memory.valid()) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("/proc/self/mem, by which the daemon is to read private "
+                     "regions, cannot "
+                     "be opened: ",
+                     ::strerrordesc_np(errno)));
+  }
+  guest.process_memory_fd = means.process_memory.get();
+  return absl::OkStatus();
+}
+
+absl::Status postcopy_vmm::PrepareDestination(
+    const postcopy_vmm_options& options, GuestToAttach& guest,
+    AttachMeans& means) const {
+  guest.role = VmmRole::kDestination;
+  auto uffd = postcopy::CreateUserfaultfd(options.userfaultfd_features);
+  if (!uffd.ok()) return uffd.status();
+  means.userfaultfd = std::move(uffd->fd);
+  guest.userfaultfd = means.userfaultfd.get();
+  for (const RegionToAttach& region : guest.regions) {
+    if (!IsPrivate(region)) continue;
+    absl::Status emptied = postcopy::EmptyPrivateMemory(
+        guest.userfaultfd, region.name, region.host_address, region.length);
+    if (!emptied.ok()) return emptied;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status postcopy_vmm::Prepare(const postcopy_vmm_options& options,
                                    GuestToAttach& guest,
                                    AttachMeans& means) const {
   guest.regions = regions_;
   guest.slots = slots_;
   if (options.role == POSTCOPY_VMM_DESTINATION) {
-    guest.role = VmmRole::kDestination;
-    auto uffd = postcopy::CreateUserfaultfd(options.userfaultfd_features);
-    if (!uffd.ok()) return uffd.status();
-    means.userfaultfd = std::move(uffd->fd);
-    guest.userfaultfd = means.userfaultfd.get();
-    return absl::OkStatus();
+    return PrepareDestination(options, guest, means);
   }
   guest.role = VmmRole::kSource;
+  if (absl::Status s = PreparePrivateSource(guest, means); !s.ok()) return s;
   return options.dirty_tracking == POSTCOPY_VMM_DIRTY_LOG
              ? PrepareDirtyLog(guest, means)
              : PreparePagemap(guest, means);

@@ -33,6 +33,8 @@ struct AttachMeans {
   // Source without.
   std::optional<WriteTracking> write_tracking{};
   UniqueFd pagemap{};
+  // Source with private regions.
+  UniqueFd process_memory{};
   // Destination.
   UniqueFd userfaultfd{};
 };
@@ -79,6 +81,11 @@ struct postcopy_vmm final : private postcopy::VmmHandler {
                                postcopy::AttachMeans& means) const;
   absl::Status PreparePagemap(postcopy::GuestToAttach& guest,
                               postcopy::AttachMeans& means) const;
+  absl::Status PreparePrivateSource(postcopy::GuestToAttach& guest,
+                                    postcopy::AttachMeans& means) const;
+  absl::Status PrepareDestination(const postcopy_vmm_options& options,
+                                  postcopy::GuestToAttach& guest,
+                                  postcopy::AttachMeans& means) const;
   absl::Status Prepare(const postcopy_vmm_options& options,
                        postcopy::GuestToAttach& guest,
                        postcopy::AttachMeans& means) const;

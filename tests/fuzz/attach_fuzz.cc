@@ -75,6 +75,9 @@ class Descriptors {
     Add(RawUserfaultfd(O_NONBLOCK));
     // What this machine does not let us have.
     Add(UniqueFd());
+    // Behind it, so that inputs keep their meaning.
+    Add(HugeMemory());
+    Add(UniqueFd(::open("/proc/self/mem", O_RDONLY | O_CLOEXEC)));
   }
 
   // May be invalid, as no descriptor that was received is.
@@ -84,6 +87,13 @@ class Descriptors {
   }
 
  private:
+  // Takes no huge page, since nothing is written.
+  static UniqueFd HugeMemory() {
+    UniqueFd fd(::memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB));
+    constexpr auto kBytes = static_cast<off_t>(4 * kHugePageSize.value());
+    if (fd.valid() && ::ftruncate(fd.get(), kBytes) != 0) fd.Reset();
+    return fd;
+  }
   static UniqueFd Memory(int seals) {
     return *CreateMemfd("memory", kMemoryBytes, seals);
   }
@@ -144,15 +154,34 @@ void MendLayout(v1::Attach& attach) {
     v1::RamRegion& region = *attach.mutable_regions(i)->mutable_region();
     region.set_name("ram" + std::to_string(i));
     region.set_start_bytes(start);
-    region.set_length_bytes((region.length_bytes() % 512 + 1) * kPageSize);
-    region.set_page_size_bytes(kPageSize);
+    if (region.page_size_bytes() == kHugePageSize.value()) {
+      region.set_length_bytes((region.length_bytes() % 4 + 1) *
+                              kHugePageSize.value());
+    } else {
+      region.set_length_bytes((region.length_bytes() % 512 + 1) * kPageSize);
+      region.set_page_size_bytes(kPageSize);
+    }
     start += region.length_bytes();
   }
 }
 
 void MendPlaces(v1::Attach& attach) {
   for (v1::AttachedRegion& region : *attach.mutable_regions()) {
-    region.set_host_address(region.host_address() / kPageSize * kPageSize);
+    const uint64_t page_size =
+        region.region().page_size_bytes() == kHugePageSize.value()
+            ? kHugePageSize.value()
+            : kPageSize;
+    region.set_host_address(region.host_address() / page_size * page_size);
+    if (region.private_memory()) {
+      region.set_descriptor_index(UINT32_MAX);
+      region.set_descriptor_offset_bytes(0);
+      continue;
+    }
+    if (page_size != kPageSize) {
+      region.set_descriptor_offset_bytes(region.descriptor_offset_bytes() % 4 *
+                                         page_size);
+      continue;
+    }
     region.set_descriptor_offset_bytes(region.descriptor_offset_bytes() %
                                        kMemoryBytes.value() / kPageSize *
                                        kPageSize);
@@ -195,12 +224,18 @@ struct stat StatOf(int fd) {
   return file;
 }
 
+bool SameFile(int a, int b) {
+  const struct stat file_a = StatOf(a);
+  const struct stat file_b = StatOf(b);
+  return file_a.st_dev == file_b.st_dev && file_a.st_ino == file_b.st_ino;
+}
+
 void CheckApart(const Attachment& got, size_t a, size_t b) {
   const Region& first = got.layout.regions()[a];
   const Region& second = got.layout.regions()[b];
-  const struct stat file_a = StatOf(got.memory_fd(a));
-  const struct stat file_b = StatOf(got.memory_fd(b));
-  if (file_a.st_dev == file_b.st_dev && file_a.st_ino == file_b.st_ino) {
+  const bool in_files =
+      got.memory[a].fd_index.has_value() && got.memory[b].fd_index.has_value();
+  if (in_files && SameFile(got.memory_fd(a), got.memory_fd(b))) {
     POSTCOPY_CHECK(!Overlap(got.memory[a].fd_offset, got.memory[b].fd_offset,
                             first, second));
   }
@@ -211,29 +246,44 @@ void CheckApart(const Attachment& got, size_t a, size_t b) {
   }
 }
 
+void CheckPages(int fd, uint64_t page_size) {
+  struct statfs filesystem;
+  POSTCOPY_CHECK(::fstatfs(fd, &filesystem) == 0);
+  POSTCOPY_CHECK(page_size == kPageSize
+                     ? filesystem.f_type == TMPFS_MAGIC
+                     : filesystem.f_type == HUGETLBFS_MAGIC &&
+                           static_cast<uint64_t>(filesystem.f_bsize) ==
+                               page_size);
+}
+
 void CheckMemory(const Attachment& got) {
   POSTCOPY_CHECK(got.memory.size() == got.layout.regions().size());
   for (size_t i = 0; i < got.memory.size(); ++i) {
     const AttachedMemory& memory = got.memory[i];
     const uint64_t length = got.layout.regions()[i].length.value();
-    POSTCOPY_CHECK(memory.fd_index < got.memory_fds.size());
-    POSTCOPY_CHECK(memory.fd_offset % kPageSize == 0);
-    POSTCOPY_CHECK(memory.fd_offset + length <=
-                   static_cast<uint64_t>(StatOf(got.memory_fd(i)).st_size));
-    POSTCOPY_CHECK(IsPageAligned(memory.host_address));
+    const uint64_t page_size = got.layout.regions()[i].page_size.value();
+    POSTCOPY_CHECK(memory.fd_offset % page_size == 0);
+    POSTCOPY_CHECK(memory.host_address.value() % page_size == 0);
+    if (memory.fd_index.has_value()) {
+      POSTCOPY_CHECK(*memory.fd_index < got.memory_fds.size());
+      POSTCOPY_CHECK(memory.fd_offset + length <=
+                     static_cast<uint64_t>(StatOf(got.memory_fd(i)).st_size));
+      CheckPages(got.memory_fd(i), page_size);
+    } else {
+      POSTCOPY_CHECK(memory.host_address.value() != 0);
+      POSTCOPY_CHECK((got.role == VmmRole::kSource) ==
+                     got.process_memory.valid());
+    }
     POSTCOPY_CHECK(memory.host_address.value() <= UINT64_MAX - length);
     for (size_t before = 0; before < i; ++before) CheckApart(got, before, i);
   }
 }
 
-// Shared memory with small pages, open for reading and writing.
+// Shared memory, open for reading and writing.
 void CheckMemoryFile(int fd) {
   POSTCOPY_CHECK(::fcntl(fd, F_GET_SEALS) >= 0);
   POSTCOPY_CHECK((::fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR);
   POSTCOPY_CHECK((::fcntl(fd, F_GETFL) & O_APPEND) == 0);
-  struct statfs filesystem;
-  POSTCOPY_CHECK(::fstatfs(fd, &filesystem) == 0);
-  POSTCOPY_CHECK(filesystem.f_type == TMPFS_MAGIC);
 }
 
 void CheckSource(const Attachment& got) {
@@ -241,6 +291,7 @@ void CheckSource(const Attachment& got) {
   POSTCOPY_CHECK(!got.userfaultfd.valid());
   if (got.dirty_log.valid()) {
     CheckMemoryFile(got.dirty_log.get());
+    CheckPages(got.dirty_log.get(), kPageSize);
     POSTCOPY_CHECK(
         (::fcntl(got.dirty_log.get(), F_GET_SEALS) & F_SEAL_SHRINK) != 0);
     POSTCOPY_CHECK(CoverRam(got.layout, got.slots).ok());
@@ -254,6 +305,7 @@ void CheckSource(const Attachment& got) {
 void CheckDestination(const Attachment& got) {
   constexpr int kReadOnly = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE;
   POSTCOPY_CHECK(!got.dirty_log.valid() && !got.pagemap.valid());
+  POSTCOPY_CHECK(!got.process_memory.valid());
   POSTCOPY_CHECK(got.userfaultfd.valid());
   POSTCOPY_CHECK((::fcntl(got.userfaultfd.get(), F_GETFL) & O_NONBLOCK) != 0);
   for (const UniqueFd& fd : got.memory_fds) {
