@@ -35,7 +35,8 @@ await() {
 # A pattern, not a word.
 # shellcheck disable=SC2053
 has() { [[ "$(property "$1" "$2")" == $3 ]]; }
-restarted() { has "$1" ActiveState active && has "$1" NRestarts "$2"; }
+# In this order: one that has not been seen to die yet is active too.
+restarted() { has "$1" NRestarts "$2" && has "$1" ActiveState active; }
 journal_has() {
   in_system journalctl --no-pager --output=cat --unit="$1" |
     grep --quiet --fixed-strings -- "$2"
