@@ -78,8 +78,9 @@ std::vector<BudgetLine> FloorLines(const ReplayReport& report) {
 // Ours in multiples of QEMU's. The order is that of kBesideQemu.
 std::vector<BudgetLine> QemuLines(const ReplayReport& report) {
   std::vector<BackendSummary> all;
-  for (const BackendRuns& runs : report.backends)
+  for (const BackendRuns& runs : report.backends) {
     all.push_back(Summarize(runs));
+  }
   std::vector<BudgetLine> lines;
   const auto add = [&](absl::string_view what, double ours, double theirs) {
     if (theirs <= 0) return;
