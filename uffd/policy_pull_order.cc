@@ -65,6 +65,7 @@ void PolicyPullOrder::TakeDirtied() {
 }
 
 void PolicyPullOrder::NoteFault(PageRun unit) {
+  calm_runs_ = 0;
   working_set_.NoteFault(unit);
   dirtied_.NoteFault(unit);
   if (UsesFaults(kind_)) around_.NoteFault(unit);
@@ -74,9 +75,26 @@ void PolicyPullOrder::NoteFault(PageRun unit) {
 std::optional<PageRun> PolicyPullOrder::NextRun(
     const PageState& state, absl::Span<const PageRun> requested,
     PageCount max) {
-  const FetchablePages pages(&state, requested);
   TakeDirtied();
   trail_.Read([&](PageRun unit) { NoteFault(unit); });
+  if (HoldsBack(requested)) return std::nullopt;
+  const std::optional<PageRun> run =
+      Choose(FetchablePages(&state, requested), max);
+  if (run.has_value()) calm_runs_ = std::min(calm_runs_ + 1, kCalmRuns);
+  return run;
+}
+
+bool PolicyPullOrder::HoldsBack(absl::Span<const PageRun> requested) const {
+  if (!UsesFaults(kind_) || calm_runs_ == kCalmRuns) return false;
+  // Faults at random: no run could follow them, and none need wait for that.
+  if (around_.first_window().empty()) return false;
+  PageCount pages;
+  for (const PageRun& run : requested) pages += run.count;
+  return requested.size() >= 2 && pages >= kFollowingPages;
+}
+
+std::optional<PageRun> PolicyPullOrder::Choose(const FetchablePages& pages,
+                                               PageCount max) {
   std::array<PullPolicy*, 2> first = {&working_set_, &around_};
   if (working_set_.Doubtful()) std::swap(first[0], first[1]);
   for (PullPolicy* policy : first) {

@@ -19,6 +19,13 @@
 
 namespace postcopy {
 
+// Runs given without a fault meanwhile, until an order that follows faults asks
+// for as much ahead as others do: 2 MiB of full ones.
+inline constexpr uint32_t kCalmRuns = 8;
+// Until then no more is asked for if this many pages are in flight, in two runs
+// or more: one is read at the source while the other is on the wire.
+inline constexpr PageCount kFollowingPages{65};
+
 // How the background goes through the missing pages. All but kWorkingSetOnly
 // bring every page in the end. Unless said otherwise an order knows no working
 // set.
@@ -52,6 +59,9 @@ std::unique_ptr<PullOrder> NewPullOrder(
 // which the recent faults are no part lets "around faults" go first. A list of
 // recently dirtied pages of which they are no part is left out until they are
 // again; its pages come with the linear ones.
+//
+// An order that follows faults asks for less ahead as long as they come: what
+// is in flight already was chosen without them.
 class PolicyPullOrder final : public PullOrder {
  public:
   // As NewPullOrder. REQUIRES: not kAfterFault, which is AfterFaultOrder.
@@ -66,11 +76,15 @@ class PolicyPullOrder final : public PullOrder {
  private:
   void TakeDirtied();
   void NoteFault(PageRun unit);
+  // Whether enough is in flight for a guest that faults.
+  bool HoldsBack(absl::Span<const PageRun> requested) const;
+  std::optional<PageRun> Choose(const FetchablePages& pages, PageCount max);
 
   const PullOrderKind kind_;
   FaultTrail trail_;
 
   // Of the background thread.
+  uint32_t calm_runs_ = kCalmRuns;  // given since the last fault, at most that
   RunListPolicy working_set_{RunListPolicy::Faults::kFollow};
   AroundFaultsPolicy around_;
   RunListPolicy dirtied_{RunListPolicy::Faults::kIgnore};

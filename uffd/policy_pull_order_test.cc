@@ -221,6 +221,61 @@ TEST(PullOrderPropertyTest, EveryPageIsAskedForOnce) {
   }
 }
 
+// Orders that follow faults have at most one full run and a little more in
+// flight while there are some, so that the next one is asked for soon.
+class FollowingTest : public PolicyPullOrderTest {
+ protected:
+  // What is asked for beside runs that are in flight.
+  std::optional<PageRun> NextBeside(std::vector<PageRun> in_flight) {
+    return order_->NextRun(*state_, in_flight, kMax);
+  }
+  // Too much for who follows, by a page.
+  static std::vector<PageRun> Full() {
+    return {Pages(90000, kFollowingPages.value() - 1), Pages(91000, 1)};
+  }
+};
+
+TEST_F(FollowingTest, AsksForLessAheadWhileFaultsCome) {
+  for (const PullOrderKind kind :
+       {PullOrderKind::kAdaptive, PullOrderKind::kAroundFaults}) {
+    Begin(kind);
+    EXPECT_TRUE(NextBeside(Full()).has_value());  // no fault has come
+    Fault(kind == PullOrderKind::kAdaptive ? 5000 : 50000);
+    EXPECT_FALSE(NextBeside(Full()).has_value());
+    // Fewer pages, or one run, however large.
+    EXPECT_TRUE(
+        NextBeside({Pages(90000, kFollowingPages.value() - 2), Pages(91000, 1)})
+            .has_value());
+    EXPECT_TRUE(NextBeside({Pages(90000, 512)}).has_value());
+    // Two have been given.
+    for (uint32_t i = 2; i < kCalmRuns; ++i) {
+      EXPECT_FALSE(NextBeside(Full()).has_value());
+      EXPECT_TRUE(Next().has_value());
+    }
+    EXPECT_TRUE(NextBeside(Full()).has_value());
+  }
+}
+
+TEST_F(FollowingTest, FaultsAtRandomHoldNothingBack) {
+  Begin(PullOrderKind::kAdaptive);
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 1000; ++i) {
+    Fault(random() % 90000);
+    Next();
+  }
+  Fault(random() % 90000);
+  EXPECT_TRUE(NextBeside(Full()).has_value());
+}
+
+TEST_F(FollowingTest, WhoeverDoesNotFollowHoldsNothingBack) {
+  for (const PullOrderKind kind :
+       {PullOrderKind::kLinear, PullOrderKind::kRecentlyDirtied}) {
+    Begin(kind);
+    Fault(5000);
+    EXPECT_TRUE(NextBeside(Full()).has_value());
+  }
+}
+
 // The three threads of an order at once.
 TEST(PullOrderThreadsTest, FaultsAndStatisticsComeWhileItIsAsked) {
   constexpr uint64_t kPages = 50000;

@@ -28,7 +28,9 @@ class PullOrder {
   virtual ~PullOrder() = default;
 
   // The next run to ask for: 1 to `max` pages, all missing when looked at, none
-  // in `requested`. nullopt if there is no such page now.
+  // in `requested`. nullopt if there is no such page now, or nothing is to be
+  // asked for before one of `requested`, of which there are then some, is
+  // answered.
   virtual std::optional<PageRun> NextRun(const PageState& state,
                                          absl::Span<const PageRun> requested,
                                          PageCount max) = 0;
