@@ -215,7 +215,8 @@ void KvmMachine::KickVcpu(int vcpu, pthread_t thread) {
 }
 
 absl::Status KvmMachine::AddDirtySource() {
-  absl::StatusOr<RamLayout> layout = RamLayout::Create(ram().regions());
+  absl::StatusOr<RamLayout> layout =
+      RamLayout::Create(ram().regions(), RegionPages::kSmallOrHuge);
   if (!layout.ok()) return layout.status();
   absl::StatusOr<PageBitmap> collected = PageBitmap::Create(layout->pages());
   if (!collected.ok()) return collected.status();
