@@ -164,6 +164,36 @@ TEST_P(KvmLogSourceTest, TheProofSeesASourceThatDropsPages) {
   EXPECT_EQ(proof.status().code(), StatusCode::kDataLoss) << proof.status();
 }
 
+// Nor does it believe one that simply tells all pages each time.
+TEST_P(KvmLogSourceTest, TheProofSeesASourceThatTellsAllPages) {
+  class TellingAll final : public DirtySource {
+   public:
+    explicit TellingAll(DirtySource& source) : source_(source) {}
+    absl::Status Start() override { return source_.Start(); }
+    absl::StatusOr<PageCount> Collect(PageBitmapView into) override {
+      const PageCount before = into.Count();
+      if (absl::Status s = source_.Collect(into).status(); !s.ok()) return s;
+      into.SetRun({PageIndex(0), into.pages()});
+      return into.Count() - before;
+    }
+    absl::Status Clear(PageBitmapView pages, PageRun run) override {
+      return source_.Clear(pages, run);
+    }
+    absl::Status Restore(PageBitmapView unsent) override {
+      return source_.Restore(unsent);
+    }
+    absl::Status Stop() override { return source_.Stop(); }
+
+   private:
+    DirtySource& source_;
+  };
+  ASSERT_TRUE(source_->Start().ok());
+  TellingAll telling(*source_);
+  const absl::StatusOr<Proof> proof = ProveAllIsTold(*guest_, telling, 200);
+  EXPECT_EQ(proof.status().code(), StatusCode::kFailedPrecondition)
+      << proof.status();
+}
+
 // And without chance: one page of those reported is not copied.
 TEST_P(KvmLogSourceTest, AShadowWithoutOneReportedPageDiffers) {
   ASSERT_TRUE(source_->Start().ok());

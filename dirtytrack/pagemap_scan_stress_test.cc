@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/config.h"
 #include "dirtytrack/pagemap_scan_source.h"
 #include "dirtytrack/proof_rounds.h"
 #include "dirtytrack/tracked_child.h"
@@ -26,7 +27,7 @@ using Memory = TrackedChild::Memory;
 using Mode = PagemapScanSource::Mode;
 using Set = std::set<uint64_t>;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER) || defined(ABSL_HAVE_THREAD_SANITIZER)
 constexpr bool kSlow = true;
 #else
 constexpr bool kSlow = false;
