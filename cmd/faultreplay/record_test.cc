@@ -1,6 +1,7 @@
 // Real programs are recorded, and do not notice.
 #include <stdlib.h>
 
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -144,6 +145,28 @@ TEST_F(RecordTest, AProgramMaySpawnAnother) {
   if (MayNot()) GTEST_SKIP() << Content("err");
   EXPECT_EQ(code, 0) << Content("err");
   EXPECT_EQ(Content("out"), "right: yes\n");
+}
+
+// What cannot be taken is left as it is, and all the rest is recorded.
+TEST_F(RecordTest, MemoryThatIsLockedOrAnothersStaysAsItIs) {
+  std::map<std::string, int> regions;
+  for (const std::string how : {"more", "locked", "owned"}) {
+    std::filesystem::remove(In("ready"));
+    std::filesystem::remove(In("go"));
+    StartProgram({"--region_min=1MiB"}, how);
+    const int code = End();
+    if (MayNot()) GTEST_SKIP() << Content("err");
+    EXPECT_EQ(code, 0) << how << ": " << Content("err");
+    EXPECT_EQ(Content("out"), "right: yes\n") << how;
+    const absl::StatusOr<Trace> trace = ReadTraceFile(In("a.trace"));
+    ASSERT_TRUE(trace.ok()) << trace.status();
+    ASSERT_EQ(std::sscanf(trace->origin.c_str(), "faultreplay record, %d ",
+                          &regions[how]),
+              1)
+        << trace->origin;
+  }
+  EXPECT_EQ(regions["locked"], regions["more"] - 1);
+  EXPECT_EQ(regions["owned"], regions["more"] - 1);
 }
 
 // Its child would read zeros: it is ended before that.

@@ -1,11 +1,17 @@
 // A program to be recorded: it fills memory, says so, waits until it is told to
 // go on, and looks whether all of it is as it was. Test-only.
 //
-//   recorded_program READY_FILE GO_FILE [fork|spawn|thread-exits]
+//   recorded_program READY_FILE GO_FILE [fork|spawn|more|locked|owned]
+//
+// more, locked, owned: one mapping more; that it has locked; that it has given
+// to a userfaultfd of its own.
 //
 // Exit code: 0 all was right, 1 a byte was wrong, 2 wrong usage or no memory, 3
 // what only a child process could find.
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <spawn.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -91,6 +97,30 @@ void ChangeMappings(uint8_t* given, uint8_t* moved, uint8_t* unmapped) {
   Expect(::munmap(unmapped, 16 * kPage) == 0, "munmap");
 }
 
+// Of a userfaultfd that nobody serves: what is not there stays so.
+void GiveAway(uint8_t* memory, size_t pages) {
+  const int device = ::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+  const int fd = ::ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC);
+  uffdio_api api = {.api = UFFD_API, .features = 0, .ioctls = 0};
+  uffdio_register request = {
+      .range = {.start = reinterpret_cast<uint64_t>(memory),
+                .len = pages * kPage},
+      .mode = UFFDIO_REGISTER_MODE_MISSING,
+      .ioctls = 0};
+  Expect(::ioctl(fd, UFFDIO_API, &api) == 0 &&
+             ::ioctl(fd, UFFDIO_REGISTER, &request) == 0,
+         "a userfaultfd of its own");
+}
+
+uint8_t* MapMore(const std::string& how) {
+  if (how != "more" && how != "locked" && how != "owned") return nullptr;
+  uint8_t* const memory = MapPages(kPages);
+  Fill(memory, kPages, 5);
+  if (how == "locked") Expect(::mlock(memory, kPages * kPage) == 0, "mlock");
+  if (how == "owned") GiveAway(memory, kPages);
+  return memory;
+}
+
 int ForkAndLook(const uint8_t* memory) {
   const pid_t child = ::fork();
   if (child == 0) ::_exit(IsRight(memory, 7, 2) ? 0 : 3);
@@ -122,6 +152,7 @@ int main(int argc, char** argv) {
   Fill(given, 16, 2);
   Fill(moved, 32, 3);
   Fill(unmapped, 16, 4);
+  const uint8_t* const more = MapMore(then);
   // In a system call that is interrupted, and in the middle of computing.
   std::atomic<uint64_t> spins{0};
   std::thread spinner([&] {
@@ -137,6 +168,9 @@ int main(int argc, char** argv) {
   for (std::thread& thread : threads) thread.join();
   if (then == "fork") return ForkAndLook(given);
   if (then == "spawn") SpawnTrue();
+  for (size_t page = 0; more != nullptr && page < kPages; ++page) {
+    Expect(IsRight(more, page, 5), "one mapping more");
+  }
   ChangeMappings(given, moved, unmapped);
   read[5 * kPage] = 9;
   Expect(read[5 * kPage] == 9, "a page that was written");

@@ -556,7 +556,10 @@ class MarkingTest : public LibraryTest {
   // The same for the only slot.
   Pages Marked() { return Take()[{0, 0}]; }
   int MarkAddress(uint64_t offset, uint64_t length) {
-    return postcopy_vmm_mark_address(vmm_.marker, vmm_.ram + offset, length);
+    // As a number: no pointer may be made that points nowhere.
+    const auto address = reinterpret_cast<uintptr_t>(vmm_.ram) + offset;
+    return postcopy_vmm_mark_address(
+        vmm_.marker, reinterpret_cast<const void*>(address), length);
   }
 
   std::optional<DirtyLogSet> log_;
