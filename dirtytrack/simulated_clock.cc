@@ -11,8 +11,12 @@ int64_t SimulatedClock::NowNanos() {
 
 void SimulatedClock::SleepFor(int64_t nanos) {
   if (nanos <= 0) return;
-  if (mode_ == Mode::kSleepAdvances) return Advance(nanos);
   std::unique_lock lock(mutex_);
+  if (mode_ == Mode::kSleepAdvances) {
+    now_nanos_ += nanos + oversleep_nanos_;
+    changed_.notify_all();
+    return;
+  }
   const int64_t end = now_nanos_ + nanos;
   ++sleepers_;
   changed_.notify_all();
@@ -25,6 +29,12 @@ void SimulatedClock::Advance(int64_t nanos) {
   std::lock_guard lock(mutex_);
   now_nanos_ += nanos;
   changed_.notify_all();
+}
+
+void SimulatedClock::OversleepBy(int64_t nanos) {
+  POSTCOPY_CHECK(nanos >= 0);
+  std::lock_guard lock(mutex_);
+  oversleep_nanos_ = nanos;
 }
 
 void SimulatedClock::AwaitSleepers(size_t count) {

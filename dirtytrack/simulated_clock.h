@@ -31,6 +31,10 @@ class SimulatedClock final : public Clock {
   // REQUIRES: nanos >= 0.
   void Advance(int64_t nanos);
 
+  // kSleepAdvances: from now on each sleep lasts so much longer than it should,
+  // as on a busy machine. REQUIRES: nanos >= 0.
+  void OversleepBy(int64_t nanos);
+
   // kManual: blocks until at least `count` threads are in SleepFor, so that a
   // test can Advance without racing against a thread on its way there.
   void AwaitSleepers(size_t count);
@@ -41,6 +45,7 @@ class SimulatedClock final : public Clock {
   std::mutex mutex_;
   std::condition_variable changed_;
   int64_t now_nanos_ = 0;
+  int64_t oversleep_nanos_ = 0;
   size_t sleepers_ = 0;
 };
 

@@ -28,7 +28,10 @@ BackgroundPull::BackgroundPull(const DestinationRam* ram, PageState* state,
       clock_(*clock),
       on_end_(std::move(on_end)),
       share_(share),
-      bucket_(bytes_per_second, BytesIn(largest_request_), clock->NowNanos()) {
+      // More than is taken at a time: with a bucket that is full when a thread
+      // wakes up late, each wait would lose what accrued meanwhile.
+      bucket_(bytes_per_second, BytesIn(largest_request_ + kMaxBulkPages),
+              clock->NowNanos()) {
   in_flight_.reserve(kMaxBulkOutstanding);
   permits_.reserve(kMaxBulkOutstanding);
 }

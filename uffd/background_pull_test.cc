@@ -214,12 +214,27 @@ TEST_F(BackgroundPullTest, HonoursTheLimit) {
   pull_->SetSource(&source);
   pull_->Enable();
   EXPECT_TRUE(AwaitEnd().ok());
-  // The first request is the burst; each other one waits for its bytes.
+  // Two requests are the burst; each other one waits for its bytes.
   const int64_t least =
-      static_cast<int64_t>((kRequests - 1) * kMaxBulk * kPageSize) *
+      static_cast<int64_t>((kRequests - 2) * kMaxBulk * kPageSize) *
       kNanosPerSecond / kRate;
   EXPECT_GE(clock_.NowNanos(), least);
   EXPECT_LE(clock_.NowNanos(), least + least / 100);
+}
+
+// Who wakes up late has not lost the time.
+TEST_F(BackgroundPullTest, KeepsTheRateWhenItWakesUpLate) {
+  constexpr uint64_t kRequests = 50;
+  constexpr uint64_t kRate = 256 << 20;
+  constexpr int64_t kRequestNanos =
+      int64_t{kMaxBulk} * kPageSize * kNanosPerSecond / kRate;
+  clock_.OversleepBy(kRequestNanos / 2);
+  ImmediateSource source([this](PageRun run) { Receive(run); });
+  Begin(kRequests * kMaxBulk, kRate);
+  pull_->SetSource(&source);
+  pull_->Enable();
+  EXPECT_TRUE(AwaitEnd().ok());
+  EXPECT_LE(clock_.NowNanos(), (kRequests - 1) * kRequestNanos);
 }
 
 TEST_F(BackgroundPullTest, ZerosAreNotHeldAgainstTheLimit) {
@@ -248,9 +263,9 @@ TEST_F(BackgroundPullTest, StopsUnderALimit) {
   Begin(50 * kMaxBulk, /*bytes_per_second=*/1);
   pull_->SetSource(&source_);
   pull_->Enable();
-  source_.AwaitBulk(1);
+  source_.AwaitBulk(2);
   pull_->Stop();
-  EXPECT_EQ(source_.bulk().size(), 1u);
+  EXPECT_EQ(source_.bulk().size(), 2u);
 }
 
 // A share of as many requests as one VM has, and somebody else who wants some.
@@ -418,14 +433,15 @@ TEST_F(SharedPullTest, TheLastRequestsKeepNoPermitBeyondTheirs) {
 
 TEST_F(SharedPullTest, ALimitIsWaitedForWithoutAPermit) {
   BeginShared(1000, /*bytes_per_second=*/1);
-  source_.AwaitBulk(1);
+  source_.AwaitBulk(2);  // the burst
   Receive(Pages(0, 64));
+  Receive(Pages(64, 64));
   // The simulated sleeps of the limit are short, so that it comes by often.
   AwaitInFlight(0);
   TakeAll();
   AwaitWaiting(1);
   pull_->Stop();
-  EXPECT_EQ(source_.bulk().size(), 1u);
+  EXPECT_EQ(source_.bulk().size(), 2u);
 }
 
 TEST_F(SharedPullTest, ASourceThatHangsIsNotWaitedFor) {

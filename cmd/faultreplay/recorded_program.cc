@@ -37,12 +37,15 @@ std::atomic<int> wrong{0};
 std::atomic<bool> leave{false};
 
 uint8_t* MapPages(size_t pages) {
-  void* const memory = ::mmap(nullptr, pages * kPage, PROT_READ | PROT_WRITE,
+  const size_t bytes = (pages + 2) * kPage;
+  void* const memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) std::exit(2);
+  uint8_t* const first = static_cast<uint8_t*>(memory);
   // Neighbours would be one mapping.
-  ::mmap(nullptr, kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return static_cast<uint8_t*>(memory);
+  ::mprotect(first, kPage, PROT_NONE);
+  ::mprotect(first + bytes - kPage, kPage, PROT_NONE);
+  return first + kPage;
 }
 
 uint64_t WordOf(size_t page, uint64_t salt) {
