@@ -281,8 +281,8 @@ bool DestinationMigration::AfterLoss(const absl::Status& lost) {
   std::lock_guard lock(mutex_);
   if (StopWantedLocked()) return false;
   if (committed_) {
-    // Pause has said why.
-    if (held_) return true;
+    // Pause has said why; or Recover, which came right behind it, what is next.
+    if (held_ || dial_now_) return true;
     // Whatever the reason: the guest runs here and needs its pages.
     EnterLocked(MigrationEvent::kSessionLost,
                 absl::StrCat("the source cannot be reached, threads that "

@@ -318,8 +318,8 @@ TEST_F(FaultRecorderTest, FaultsOfARealUserfaultfdAreReadBack) {
     EXPECT_GT(event.stages_ns[2], 0u);
     EXPECT_GT(event.stages_ns[3], 0u);
     EXPECT_GE(event.time_ns, before_ns);
-    before_ns = event.time_ns + event.stages_ns[1] + event.stages_ns[2] +
-                event.stages_ns[3];
+    // Installing ends for the one who waits before it ends for us.
+    before_ns = event.time_ns + event.stages_ns[1] + event.stages_ns[2];
   }
 }
 
