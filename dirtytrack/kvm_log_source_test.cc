@@ -32,6 +32,26 @@ PageRun Pages(uint64_t first, uint64_t end) {
   return {PageIndex(first), PageCount(end - first)};
 }
 
+// Another source, of which a test changes what it wants.
+class ForwardingSource : public DirtySource {
+ public:
+  explicit ForwardingSource(DirtySource& source) : source_(source) {}
+  absl::Status Start() override { return source_.Start(); }
+  absl::StatusOr<PageCount> Collect(PageBitmapView into) override {
+    return source_.Collect(into);
+  }
+  absl::Status Clear(PageBitmapView pages, PageRun run) override {
+    return source_.Clear(pages, run);
+  }
+  absl::Status Restore(PageBitmapView unsent) override {
+    return source_.Restore(unsent);
+  }
+  absl::Status Stop() override { return source_.Stop(); }
+
+ protected:
+  DirtySource& source_;
+};
+
 class KvmLogSourceTest : public testing::TestWithParam<KvmLogMode> {
  protected:
   void SetUp() override {
@@ -126,10 +146,9 @@ TEST_P(KvmLogSourceTest, TellsAllThatARunningGuestWrites) {
 // A page that the guest soon writes again hides it, so this goes on until one
 // is seen: at the next comparison, mostly.
 TEST_P(KvmLogSourceTest, TheProofSeesASourceThatDropsPages) {
-  class Dropping final : public DirtySource {
+  class Dropping final : public ForwardingSource {
    public:
-    explicit Dropping(DirtySource& source) : source_(source) {}
-    absl::Status Start() override { return source_.Start(); }
+    using ForwardingSource::ForwardingSource;
     absl::StatusOr<PageCount> Collect(PageBitmapView into) override {
       const PageCount before = into.Count();
       absl::StatusOr<PageCount> set = source_.Collect(into);
@@ -146,16 +165,8 @@ TEST_P(KvmLogSourceTest, TheProofSeesASourceThatDropsPages) {
       }
       return into.Count() - before;
     }
-    absl::Status Clear(PageBitmapView pages, PageRun run) override {
-      return source_.Clear(pages, run);
-    }
-    absl::Status Restore(PageBitmapView unsent) override {
-      return source_.Restore(unsent);
-    }
-    absl::Status Stop() override { return source_.Stop(); }
 
    private:
-    DirtySource& source_;
     uint64_t reported_ = 0;
   };
   ASSERT_TRUE(source_->Start().ok());
@@ -166,26 +177,15 @@ TEST_P(KvmLogSourceTest, TheProofSeesASourceThatDropsPages) {
 
 // Nor does it believe one that simply tells all pages each time.
 TEST_P(KvmLogSourceTest, TheProofSeesASourceThatTellsAllPages) {
-  class TellingAll final : public DirtySource {
+  class TellingAll final : public ForwardingSource {
    public:
-    explicit TellingAll(DirtySource& source) : source_(source) {}
-    absl::Status Start() override { return source_.Start(); }
+    using ForwardingSource::ForwardingSource;
     absl::StatusOr<PageCount> Collect(PageBitmapView into) override {
       const PageCount before = into.Count();
       if (absl::Status s = source_.Collect(into).status(); !s.ok()) return s;
       into.SetRun({PageIndex(0), into.pages()});
       return into.Count() - before;
     }
-    absl::Status Clear(PageBitmapView pages, PageRun run) override {
-      return source_.Clear(pages, run);
-    }
-    absl::Status Restore(PageBitmapView unsent) override {
-      return source_.Restore(unsent);
-    }
-    absl::Status Stop() override { return source_.Stop(); }
-
-   private:
-    DirtySource& source_;
   };
   ASSERT_TRUE(source_->Start().ok());
   TellingAll telling(*source_);

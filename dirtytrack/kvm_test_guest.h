@@ -158,9 +158,10 @@ class ShadowRam {
 // Lets `guest` write and a ShadowRam make `rounds` rounds against it, at a pace
 // that leaves clean and dirty pages; every hundredth time, and in the end, the
 // guest is paused and the shadow compared. DATA_LOSS if it differs;
-// FAILED_PRECONDITION if the guest wrote so little that nothing is proved, or if
-// the source reports pages of a guest that stands still, as one that reports all
-// of them for ever would. REQUIRES: paused, and the source is started. Leaves the guest paused.
+// FAILED_PRECONDITION if the guest wrote so little that nothing is proved, or
+// if the source reports pages of a guest that stands still, as one that reports
+// all of them for ever would. REQUIRES: paused, and the source is started.
+// Leaves the guest paused.
 struct Proof {
   uint64_t copied_pages;
   uint64_t collects;

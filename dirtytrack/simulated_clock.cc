@@ -13,9 +13,7 @@ void SimulatedClock::SleepFor(int64_t nanos) {
   if (nanos <= 0) return;
   std::unique_lock lock(mutex_);
   if (mode_ == Mode::kSleepAdvances) {
-    now_nanos_ += nanos + oversleep_nanos_;
-    changed_.notify_all();
-    return;
+    return AdvanceLocked(nanos + oversleep_nanos_);
   }
   const int64_t end = now_nanos_ + nanos;
   ++sleepers_;
@@ -27,6 +25,10 @@ void SimulatedClock::SleepFor(int64_t nanos) {
 void SimulatedClock::Advance(int64_t nanos) {
   POSTCOPY_CHECK(nanos >= 0);
   std::lock_guard lock(mutex_);
+  AdvanceLocked(nanos);
+}
+
+void SimulatedClock::AdvanceLocked(int64_t nanos) {
   now_nanos_ += nanos;
   changed_.notify_all();
 }

@@ -40,6 +40,8 @@ class SimulatedClock final : public Clock {
   void AwaitSleepers(size_t count);
 
  private:
+  void AdvanceLocked(int64_t nanos);
+
   const Mode mode_;
 
   std::mutex mutex_;

@@ -508,6 +508,35 @@ class FakeVmm {
 };
 
 // One destination, from its VM to its source.
+// Lets a test act between two steps of another thread that asks for the time.
+class HookedClock final : public Clock {
+ public:
+  explicit HookedClock(Clock* clock) : clock_(*clock) {}
+
+  // `act` runs once, on the next thread other than this that asks.
+  void OnceElsewhere(std::function<void()> act) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    act_ = std::move(act);
+    here_ = std::this_thread::get_id();
+  }
+  int64_t NowNanos() override {
+    std::function<void()> act;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (std::this_thread::get_id() != here_) act = std::exchange(act_, {});
+    }
+    if (act) act();
+    return clock_.NowNanos();
+  }
+  void SleepFor(int64_t nanos) override { clock_.SleepFor(nanos); }
+
+ private:
+  Clock& clock_;
+  std::mutex mutex_;
+  std::function<void()> act_;  // guarded by mutex_
+  std::thread::id here_;       // guarded by mutex_
+};
+
 class World {
  public:
   World() {
@@ -526,7 +555,7 @@ class World {
     ASSERT_TRUE(vm.ok()) << vm.status();
     migration = std::make_unique<DestinationMigration>(
         *std::move(vm), std::make_unique<FakeDialer>(&network), vmm.callbacks(),
-        options, &clock);
+        options, &migration_clock);
     ASSERT_TRUE(migration->Start().ok());
   }
 
@@ -637,6 +666,7 @@ class World {
 
   DestinationOptions options;
   SimulatedClock clock;
+  HookedClock migration_clock{&clock};
   Network network;
   FakeVmm vmm;
   std::shared_ptr<Session> session;
@@ -1376,6 +1406,29 @@ TEST_F(PausedTest, DialsNoMoreUntilRecover) {
   for (const PhaseChange& change : world_.migration->Changes()) {
     phases.push_back(change.phase);
     EXPECT_EQ(change.number, phases.size());
+  }
+  EXPECT_THAT(phases,
+              ElementsAre(Phase::kPreparing, Phase::kPrecopy, Phase::kSwitching,
+                          Phase::kPostcopy, Phase::kPaused, Phase::kRecovering,
+                          Phase::kPostcopy, Phase::kCompleted));
+}
+
+// Proves that a connection which Pause has ended is not taken for a source that
+// is lost, though Recover comes before anybody looks at why it ended.
+TEST_F(PausedTest, RecoverRightBehindPauseIsNoLoss) {
+  RunGuest();
+  const auto again = world_.network.Accept(/*committed=*/true);
+  absl::Status recovered = absl::UnknownError("not called");
+  // The driver asks for the time when the connection has been let go.
+  world_.migration_clock.OnceElsewhere(
+      [&] { recovered = world_.migration->Recover(nullptr); });
+  EXPECT_TRUE(world_.migration->Pause().ok());
+  again->Serve();
+  world_.ExpectCompleted();
+  EXPECT_TRUE(recovered.ok()) << recovered;
+  std::vector<Phase> phases;
+  for (const PhaseChange& change : world_.migration->Changes()) {
+    phases.push_back(change.phase);
   }
   EXPECT_THAT(phases,
               ElementsAre(Phase::kPreparing, Phase::kPrecopy, Phase::kSwitching,

@@ -13,6 +13,7 @@
 #include <spawn.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -103,7 +104,9 @@ void ChangeMappings(uint8_t* given, uint8_t* moved, uint8_t* unmapped) {
 // Of a userfaultfd that nobody serves: what is not there stays so.
 void GiveAway(uint8_t* memory, size_t pages) {
   const int device = ::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-  const int fd = ::ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC);
+  const int fd = device >= 0
+                     ? ::ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC)
+                     : static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC));
   uffdio_api api = {.api = UFFD_API, .features = 0, .ioctls = 0};
   uffdio_register request = {
       .range = {.start = reinterpret_cast<uint64_t>(memory),

@@ -9,8 +9,8 @@
 takes page_batch_fuzz.cc, which defines LLVMFuzzerTestOneInput, and makes
 
   page_batch_fuzz       the fuzzer, linked with libFuzzer. Builds with
-                        --config=asan-ubsan only, so no pattern names it; `./devtool
-                        fuzz` builds and runs it.
+                        --config=asan-ubsan only, so no pattern names it;
+                        `./devtool fuzz` builds and runs it.
   page_batch_fuzz_test  runs the inputs in corpus/page_batch_fuzz/ once, in
                         every configuration. Fails if there are none.
 """
