@@ -3,6 +3,7 @@
 #include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -23,6 +24,10 @@ namespace {
 
 // How long a unary call may take: the peer answers from memory.
 constexpr std::chrono::seconds kCallTimeout(5);
+
+// For how long the status of a stream that has ended may be on its way: it
+// comes with the end.
+constexpr std::chrono::seconds kStatusTimeout(1);
 
 // What a message may keep of its predecessors' memory for the next: without a
 // bound, a peer could grow it string by string.
@@ -142,8 +147,8 @@ class Lane {
   // Waits for the connection.
   Lane(const std::shared_ptr<grpc::Channel>& channel, Open open, Dial& dial)
       : stub_(v1::DataPlaneService::NewStub(channel)) {
-    dial.Add(&context_);
-    stream_ = open(*stub_, &context_);
+    dial.Add(context_.get());
+    stream_ = open(*stub_, context_.get());
   }
 
   ~Lane() {
@@ -169,7 +174,7 @@ class Lane {
     return &response_;
   }
 
-  void Abort() { context_.TryCancel(); }
+  void Abort() { context_->TryCancel(); }
 
   // No more writes: the peer sees the end behind what was written.
   void EndWrites() {
@@ -186,13 +191,34 @@ class Lane {
     std::lock_guard lock(write_mutex_);
     if (ended_) return end_;
     ended_ = true;
-    end_ = FromGrpc(stream_->Finish());
+    end_ = Finish();
     if (end_.ok()) end_ = absl::UnavailableError("the source ended the stream");
     return end_;
   }
 
+  // A read fails also when what has come is no message, and then the peer goes
+  // on: its status would be waited for for ever, and with the lock.
+  absl::Status Finish() {
+    const auto overdue = std::make_shared<std::atomic<bool>>(false);
+    grpc::Alarm alarm;
+    // May come behind the end of this, hence the shares.
+    alarm.Set(std::chrono::system_clock::now() + kStatusTimeout,
+              [overdue, context = context_](bool expired) {
+                if (!expired) return;
+                overdue->store(true);
+                context->TryCancel();
+              });
+    absl::Status status = FromGrpc(stream_->Finish());
+    if (!overdue->load()) return status;
+    return absl::DataLossError(
+        "it sent a message that cannot be read: does the network change what "
+        "it carries (TLS would notice), or is pageserverd there of another "
+        "version?");
+  }
+
   const std::unique_ptr<v1::DataPlaneService::Stub> stub_;
-  grpc::ClientContext context_;
+  const std::shared_ptr<grpc::ClientContext> context_ =
+      std::make_shared<grpc::ClientContext>();
   std::unique_ptr<Stream> stream_;  // constant after construction
   Response response_;
 

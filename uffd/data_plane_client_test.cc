@@ -727,6 +727,32 @@ TEST_F(DataPlaneClientTest, RefusesAnOversizedResponse) {
 
 // Proves that Abort frees both receivers, and that nothing said afterwards, on
 // either lane, succeeds or crashes.
+// A field of the right number, with what is no message of its type.
+template <typename Response>
+Response Unreadable() {
+  Response response;
+  response.GetReflection()->MutableUnknownFields(&response)->AddLengthDelimited(
+      1, "\xff\xff\xff");
+  return response;
+}
+
+// Its stream goes on, so that no status comes; nobody waits for one, nor for
+// who does.
+TEST_F(DataPlaneClientTest, ALaneEndsWithAMessageThatCannotBeRead) {
+  SourceConnection& connection = Open();
+  source_.bulk.Say(Unreadable<v1::BulkResponse>());
+  const absl::StatusOr<BulkEvent> event = connection.ReceiveBulk();
+  EXPECT_TRUE(absl::IsDataLoss(event.status())) << event.status();
+  EXPECT_THAT(Text(event.status()), HasSubstr("cannot be read"));
+  EXPECT_TRUE(
+      absl::IsDataLoss(connection.RequestBulk({PageIndex(0), PageCount(1)})));
+
+  source_.urgent.Say(Unreadable<v1::UrgentResponse>());
+  EXPECT_TRUE(absl::IsDataLoss(connection.ReceiveUrgent().status()));
+  const PageIndex page(7);
+  EXPECT_TRUE(absl::IsDataLoss(connection.RequestUrgent({&page, 1})));
+}
+
 TEST_F(DataPlaneClientTest, AbortFreesBothReceivers) {
   SourceConnection& connection = Open();
   source_.bulk.Await(1);
