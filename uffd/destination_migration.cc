@@ -1,5 +1,7 @@
 #include "uffd/destination_migration.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -266,11 +268,13 @@ absl::Status DestinationMigration::ReceiveAll(SourceConnection* connection) {
 }
 
 absl::Status DestinationMigration::ReceiveUrgent(SourceConnection* connection) {
+  // As that of the fault loop, for which it stands in.
+  ::pthread_setname_np(::pthread_self(), "fault-answers");
   absl::Status status;
   while (status.ok()) {
     absl::StatusOr<absl::Span<const ReceivedRun>> runs =
         connection->ReceiveUrgent();
-    status = runs.ok() ? vm_->OnUrgentPages(*runs) : runs.status();
+    status = runs.ok() ? vm_->OnUrgentPagesStandingIn(*runs) : runs.status();
   }
   // The bulk lane alone is of no use.
   connection->Abort();

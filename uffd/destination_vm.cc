@@ -306,6 +306,17 @@ absl::Status DestinationVm::OnUrgentPages(absl::Span<const ReceivedRun> runs) {
   return status;
 }
 
+absl::Status DestinationVm::OnUrgentPagesStandingIn(
+    absl::Span<const ReceivedRun> runs) {
+  if (stage_.load() != Stage::kServing) return WrongStage("OnUrgentPages");
+  PageCount pages;
+  for (const ReceivedRun& run : runs) pages += run.pages.count;
+  FaultLoop::StandIn stand_in(fault_loop_.get(), pages);
+  absl::Status status = OnUrgentPages(runs);
+  if (status.ok()) stand_in.Serve();
+  return status;
+}
+
 absl::Status DestinationVm::OnBulkPages(absl::Span<const ReceivedRun> runs) {
   if (stage_.load() != Stage::kServing) return WrongStage("OnBulkPages");
   if (runs.empty()) return NoPages();

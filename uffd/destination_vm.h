@@ -209,6 +209,11 @@ class DestinationVm {
   // content is left alone).
   absl::Status OnUrgentPages(absl::Span<const ReceivedRun> runs);
 
+  // The same for a thread that does nothing but receive such answers: it then
+  // stands in for the fault loop until there is another (FaultLoop::StandIn).
+  // Not from within RequestUrgent.
+  absl::Status OnUrgentPagesStandingIn(absl::Span<const ReceivedRun> runs);
+
   // Takes the answer to one RequestBulk, which is free for another request
   // after it. Pages of it that `runs` does not have are asked for again. Else
   // as OnUrgentPages, with any number of pages.

@@ -141,8 +141,9 @@ absl::Status ServingPageSource::Push(Lane* lane, std::vector<PageRun> units) {
 void ServingPageSource::Run(Lane* lane, bool urgent) {
   for (std::vector<PageRun> units; !(units = Pop(lane)).empty();) {
     const Answer answer(units, zeros_, content_);
-    const absl::Status taken = urgent ? vm_->OnUrgentPages(answer.runs())
-                                      : vm_->OnBulkPages(answer.runs());
+    const absl::Status taken = urgent
+                                   ? vm_->OnUrgentPagesStandingIn(answer.runs())
+                                   : vm_->OnBulkPages(answer.runs());
     const std::lock_guard<std::mutex> lock(mutex_);
     if (status_.ok()) status_ = taken;
   }

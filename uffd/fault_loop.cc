@@ -1,6 +1,5 @@
 #include "uffd/fault_loop.h"
 
-#include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
 
@@ -77,6 +76,9 @@ FaultLoop::FaultLoop(Parts parts, UniqueFd wake_fd)
 FaultLoop::~FaultLoop() { Stop(); }
 
 absl::Status FaultLoop::Start() {
+  auto wait = MessageWait::Create(ops_.poll_fd(), wake_fd_.get());
+  if (!wait.ok()) return wait.status();
+  wait_ = *std::move(wait);
   runs_.store(true);
   absl::StatusOr<std::thread> thread = StartThread([this] { Run(); });
   if (!thread.ok()) {
@@ -91,6 +93,7 @@ void FaultLoop::Stop() {
   stopping_.store(true);
   WakeUp();
   if (thread_.joinable()) thread_.join();
+  const std::lock_guard<std::mutex> nobody(stand_in_mutex_);
   pending_.EndWaits([](PageIndex) { return true; }, clock_.NowNanos());
 }
 
@@ -145,39 +148,90 @@ void FaultLoop::Run() {
 
 absl::Status FaultLoop::Loop() {
   while (!stopping_.load()) {
-    absl::Status status = Wait();
-    if (status.ok()) status = Serve().status();
-    if (!status.ok()) return status;
+    if (absl::Status s = Wait(); !s.ok()) return s;
   }
   return absl::OkStatus();
 }
 
 absl::Status FaultLoop::Wait() {
-  wants_room_.store(true);
-  const bool room = HasRoom();
-  if (room) wants_room_.store(false);
-  // A negative descriptor is not polled: the kernel keeps the faults for which
-  // there is no room, and its readiness must not turn this into a busy loop.
-  const bool reads = room || gate_.needed();
-  std::array<pollfd, 2> waited = {
-      {{.fd = wake_fd_.get(), .events = POLLIN, .revents = 0},
-       {.fd = reads ? ops_.poll_fd() : -1, .events = POLLIN, .revents = 0}}};
-  int timeout = deferred_count_ > 0 ? kRetryMillis : -1;
-  if (overflowed_ && room) timeout = 0;
-  if (::poll(waited.data(), waited.size(), timeout) < 0) {
-    return errno == EINTR ? absl::OkStatus() : SystemError("poll", errno);
+  int timeout = -1;
+  {
+    const std::lock_guard<std::mutex> lock(turn_mutex_);
+    if (absl::Status s = ListenIfRoom(); !s.ok()) return s;
+    if (deferred_count_ > 0) timeout = kRetryMillis;
+    if (overflowed_ && HasRoom()) timeout = 0;
   }
-  polled_ns_ = waited[1].revents & POLLIN ? clock_.NowNanos() : 0;
-  if (waited[0].revents & POLLIN) {
+  const MessageWait::Woken woken = wait_->Wait(timeout);
+  if (woken.wake_fd) {
     eventfd_t ignored = 0;
     ::eventfd_read(wake_fd_.get(), &ignored);
     life_.Answer();
   }
-  if (waited[1].revents & (POLLERR | POLLHUP | POLLNVAL)) {
-    return absl::InternalError(
-        "the userfaultfd is unusable: somebody has made it blocking");
+  return Turn(woken);
+}
+
+absl::Status FaultLoop::ListenIfRoom() {
+  wants_room_.store(true);
+  const bool room = HasRoom();
+  if (room) wants_room_.store(false);
+  // The kernel keeps the faults for which there is no room, and its readiness
+  // must not turn this into a busy loop.
+  return wait_->Listen(!stood_in_ && (room || gate_.needed()));
+}
+
+FaultLoop::StandIn::StandIn(FaultLoop* loop, PageCount pages)
+    : loop_(*loop),
+      alive_(loop_.stand_in_mutex_),
+      active_(loop_.BeginStandIn(pages)) {}
+
+FaultLoop::StandIn::~StandIn() {
+  if (active_) loop_.EndStandIn();
+}
+
+void FaultLoop::StandIn::Serve() {
+  if (!active_) return;
+  const int64_t end_ns =
+      loop_.clock_.NowNanos() + kStandInMillis * kNanosPerMilli;
+  while (loop_.Idle()) {
+    const MessageWait::Woken woken = loop_.wait_->StandIn(kStandInMillis);
+    if (!woken.messages && woken.status.ok()) return;
+    loop_.Turn(woken).IgnoreError();  // the loop will tell
+    if (loop_.clock_.NowNanos() >= end_ns) return;
   }
-  return absl::OkStatus();
+}
+
+bool FaultLoop::BeginStandIn(PageCount pages) {
+  if (pages > kStandInPagesMax || gate_.needed() || !runs_.load()) return false;
+  const std::lock_guard<std::mutex> lock(turn_mutex_);
+  if (!MayBeStoodIn(pages.value())) return false;
+  stood_in_ = wait_->Listen(false).ok();
+  return stood_in_;
+}
+
+bool FaultLoop::MayBeStoodIn(size_t outstanding_max) const {
+  return !stopping_.load() && failed_.ok() && deferred_count_ == 0 &&
+         !overflowed_ && pending_.size() <= outstanding_max;
+}
+
+bool FaultLoop::Idle() {
+  const std::lock_guard<std::mutex> lock(turn_mutex_);
+  return MayBeStoodIn(0);
+}
+
+void FaultLoop::EndStandIn() {
+  const std::lock_guard<std::mutex> lock(turn_mutex_);
+  stood_in_ = false;
+  if (failed_.ok()) failed_ = ListenIfRoom();
+  // What is left to be done later is the thread's.
+  if (!failed_.ok() || deferred_count_ > 0 || overflowed_) WakeUp();
+}
+
+absl::Status FaultLoop::Turn(const MessageWait::Woken& woken) {
+  const int64_t woken_ns = woken.messages ? clock_.NowNanos() : 0;
+  const std::lock_guard<std::mutex> lock(turn_mutex_);
+  if (failed_.ok()) failed_ = woken.status;
+  if (failed_.ok()) failed_ = Serve(woken_ns).status();
+  return failed_;
 }
 
 bool FaultLoop::HasRoom() const {
@@ -191,7 +245,8 @@ void FaultLoop::TakeBackOverflow() {
   installer_.Wake({PageIndex(0), state_.pages()});
 }
 
-absl::StatusOr<bool> FaultLoop::Serve() {
+absl::StatusOr<bool> FaultLoop::Serve(int64_t woken_ns) {
+  woken_ns_ = woken_ns;
   TakeBackOverflow();
   const size_t deferred = deferred_count_;
   absl::Status noted;
@@ -271,7 +326,7 @@ absl::Status FaultLoop::Handle(const uffd_msg& message, int64_t now_ns) {
   const PageIndex page = ram_.UnitOf(*touched).first;
   const PendingFaults::Message told = {
       .read_ns = now_ns,
-      .unread_ns = polled_ns_ == 0 ? 0 : now_ns - polled_ns_,
+      .unread_ns = woken_ns_ == 0 ? 0 : now_ns - woken_ns_,
       .thread = message.arg.pagefault.feat.ptid};
   // Before its end, which another thread may record as soon as it is asked for.
   if (records_ != nullptr) {

@@ -27,6 +27,7 @@
 #include "uffd/install_gate.h"
 #include "uffd/installer.h"
 #include "uffd/memory_changes.h"
+#include "uffd/message_wait.h"
 #include "uffd/page_source.h"
 #include "uffd/page_state.h"
 #include "uffd/pending_faults.h"
@@ -42,6 +43,12 @@ inline constexpr size_t kMaxFaultBatch = kMaxUrgentPages;
 // time that messages have been read and at least once in kRetryMillis.
 inline constexpr size_t kMaxDeferredFaults = 64;
 inline constexpr int kRetryMillis = 1;
+
+// For how long who receives waits for faults behind its last answer; meanwhile
+// nobody looks at the connection, from which nothing is expected. And behind
+// how large an answer.
+inline constexpr int kStandInMillis = 5;
+inline constexpr PageCount kStandInPagesMax{4};
 
 // Counts; see DestinationCounters for what they mean.
 struct FaultCounters {
@@ -62,7 +69,8 @@ struct FaultCounters {
 
 // One thread per VM that waits for the userfaultfd and an eventfd, and nothing
 // else. Per fault it allocates nothing, writes no log line and takes no lock
-// that the bulk lane takes.
+// that the bulk lane takes. Who receives the answers may stand in for the
+// thread: docs/adr/0034.
 //
 // What happens to a faulted page:
 //   outside every region          counted; its thread goes on waiting
@@ -103,7 +111,8 @@ class FaultLoop {
     Clock* clock;
     // Told of every fault of the VM's RAM. May be null.
     FaultRecords* records = nullptr;
-    // Pages that were missing have been given up. By the thread.
+    // Pages that were missing have been given up. By the thread, or by who
+    // stands in; not by both at a time.
     std::function<void()> on_given_up;
     // Called at most once, by the thread, and not after Stop has begun.
     std::function<void(absl::Status)> on_end;
@@ -116,9 +125,34 @@ class FaultLoop {
 
   // Starts the thread. Call once. RESOURCE_EXHAUSTED if there is none.
   absl::Status Start();
-  // Ends it and waits for it. Idempotent. Not from `on_end` or a request.
-  // Nobody counts as waiting from then on.
+  // Ends it and waits for it, and for who stands in. Idempotent. Not from
+  // `on_end` or a request. Nobody counts as waiting from then on.
   void Stop();
+
+  // The thread that receives what is asked for here serves faults in the loop's
+  // stead as long as it has one of these: a guest thread that touches one page
+  // after the other then wakes nobody but that. By one thread at a time.
+  class StandIn {
+   public:
+    // For an answer of `pages` pages that is about to be installed. Does
+    // nothing if it is large, or more is outstanding, so that others' faults
+    // need not wait; or if memory may be given up, of which installing waits to
+    // be told.
+    StandIn(FaultLoop* loop, PageCount pages);
+    // The loop serves faults again.
+    ~StandIn();
+    StandIn(const StandIn&) = delete;
+    StandIn& operator=(const StandIn&) = delete;
+
+    // Behind the installing: waits for faults and serves them until there is
+    // something to receive, or kStandInMillis have passed.
+    void Serve();
+
+   private:
+    FaultLoop& loop_;
+    const std::lock_guard<std::mutex> alive_;
+    const bool active_;
+  };
 
   // Asks `source` from now on; nullptr: nobody, faults are only collected. When
   // this returns, no request to the former source is running. Pages pending and
@@ -165,7 +199,7 @@ class FaultLoop {
 
   // One read and what follows from it, for simulations that have no thread.
   // True if there was anything to do. REQUIRES: Start was not called.
-  absl::StatusOr<bool> ServeOnce() { return Serve(); }
+  absl::StatusOr<bool> ServeOnce() { return Serve(/*woken_ns=*/0); }
 
  private:
   FaultLoop(Parts parts, UniqueFd wake_fd);
@@ -175,7 +209,21 @@ class FaultLoop {
   // Waits for messages, if there is room for them, or for wake_fd_, or until
   // deferred pages are to be tried again.
   absl::Status Wait();
-  absl::StatusOr<bool> Serve();
+  // Has the thread, while it waits, woken by messages for which there is room.
+  // REQUIRES: turn_mutex_.
+  absl::Status ListenIfRoom();
+  bool BeginStandIn(PageCount pages);
+  void EndStandIn();
+  // Nothing has to be done later, but for what `outstanding_max` pages need.
+  // REQUIRES: turn_mutex_.
+  bool MayBeStoodIn(size_t outstanding_max) const;
+  bool Idle();
+  // As `woken` says. What it fails with, or another turn has failed with
+  // before.
+  absl::Status Turn(const MessageWait::Woken& woken);
+  // One read and what follows from it. `woken_ns` is when messages were seen;
+  // 0: when they were read. REQUIRES: turn_mutex_, as all below but WakeUp.
+  absl::StatusOr<bool> Serve(int64_t woken_ns);
   // Reads into messages_, and takes note of what they say about memory. Returns
   // how many there are; `noted` is the first error of the notes.
   absl::StatusOr<size_t> ReadMessages(absl::Status* noted);
@@ -226,7 +274,13 @@ class FaultLoop {
   FaultTimes times_{records_};
   PendingFaults pending_{&times_};
 
-  // Of the thread alone.
+  // Between the thread and who stands in.
+  std::unique_ptr<MessageWait> wait_;  // from Start on
+  std::mutex stand_in_mutex_;          // held to stand in; before turn_mutex_
+  // Held for a turn. Guards what follows.
+  std::mutex turn_mutex_;
+  bool stood_in_ = false;
+  absl::Status failed_;  // what ended the loop
   std::array<uffd_msg, kMaxFaultBatch> messages_;
   std::array<PageIndex, kMaxFaultBatch> new_pages_;
   size_t new_count_ = 0;
@@ -235,7 +289,7 @@ class FaultLoop {
   bool retrying_ = false;    // in RetryDeferred
   bool overflowed_ = false;  // faults were let go
   // When the messages that are being handled were seen; 0: when they were read.
-  int64_t polled_ns_ = 0;
+  int64_t woken_ns_ = 0;
 
   // Held while a page goes from new to asked for, so that no page is asked for
   // twice, and during RequestUrgent. Shared with whoever reconnects.

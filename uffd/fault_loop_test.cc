@@ -85,19 +85,23 @@ class FaultLoopTest : public testing::Test {
   Installer installer_{&ram_, &uffd_, state_.get(), &gate_, &strategies_};
   AfterFaultOrder order_;
   FakePageSource source_;
+  std::thread::id ended_by_;
   std::promise<absl::Status> end_;
-  const std::unique_ptr<FaultLoop> loop_ = *FaultLoop::Create(
-      {.ram = &ram_,
-       .ops = &uffd_,
-       .state = state_.get(),
-       .gate = &gate_,
-       .changes = &changes_,
-       .installer = &installer_,
-       .order = &order_,
-       .clock = &clock_,
-       .on_given_up = [] {},
-       .on_end =
-           [this](const absl::Status& status) { end_.set_value(status); }});
+  const std::unique_ptr<FaultLoop> loop_ =
+      *FaultLoop::Create({.ram = &ram_,
+                          .ops = &uffd_,
+                          .state = state_.get(),
+                          .gate = &gate_,
+                          .changes = &changes_,
+                          .installer = &installer_,
+                          .order = &order_,
+                          .clock = &clock_,
+                          .on_given_up = [] {},
+                          .on_end =
+                              [this](const absl::Status& status) {
+                                ended_by_ = std::this_thread::get_id();
+                                end_.set_value(status);
+                              }});
 };
 
 TEST_F(FaultLoopTest, OneRequestForAllThatWait) {
@@ -665,6 +669,146 @@ TEST_F(GivingUpTest, AThreadThatServesNeitherSpinsNorSleepsOverIt) {
   }
   loop_->Stop();
   EXPECT_LE(uffd_.calls(Call::kRead), 2 * static_cast<int>(kMore));
+}
+
+// Installing waits for the loop to read what is said of memory given up.
+TEST_F(GivingUpTest, NobodyStandsIn) {
+  ASSERT_TRUE(loop_->Start().ok());
+  FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
+  Fault(1);
+  source_.AwaitUrgent(1);
+}
+
+// Who receives answers, here the test's own thread, for the fault loop's.
+class StandInTest : public FaultLoopTest {
+ protected:
+  void SetUp() override { ASSERT_TRUE(loop_->Start().ok()); }
+
+  int reads() { return uffd_.calls(Call::kRead); }
+  void Answer(uint64_t page) {
+    Install(page);
+    EXPECT_TRUE(loop_->Resolve(PageIndex(page)).has_value());
+  }
+};
+
+TEST_F(StandInTest, ServesTheNextFaultAndWakesNobody) {
+  Fault(1);
+  source_.AwaitUrgent(1);
+  {
+    FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
+    Answer(1);
+    const int before = reads();
+    Fault(2);
+    Fault(3);
+    stand_in.Serve();
+    EXPECT_EQ(reads(), before + 1);
+    ASSERT_EQ(source_.urgent().size(), 2u);
+    EXPECT_EQ(source_.urgent()[1],
+              (std::vector<PageIndex>{PageIndex(2), PageIndex(3)}));
+  }
+  EXPECT_EQ(loop_->outstanding(), 2u);
+}
+
+TEST_F(StandInTest, TheLoopIsBackBehindIt) {
+  Fault(1);
+  source_.AwaitUrgent(1);
+  {
+    FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
+    Answer(1);
+    Fault(2);  // and nobody serves it
+  }
+  source_.AwaitUrgent(2);
+  Fault(3);
+  source_.AwaitUrgent(3);
+}
+
+TEST_F(StandInTest, NotForever) {
+  FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
+  stand_in.Serve();  // nobody faults
+  // Nor while others' faults are answered here.
+  state_->MarkReceived(Page(1), /*is_zero=*/true);
+  Fault(1);
+  uffd_.BeforeNext(Call::kRead,
+                   [&] { clock_.Advance(kStandInMillis * kNanosPerMilli); });
+  stand_in.Serve();
+  EXPECT_EQ(Counted(&FaultCounters::local), 1u);
+  EXPECT_EQ(loop_->outstanding(), 0u);
+}
+
+TEST_F(StandInTest, NotWhileOthersWaitForPages) {
+  for (const uint64_t page : {1, 2}) {
+    Fault(page);
+    source_.AwaitUrgent(page);
+  }
+  FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
+  Fault(3);
+  source_.AwaitUrgent(3);
+}
+
+TEST_F(StandInTest, NotForALargeAnswer) {
+  {
+    FaultLoop::StandIn stand_in(loop_.get(), kStandInPagesMax);
+    const int before = reads();
+    Fault(1);
+    stand_in.Serve();
+    EXPECT_EQ(reads(), before + 1);
+  }
+  Answer(1);
+  FaultLoop::StandIn stand_in(loop_.get(), kStandInPagesMax + PageCount(1));
+  Fault(2);
+  source_.AwaitUrgent(2);
+}
+
+// Zeros that cannot be filled in now.
+TEST_F(StandInTest, LeavesWhatIsDeferredToTheLoop) {
+  state_->MarkReceived(Page(1), /*is_zero=*/true);
+  uffd_.FailNext(Call::kZeroPage, ENOMEM);
+  Fault(1);
+  {
+    FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
+    stand_in.Serve();
+    EXPECT_EQ(Counted(&FaultCounters::deferred), 1u);
+  }
+  while (uffd_.IsWaiting(1)) std::this_thread::yield();
+  EXPECT_EQ(uffd_.TouchPage(100, at(1)), Touch::kPresent);
+}
+
+TEST_F(StandInTest, AnErrorEndsTheLoopByItsOwnThread) {
+  uffd_msg unknown = {};
+  unknown.event = UFFD_EVENT_FORK;
+  {
+    FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
+    uffd_.Inject(unknown);
+    stand_in.Serve();
+  }
+  EXPECT_TRUE(absl::IsFailedPrecondition(end_.get_future().get()));
+  EXPECT_NE(ended_by_, std::this_thread::get_id());
+  // And then there is nothing to stand in for.
+  FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
+  const int before = reads();
+  stand_in.Serve();
+  EXPECT_EQ(reads(), before);
+}
+
+TEST_F(StandInTest, StopWaitsForIt) {
+  std::promise<void> stands_in;
+  std::promise<void> may_end;
+  std::atomic<bool> stopped{false};
+  std::thread receiver([&] {
+    FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
+    stands_in.set_value();
+    may_end.get_future().wait();
+    stand_in.Serve();
+    EXPECT_FALSE(stopped.load());
+  });
+  stands_in.get_future().wait();
+  std::thread stopper([&] {
+    loop_->Stop();
+    stopped.store(true);
+  });
+  may_end.set_value();
+  stopper.join();
+  receiver.join();
 }
 
 TEST(KernelFaultLoopTest, AUserfaultfdMadeBlockingEndsTheLoop) {
