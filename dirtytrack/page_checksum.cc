@@ -23,6 +23,14 @@ uint32_t Extend(uint32_t crc, absl::Span<const uint8_t> bytes) {
   return crc;
 }
 
+uint32_t Extend(uint32_t crc, uint64_t number) {
+  uint8_t bytes[8];
+  for (int i = 0; i < 8; ++i) {
+    bytes[i] = static_cast<uint8_t>(number >> (8 * i));
+  }
+  return Extend(crc, bytes);
+}
+
 constexpr uint32_t kInitialRegister = 0xFFFFFFFF;
 
 }  // namespace
@@ -33,12 +41,14 @@ uint32_t Crc32c(absl::Span<const uint8_t> bytes) {
 
 uint32_t PlacedCrc32c(RamOffset at, uint64_t count,
                       absl::Span<const uint8_t> bytes) {
-  uint8_t place[16];
-  for (int i = 0; i < 8; ++i) {
-    place[i] = static_cast<uint8_t>(at.value() >> (8 * i));
-    place[8 + i] = static_cast<uint8_t>(count >> (8 * i));
-  }
-  return ~Extend(Extend(kInitialRegister, place), bytes);
+  const uint32_t place = Extend(Extend(kInitialRegister, at.value()), count);
+  return ~Extend(place, bytes);
+}
+
+uint32_t NumbersCrc32c(absl::Span<const uint64_t> numbers) {
+  uint32_t crc = kInitialRegister;
+  for (const uint64_t number : numbers) crc = Extend(crc, number);
+  return ~crc;
 }
 
 uint32_t RunChecksum(PageRun pages, absl::Span<const uint8_t> data) {

@@ -25,6 +25,10 @@ uint32_t PlacedCrc32c(RamOffset at, uint64_t count,
 // are zero.
 uint32_t RunChecksum(PageRun pages, absl::Span<const uint8_t> data);
 
+// What guards the numbers of a request on their way: CRC-32C over each of them
+// as eight little-endian bytes.
+uint32_t NumbersCrc32c(absl::Span<const uint64_t> numbers);
+
 // True if every byte is 0; also true for no bytes.
 bool IsZero(absl::Span<const uint8_t> bytes);
 

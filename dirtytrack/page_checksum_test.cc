@@ -78,5 +78,12 @@ TEST(IsZeroTest, AnyLengthAndAlignment) {
   }
 }
 
+TEST(PageChecksumTest, OfNumbersIsOverTheirBytesInOrder) {
+  EXPECT_EQ(NumbersCrc32c({}), 0u);
+  const uint8_t bytes[16] = {2, 1, 0, 0, 0, 0, 0, 0, 3};
+  EXPECT_EQ(NumbersCrc32c({0x102, 3}), Crc32c(bytes));
+  EXPECT_NE(NumbersCrc32c({3, 0x102}), Crc32c(bytes));
+}
+
 }  // namespace
 }  // namespace postcopy

@@ -72,6 +72,8 @@ absl::Status CheckTraceId(const std::string& trace_id) {
 absl::Status DecodePages(const v1::UrgentRequest& request,
                          std::vector<PageIndex>& pages) {
   pages.clear();
+  absl::Status whole = CheckNumbers(request, request.ram_offsets_bytes());
+  if (!whole.ok()) return whole;
   for (uint64_t offset : request.ram_offsets_bytes()) {
     absl::StatusOr<PageIndex> page = DecodePage(offset);
     if (!page.ok()) return page.status();
@@ -123,9 +125,9 @@ class UrgentCall final : public UrgentStream {
     std::vector<PageIndex> pages;
     pages.reserve(kBatchPagesMax.value());
     do {
-      // Nothing asked for, nothing answered: that only attaches.
-      if (request_.ram_offsets_bytes().empty()) continue;
       if (absl::Status s = DecodePages(request_, pages); !s.ok()) return s;
+      // Nothing asked for, nothing answered: that only attaches.
+      if (pages.empty()) continue;
       if (absl::Status s = check(key()); !s.ok()) return s;
       absl::Status status = answers.Answer(pages);
       if (absl::IsUnavailable(status)) break;  // the peer has gone

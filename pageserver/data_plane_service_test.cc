@@ -25,6 +25,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "dirtytrack/clock.h"
+#include "dirtytrack/page_checksum.h"
 #include "dirtytrack/simulated_dirty_source.h"
 #include "dirtytrack/unique_fd.h"
 #include "gtest/gtest.h"
@@ -938,6 +939,41 @@ TEST_F(CommittedTest, AForgottenMigrationHasNoStreams) {
   source_.Forget();
   EXPECT_EQ(urgent.Finish().error_code(), StatusCode::CANCELLED);
   EXPECT_EQ(bulk_->Finish().error_code(), StatusCode::CANCELLED);
+}
+
+// A request for another page than was asked for is answered with a right one.
+TEST_F(CommittedTest, DamagedRequestsEndTheirStream) {
+  ASSERT_NO_FATAL_FAILURE(Commit());
+  v1::UrgentRequest urgent_request;
+  *urgent_request.mutable_session() = session_;
+  urgent_request.add_ram_offsets_bytes(5 * kPageSize);
+  urgent_request.set_crc32c(NumbersCrc32c({5 * kPageSize}));
+  {
+    Urgent urgent(source_);
+    EXPECT_TRUE(urgent.Ask(urgent_request).has_value());
+    urgent_request.set_ram_offsets_bytes(0, 4 * kPageSize);
+    EXPECT_EQ(urgent.Ask(urgent_request), std::nullopt);
+    EXPECT_EQ(urgent.Finish().error_code(), StatusCode::DATA_LOSS);
+    // All of it left out, as by a damaged tag.
+    Urgent empty(source_);
+    urgent_request.clear_ram_offsets_bytes();
+    EXPECT_EQ(empty.Ask(urgent_request), std::nullopt);
+    EXPECT_EQ(empty.Finish().error_code(), StatusCode::DATA_LOSS);
+  }
+  v1::BulkRequest fetch;
+  fetch.mutable_fetch()->set_ram_offset_bytes(5 * kPageSize);
+  fetch.mutable_fetch()->set_page_count(1);
+  fetch.mutable_fetch()->set_crc32c(NumbersCrc32c({5 * kPageSize, 2}));
+  v1::BulkRequest ack;
+  ack.mutable_round_ack()->set_crc32c(NumbersCrc32c({0, 1}));
+  uint64_t epoch = 1;
+  for (const v1::BulkRequest& request : {fetch, ack}) {
+    Bulk bulk(source_);
+    const v1::SessionRef session = source_.OpenSession(++epoch);
+    bulk.Attach(session);
+    EXPECT_TRUE(bulk.Say(session, request));
+    EXPECT_EQ(bulk.Finish().error_code(), StatusCode::DATA_LOSS);
+  }
 }
 
 TEST_F(CommittedTest, UrgentRequestsThatAreRefused) {

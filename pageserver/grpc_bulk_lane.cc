@@ -137,9 +137,12 @@ absl::StatusOr<BulkMessage> GrpcBulkLane::Receive() {
         "a message of the bulk stream names another session or epoch");
   }
   switch (request_.message_case()) {
-    case v1::BulkRequest::kRoundAck:
-      return RoundAck{request_.round_ack().round(),
-                      request_.round_ack().damaged_runs()};
+    case v1::BulkRequest::kRoundAck: {
+      const v1::RoundAck& ack = request_.round_ack();
+      absl::Status whole = CheckNumbers(ack, {ack.round(), ack.damaged_runs()});
+      if (!whole.ok()) return whole;
+      return RoundAck{ack.round(), ack.damaged_runs()};
+    }
     case v1::BulkRequest::kSwitchOverReady:
       return SwitchOverReady{
           PageCount(request_.switch_over_ready().discarded_pages())};
@@ -151,10 +154,13 @@ absl::StatusOr<BulkMessage> GrpcBulkLane::Receive() {
       return GuestResumed{static_cast<int64_t>(us) * kNanosPerMicro};
     }
     case v1::BulkRequest::kFetch: {
-      absl::StatusOr<PageIndex> first =
-          DecodePage(request_.fetch().ram_offset_bytes());
+      const v1::FetchRange& fetch = request_.fetch();
+      absl::Status whole =
+          CheckNumbers(fetch, {fetch.ram_offset_bytes(), fetch.page_count()});
+      if (!whole.ok()) return whole;
+      absl::StatusOr<PageIndex> first = DecodePage(fetch.ram_offset_bytes());
       if (!first.ok()) return first.status();
-      return FetchRange{{*first, PageCount(request_.fetch().page_count())}};
+      return FetchRange{{*first, PageCount(fetch.page_count())}};
     }
     default:
       return absl::InvalidArgumentError(

@@ -6,7 +6,10 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "dirtytrack/page_checksum.h"
 #include "dirtytrack/ram_layout.h"
 #include "dirtytrack/types.h"
 #include "pageserver/page_batch.h"
@@ -22,6 +25,19 @@ void EncodeRuns(PageBatch& batch,
 
 // The page at a RAM offset; INVALID_ARGUMENT if it is not page-aligned.
 absl::StatusOr<PageIndex> DecodePage(uint64_t ram_offset_bytes);
+
+// DATA_LOSS unless `numbers`, which are those of `request`, are as they were
+// sent. An older destination does not say how that was.
+template <typename Request>
+absl::Status CheckNumbers(const Request& request,
+                          absl::Span<const uint64_t> numbers) {
+  if (!request.has_crc32c() || NumbersCrc32c(numbers) == request.crc32c()) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(
+      "a request did not arrive as it was sent: does the network change what "
+      "it carries (TLS would notice)?");
+}
 
 SessionKey KeyOf(const v1::SessionRef& session);
 

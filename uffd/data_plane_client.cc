@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/clock.h"
+#include "dirtytrack/page_checksum.h"
 #include "dirtytrack/run_compression.h"
 #include "postcopy/v1/data_plane.grpc.pb.h"
 #include "uffd/response_decoder.h"
@@ -270,13 +271,18 @@ class GrpcSourceConnection final : public SourceConnection {
     for (PageIndex page : pages) {
       urgent_request_.add_ram_offsets_bytes(OffsetOf(page).value());
     }
+    urgent_request_.set_crc32c(
+        NumbersCrc32c(urgent_request_.ram_offsets_bytes()));
     return urgent_.Write(urgent_request_);
   }
 
   absl::Status RequestBulk(PageRun run) override {
     v1::BulkRequest request = NewBulkRequest();
-    request.mutable_fetch()->set_ram_offset_bytes(OffsetOf(run.first).value());
-    request.mutable_fetch()->set_page_count(run.count.value());
+    v1::FetchRange& fetch = *request.mutable_fetch();
+    fetch.set_ram_offset_bytes(OffsetOf(run.first).value());
+    fetch.set_page_count(run.count.value());
+    fetch.set_crc32c(
+        NumbersCrc32c({fetch.ram_offset_bytes(), fetch.page_count()}));
     return bulk_.Write(request);
   }
 
@@ -294,8 +300,10 @@ class GrpcSourceConnection final : public SourceConnection {
 
   absl::Status SendRoundAck(uint32_t round, uint64_t damaged_runs) override {
     v1::BulkRequest request = NewBulkRequest();
-    request.mutable_round_ack()->set_round(round);
-    request.mutable_round_ack()->set_damaged_runs(damaged_runs);
+    v1::RoundAck& ack = *request.mutable_round_ack();
+    ack.set_round(round);
+    ack.set_damaged_runs(damaged_runs);
+    ack.set_crc32c(NumbersCrc32c({round, damaged_runs}));
     return bulk_.Write(request);
   }
 

@@ -12,9 +12,13 @@
 #include "dirtytrack/page_checksum.h"
 #include "dirtytrack/start_thread.h"
 #include "uffd/huge_page_connection.h"
+#include "uffd/redial_pause.h"
 
 namespace postcopy {
 namespace {
+
+// Between two tries to begin what the host has no room for.
+constexpr std::chrono::milliseconds kRoomPause(50);
 
 // Errors that another session may mend.
 bool WorthAnotherTry(const absl::Status& status) {
@@ -99,15 +103,16 @@ bool DestinationMigration::StopWantedLocked() const {
 }
 
 void DestinationMigration::Drive() {
-  int64_t retry_nanos = options_.retry_nanos_first;
+  RedialPause pause(options_.retry_nanos_first, options_.retry_nanos_last);
   while (true) {
     absl::StatusOr<std::unique_ptr<SourceConnection>> dialled = Dial();
     absl::Status status = dialled.status();
     std::shared_ptr<SourceConnection> connection;
     if (dialled.ok()) {
       connection = *std::move(dialled);
-      retry_nanos = options_.retry_nanos_first;
+      const PageCount missing = vm_->counters().missing;
       status = Serve(connection);
+      pause.OnSessionEnded(status, vm_->counters().missing < missing);
       lost_since_ns_ = clock_->NowNanos();
     }
     if (!AfterLoss(status)) {
@@ -116,8 +121,7 @@ void DestinationMigration::Drive() {
     }
     // One that Pause kept from being used would stay open meanwhile.
     connection.reset();
-    WaitToDial(retry_nanos);
-    retry_nanos = std::min(retry_nanos * 2, options_.retry_nanos_last);
+    WaitToDial(pause.Next());
   }
 }
 
@@ -167,6 +171,8 @@ absl::Status DestinationMigration::Serve(
       return absl::CancelledError("paused");
     }
     connection_ = shared;
+    // Answered by this session, unless it named another source since.
+    if (next_dialer_ == nullptr) dial_now_ = false;
   }
   absl::Status urgent_end;
   absl::StatusOr<std::thread> urgent =
@@ -581,10 +587,12 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
     limit = bulk_limit_;
     EnterLocked(MigrationEvent::kCommit, "the VMM loads device state");
   }
-  absl::Status status = vm_->StartServing(
-      connection, limit.value(),
-      [this](const absl::Status& end) { OnServingEnded(end); },
-      options_.bulk_share);
+  absl::Status status = WhenThereIsRoom([&] {
+    return vm_->StartServing(
+        connection, limit.value(),
+        [this](const absl::Status& end) { OnServingEnded(end); },
+        options_.bulk_share);
+  });
   if (!status.ok()) {
     Fail(MigrationEvent::kBroken,
          absl::StrCat("faults cannot be served: ", status.message()));
@@ -602,6 +610,19 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
     std::lock_guard lock(mutex_);
     guest_thread_active_ = true;
   }
+  status = WhenThereIsRoom([this] { return StartGuestThread(); });
+  if (status.ok()) return status;
+  {
+    std::lock_guard lock(mutex_);
+    guest_thread_active_ = false;
+  }
+  Fail(MigrationEvent::kBroken,
+       absl::StrCat("the guest was handed over but cannot be run: ",
+                    status.message()));
+  return status;
+}
+
+absl::Status DestinationMigration::StartGuestThread() {
   absl::StatusOr<std::thread> guest = StartThread([this] {
     RunGuest();
     {
@@ -611,18 +632,23 @@ absl::Status DestinationMigration::TakeOver(SourceConnection* connection) {
     }
     SeeLanesEnd();
   });
-  if (guest.ok()) {
-    guest_thread_ = *std::move(guest);
-    return absl::OkStatus();
-  }
-  {
-    std::lock_guard lock(mutex_);
-    guest_thread_active_ = false;
-  }
-  Fail(MigrationEvent::kBroken,
-       absl::StrCat("the guest was handed over but cannot be run: ",
-                    guest.status().message()));
+  if (guest.ok()) guest_thread_ = *std::move(guest);
   return guest.status();
+}
+
+absl::Status DestinationMigration::WhenThereIsRoom(
+    const std::function<absl::Status()>& begin) {
+  while (true) {
+    absl::Status status = begin();
+    if (!absl::IsResourceExhausted(status)) return status;
+    std::unique_lock lock(mutex_);
+    SetMessageLocked(
+        absl::StrCat("the guest is here and waits for room: ", status.message(),
+                     "; raise LimitNOFILE= or TasksMax=, or end something"));
+    const bool ended = changed_.wait_for(
+        lock, kRoomPause, [this] { return StopWantedLocked() || vmm_gone_; });
+    if (ended) return status;
+  }
 }
 
 void DestinationMigration::RunGuest() {

@@ -180,6 +180,10 @@ class DestinationMigration {
   absl::Status Begin(SourceConnection* connection);
   absl::Status ReceiveAll(SourceConnection* connection);
   // Returns what ended it.
+  // Calls `begin` again and again while the host has no descriptor or thread
+  // for it: the guest has been handed over, and nobody else can run it.
+  absl::Status WhenThereIsRoom(const std::function<absl::Status()>& begin);
+  absl::Status StartGuestThread();
   absl::Status ReceiveUrgent(SourceConnection* connection);
   // True if another session is worth a try; else the migration has ended.
   bool AfterLoss(const absl::Status& lost);

@@ -2,6 +2,7 @@
 // a kernel that do what the test says.
 #include "uffd/destination_migration.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -1520,6 +1521,33 @@ TEST_F(PausedTest, RecoverDialsALostSourceAtOnce) {
   world_.ExpectCompleted();
 }
 
+// A state that says that the guest is served while its threads wait would keep
+// an operator from looking.
+TEST_F(PausedTest, RecoverWhileADialIsOnItsWayDoesNotHideTheNextLoss) {
+  std::promise<void> second;
+  std::promise<void> third;
+  std::atomic<int> dials{0};
+  world_.network.on_dial = [&] {
+    const int dial = ++dials;
+    if (dial == 2) second.get_future().wait();
+    if (dial == 3) third.get_future().wait();
+  };
+  RunGuest();
+  const auto again = world_.network.Accept(/*committed=*/true);
+  world_.session->Break(absl::UnavailableError("reset"));
+  while (dials < 2) std::this_thread::yield();
+  EXPECT_TRUE(world_.migration->Recover(nullptr).ok());
+  second.set_value();
+  world_.AwaitPhase(Phase::kPostcopy);
+  const auto last = world_.network.Accept(/*committed=*/true);
+  again->Break(absl::UnavailableError("reset"));
+  while (dials < 3) std::this_thread::yield();
+  EXPECT_EQ(world_.migration->phase(), Phase::kRecovering);
+  third.set_value();
+  last->Serve();
+  world_.ExpectCompleted();
+}
+
 // Proves that a connection that is just being opened is not used.
 TEST_F(PausedTest, PauseCatchesADialOnItsWay) {
   std::promise<void> answer;
@@ -1706,6 +1734,24 @@ TEST_F(PausedTest, ALimitIsKept) {
     world.ExpectCompleted();
     EXPECT_GE(world.clock.NowNanos() - began, 100 * kNanosPerMilli);
   }
+}
+
+// Proves that a guest which was handed over is not lost to a host that is out
+// of descriptors just then.
+TEST(DestinationMigrationRoomTest, AGuestThatWasHandedOverWaitsForRoom) {
+  World world;
+  world.StartWithSession();
+  world.GetReady();
+  rlimit before;
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit none = {.rlim_cur = 0, .rlim_max = before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  world.session->SayCommit();
+  world.AwaitMessage("waits for room");
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  world.session->AwaitResumed();
+  world.session->Serve();
+  world.ExpectCompleted();
 }
 
 // --- The end.

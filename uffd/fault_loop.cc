@@ -182,13 +182,16 @@ absl::Status FaultLoop::ListenIfRoom() {
 FaultLoop::StandIn::StandIn(FaultLoop* loop, PageCount pages)
     : loop_(*loop),
       alive_(loop_.stand_in_mutex_),
-      active_(loop_.BeginStandIn(pages)) {}
+      small_(pages <= kStandInPagesMax),
+      active_(small_ && !loop_.gate_.needed() && !loop_.installer_.Replaces() &&
+              loop_.BeginStandIn(pages.value())) {}
 
 FaultLoop::StandIn::~StandIn() {
   if (active_) loop_.EndStandIn();
 }
 
 void FaultLoop::StandIn::Serve() {
+  active_ = active_ || (small_ && loop_.BeginStandIn(0));
   if (!active_) return;
   const int64_t end_ns =
       loop_.clock_.NowNanos() + kStandInMillis * kNanosPerMilli;
@@ -200,10 +203,10 @@ void FaultLoop::StandIn::Serve() {
   }
 }
 
-bool FaultLoop::BeginStandIn(PageCount pages) {
-  if (pages > kStandInPagesMax || gate_.needed() || !runs_.load()) return false;
+bool FaultLoop::BeginStandIn(size_t outstanding_max) {
+  if (!runs_.load()) return false;
   const std::lock_guard<std::mutex> lock(turn_mutex_);
-  if (!MayBeStoodIn(pages.value())) return false;
+  if (!MayBeStoodIn(outstanding_max)) return false;
   stood_in_ = wait_->Listen(false).ok();
   return stood_in_;
 }

@@ -136,8 +136,10 @@ class FaultLoop {
    public:
     // For an answer of `pages` pages that is about to be installed. Does
     // nothing if it is large, or more is outstanding, so that others' faults
-    // need not wait; or if memory may be given up, of which installing waits to
-    // be told.
+    // need not wait. The loop serves faults until it is installed where that
+    // may wait for one to be served: where memory may be given up, of which the
+    // kernel wants to have told first, and where it is written into a file,
+    // whose lock a thread may hold that has faulted.
     StandIn(FaultLoop* loop, PageCount pages);
     // The loop serves faults again.
     ~StandIn();
@@ -151,7 +153,8 @@ class FaultLoop {
    private:
     FaultLoop& loop_;
     const std::lock_guard<std::mutex> alive_;
-    const bool active_;
+    const bool small_;
+    bool active_;
   };
 
   // Asks `source` from now on; nullptr: nobody, faults are only collected. When
@@ -212,7 +215,7 @@ class FaultLoop {
   // Has the thread, while it waits, woken by messages for which there is room.
   // REQUIRES: turn_mutex_.
   absl::Status ListenIfRoom();
-  bool BeginStandIn(PageCount pages);
+  bool BeginStandIn(size_t outstanding_max);
   void EndStandIn();
   // Nothing has to be done later, but for what `outstanding_max` pages need.
   // REQUIRES: turn_mutex_.

@@ -278,6 +278,15 @@ TEST_F(MinorFaultLoopTest, APrecopiedPageIsShown) {
   EXPECT_EQ(Counted(&FaultCounters::late), 1u);
 }
 
+// A thread that writes into the file may hold its lock, and fault.
+TEST_F(MinorFaultLoopTest, TheLoopServesUntilAnAnswerIsInstalled) {
+  ASSERT_TRUE(loop_->Start().ok());
+  state_->MarkReceived(Page(1), /*is_zero=*/true);
+  FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
+  Fault(1);
+  while (uffd_.IsWaiting(1)) std::this_thread::yield();
+}
+
 TEST_F(MinorFaultLoopTest, AStalePageIsFetched) {
   Write(5);
   Fault(5);
@@ -672,11 +681,16 @@ TEST_F(GivingUpTest, AThreadThatServesNeitherSpinsNorSleepsOverIt) {
 }
 
 // Installing waits for the loop to read what is said of memory given up.
-TEST_F(GivingUpTest, NobodyStandsIn) {
+TEST_F(GivingUpTest, TheLoopServesUntilAnAnswerIsInstalled) {
   ASSERT_TRUE(loop_->Start().ok());
   FaultLoop::StandIn stand_in(loop_.get(), PageCount(1));
   Fault(1);
   source_.AwaitUrgent(1);
+  EXPECT_TRUE(loop_->Resolve(PageIndex(1)).has_value());
+  uffd_.GiveUp(at(5), ByteCount(kPageSize));
+  stand_in.Serve();
+  EXPECT_FALSE(uffd_.IsChanging());
+  EXPECT_TRUE(uffd_.EndGivingUp());
 }
 
 // Who receives answers, here the test's own thread, for the fault loop's.

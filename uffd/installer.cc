@@ -78,6 +78,8 @@ ReceiveResult Installer::InstallZero(PageRun run) {
 }
 
 ReceiveResult Installer::AdmitZero(PageRun run) {
+  // Some may be poisoned, which are not zeros: the kernel knows.
+  if (poisoning_.load()) return InstallZero(run);
   ReceiveResult result;
   std::optional<PageRun> missing = state_.NextMissingRun(run.first);
   while (missing.has_value() && missing->first < run.end()) {
@@ -105,7 +107,7 @@ PageCount Installer::AdmitSome(PageRun run, PageCount* received, int* error) {
     return same.pages.count;
   }
   const std::shared_lock<std::shared_mutex> marking(mark_mutex_);
-  // Some may be poisoned, which are not zeros.
+  // Begun since: asked for again, and then as above.
   if (poisoning_.load()) return same.pages.count;
   if (StrategyOf(same).replaces()) *error = same.PunchHole();
   if (*error == 0) *received += state_.MarkReceived(same.pages, true);
@@ -190,6 +192,11 @@ std::optional<PageCount> Installer::RevealSome(PageRun run) {
       result.error == EAGAIN || (staged && result.error == ENOMEM);
   if (passing) return PageCount(0);
   // In sight already, or a hole, or unmapped: whoever touches it learns which.
+  if (staged && result.error == ENOENT) {
+    // And nobody can see what waits for it.
+    piece.pages.count = unit;
+    if (piece.PunchHole() == 0) Count(&unmapped_, unit.value());
+  }
   return unit;
 }
 
@@ -235,6 +242,8 @@ absl::Status Installer::Poison(PageRun run) {
       continue;
     }
     if (result.error == EINVAL) {
+      // It cannot poison one page and not another.
+      poisoning_.store(false);
       return absl::UnimplementedError(
           "the kernel cannot poison pages: Linux 6.6 can");
     }

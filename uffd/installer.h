@@ -2,6 +2,7 @@
 #ifndef UFFD_INSTALLER_H_
 #define UFFD_INSTALLER_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <optional>
@@ -105,6 +106,12 @@ class Installer {
   // of it is a minor fault. Not so where it waits: that is a missing page.
   bool MayBeOutOfSight(PageIndex page) const {
     return strategies_[ram_.layout().RegionOf(page)]->replaces();
+  }
+
+  // True if so for any page.
+  bool Replaces() const {
+    return std::any_of(strategies_.begin(), strategies_.end(),
+                       [](const auto& of) { return of->replaces(); });
   }
 
   // Makes who touches a missing page of `run` get SIGBUS, now and after this

@@ -143,11 +143,20 @@ TEST_F(InstallerTest, APageThatIsPoisonedMeanwhileIsNotReceived) {
   });
   EXPECT_EQ(installer_.InstallZero(Pages(9, 1)).received, PageCount(0));
   EXPECT_FALSE(state_->IsReceived(PageIndex(9)));
-  EXPECT_EQ(installer_.AdmitZero(Pages(9, 2)).received, PageCount(0));
+  EXPECT_EQ(installer_.AdmitZero(Pages(9, 2)).received, PageCount(1));
   EXPECT_FALSE(state_->IsReceived(PageIndex(9)));
+  EXPECT_TRUE(state_->IsZero(PageIndex(10)));
   EXPECT_EQ(uffd_.TouchPage(1, at(5)), Touch::kPoisoned);
   EXPECT_EQ(uffd_.TouchPage(2, at(9)), Touch::kPoisoned);
   EXPECT_EQ(installer_.already_present(), 0u);
+}
+
+// Else zeros would be asked for again for ever.
+TEST_F(InstallerTest, WhatTheKernelCannotPoisonIsReceivedAsBefore) {
+  uffd_.FailNext(Call::kPoison, EINVAL);
+  EXPECT_TRUE(absl::IsUnimplemented(installer_.Poison(Pages(5, 1))));
+  EXPECT_EQ(installer_.AdmitZero(Pages(5, 1)).received, PageCount(1));
+  EXPECT_EQ(uffd_.calls(Call::kZeroPage), 0);
 }
 
 TEST_F(InstallerTest, ZerosAdmittedWhilePagesArePoisonedAreOneOrTheOther) {

@@ -253,6 +253,20 @@ TEST_P(PrecopiedMemoryTest, UnmappedPagesDoNotHoldUpTheEnd) {
   EXPECT_TRUE(HasContent(0));
 }
 
+// Nor where the VMM has not asked for messages of it.
+TEST_P(PrecopiedMemoryTest, PagesUnmappedWithoutAWordDoNotHoldUpTheEnd) {
+  Begin();
+  if (vm_ == nullptr) return;
+  Store(Pages(0, AllPages()));
+  ASSERT_TRUE(vm_->DiscardStale(stale_.view()).ok());
+  const PageRun unit = UnitOf(1024);
+  guest_->Leave(unit);
+  ASSERT_EQ(::munmap(guest_->at(unit.first), BytesIn(unit.count).value()), 0);
+  Serve(&idle_);
+  ExpectEnd();
+  EXPECT_TRUE(HasContent(0));
+}
+
 // Threads read, write and give up pages while they are put in place.
 TEST_P(PrecopiedMemoryTest, NothingIsOverwrittenOrComesBack) {
   constexpr uint64_t kThreads = 4;

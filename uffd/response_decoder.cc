@@ -24,6 +24,20 @@ bool IsRun(RamOffset at, uint64_t pages) {
   return IsPageAligned(at) && pages != 0 && pages <= kRunPagesMax;
 }
 
+// Every field of `messages`, not of messages in them, is one that this
+// destination has asked for. A damaged tag makes another field of it, which
+// would else be left out without a word: pages would be taken to have come.
+template <typename... Messages>
+bool AllKnown(const Messages&... messages) {
+  return (messages.GetReflection()->GetUnknownFields(messages).empty() && ...);
+}
+
+absl::Status UnknownField() {
+  return absl::DataLossError(
+      "it sent a field that nobody has asked for: does the network change what "
+      "it carries (TLS would notice)?");
+}
+
 absl::Status NoRun(RamOffset at, uint64_t pages) {
   return absl::InvalidArgumentError(
       absl::StrCat("the source sent a run of ", pages, " pages at ",
@@ -57,7 +71,7 @@ absl::Status DecodeRuns(
     const auto data = ContentOf(run, decompressor);
     const bool compressed = run.encoding() != v1::PAGE_ENCODING_UNSPECIFIED;
     if (!data.ok() && !absl::IsDataLoss(data.status())) return data.status();
-    if (!data.ok() ||
+    if (!data.ok() || !AllKnown(run) ||
         PlacedCrc32c(at, run.page_count(), *data) != run.crc32c()) {
       ++pages.damaged_runs;
       if (compressed) ++pages.damaged_compressed_runs;
@@ -76,6 +90,7 @@ absl::StatusOr<BulkEvent> DecodePages(const v1::PageBatch& batch,
   PagesArrived pages;
   absl::Status status = DecodeRuns(batch.runs(), &decompressor, runs, pages);
   if (!status.ok()) return status;
+  if (!AllKnown(batch)) ++pages.damaged_runs;
   pages.runs = runs;
   return pages;
 }
@@ -117,6 +132,7 @@ absl::StatusOr<BulkEvent> DecodeDirtied(const v1::RecentlyDirtied& dirtied) {
 
 absl::StatusOr<absl::Span<const ReceivedRun>> DecodeUrgent(
     const v1::UrgentResponse& response, std::vector<ReceivedRun>& runs) {
+  if (!AllKnown(response)) return UnknownField();
   PagesArrived pages;
   absl::Status status =
       DecodeRuns(response.runs(), /*decompressor=*/nullptr, runs, pages);
@@ -130,6 +146,12 @@ absl::StatusOr<absl::Span<const ReceivedRun>> DecodeUrgent(
 absl::StatusOr<BulkEvent> DecodeBulk(const v1::BulkResponse& response,
                                      std::vector<ReceivedRun>& runs,
                                      RunDecompressor& decompressor) {
+  if (!AllKnown(response, response.round_end(), response.stale(),
+                response.early_discard(), response.device_state(),
+                response.switch_over(), response.commit(),
+                response.recently_dirtied())) {
+    return UnknownField();
+  }
   switch (response.message_case()) {
     case v1::BulkResponse::kPages:
       return DecodePages(response.pages(), runs, decompressor);
