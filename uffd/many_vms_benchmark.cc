@@ -147,7 +147,8 @@ class MemorySource final : public PageSource {
             {run, absl::MakeSpan(bytes).first(BytesIn(run.count).value())});
       }
       // Refused once the VM has been aborted.
-      (lane == &urgent_ ? vm_->OnUrgentPages(answer) : vm_->OnBulkPages(answer))
+      (lane == &urgent_ ? vm_->OnUrgentPagesStandingIn(answer)
+                        : vm_->OnBulkPages(answer))
           .IgnoreError();
     }
   }
