@@ -75,8 +75,10 @@ TEST_F(MessageWaitTest, WithoutADescriptorItSaysSo) {
   rlimit before;
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
   const rlimit none = {.rlim_cur = 0, .rlim_max = before.rlim_max};
+  const int uffd = uffd_.get();
+  const int wake_fd = wake_fd_.get();
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
-  const auto wait = MessageWait::Create(uffd_.get(), wake_fd_.get());
+  const auto wait = MessageWait::Create(uffd, wake_fd);
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
   EXPECT_TRUE(absl::IsResourceExhausted(wait.status()));
 }
