@@ -1,6 +1,8 @@
 // bench: the standard suite, and the performance budget.
+#include <algorithm>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <system_error>
 #include <utility>
 
@@ -61,7 +63,12 @@ BackendSummary At(const ReplayReport& report, size_t index) {
   return Summarize(report.backends[index]);
 }
 
-double Ratio(double a, double b) { return b > 0 ? a / b : 0; }
+constexpr double kNothing = std::numeric_limits<double>::quiet_NaN();
+
+// Of what may be none; of what takes time in any case, so that none was not
+// measured.
+double Share(double a, double b) { return b > 0 ? a / b : kNothing; }
+double Ratio(double a, double b) { return a > 0 ? Share(a, b) : kNothing; }
 
 void AddFloors(const ReplayReport& report, std::vector<BudgetLine>* lines) {
   const BackendSummary local = At(report, 0);
@@ -102,17 +109,17 @@ void AddBulkLoad(const ReplayReport& report, std::vector<BudgetLine>* lines) {
       static_cast<double>(report.backends[1].runs.front().pages_total);
   lines->push_back({.what = "private memory for one VM in both daemons, MiB",
                     .target = 2 * (16 + pages / 4 / kMib),
-                    .measured = At(report, 1).rss_added_bytes / kMib});
+                    .measured = Ratio(At(report, 1).rss_added_bytes, kMib)});
 }
 
 void AddOrder(const ReplayReport& report, std::vector<BudgetLine>* lines) {
   const double adaptive = At(report, 2).stall_sum_ms;
   lines->push_back({.what = absl::StrCat(report.title, ": stall / demand only"),
                     .target = 0.5,
-                    .measured = Ratio(adaptive, At(report, 0).stall_sum_ms)});
+                    .measured = Share(adaptive, At(report, 0).stall_sum_ms)});
   lines->push_back({.what = absl::StrCat(report.title, ": stall / linear"),
                     .target = 1,
-                    .measured = Ratio(adaptive, At(report, 1).stall_sum_ms)});
+                    .measured = Share(adaptive, At(report, 1).stall_sum_ms)});
 }
 
 std::vector<BudgetLine> BudgetOf(absl::Span<const ReplayReport> reports) {
@@ -183,6 +190,12 @@ absl::Status RunBench(const ReplayContext& context) {
   absl::Status status =
       WriteTextFile(stem + ".json", ReportsJson(reports, budget));
   status.Update(WriteTextFile(stem + ".html", ReportsHtml(reports, budget)));
+  const bool whole =
+      std::all_of(budget.begin(), budget.end(),
+                  [](const BudgetLine& line) { return line.was_measured(); });
+  if (status.ok() && !whole) {
+    return absl::DataLossError("there was nothing to measure for some lines");
+  }
   return status;
 }
 

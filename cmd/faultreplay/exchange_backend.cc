@@ -237,8 +237,8 @@ class GrpcStream final : public Exchange {
     return absl::OkStatus();
   }
 
-  // Nobody can claim a page.
-  void Bring(uint32_t, PageIndex) override {}
+  // Nobody can claim a page before the stream has ended without it.
+  void Bring(uint32_t, PageIndex page) override { pages_.Fail(page); }
   void Abort() override { context_.TryCancel(); }
 
  private:

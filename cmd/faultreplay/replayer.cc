@@ -71,8 +71,8 @@ class Replay {
   void Look();
   void CollectTouches(const std::vector<Tally>& tallies);
   void CountUnused();
-  // Until all have come, or the time is over: CheckAll finds out.
-  void AwaitWhole();
+  // Until all have come by themselves: CheckAll would ask for what is missing.
+  absl::Status AwaitWhole();
 
   const TouchPlan& plan_;
   const ReplayOptions& options_;
@@ -197,11 +197,18 @@ void Replay::Look() {
   next_look_ns_ = Now() + std::max(kLookNanos, (Now() - now) * kLookShare);
 }
 
-void Replay::AwaitWhole() {
+absl::Status Replay::AwaitWhole() {
   const int64_t end_ns = Now() + absl::ToInt64Nanoseconds(options_.timeout);
-  while (!backend_.IsOver() && Now() < end_ns) {
+  while (!backend_.IsOver()) {
+    if (Now() >= end_ns) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("after ", absl::FormatDuration(options_.timeout), " ",
+                       backend_.CountHere().value(), " of ",
+                       plan_.pages.value(), " pages had come by themselves"));
+    }
     Clock::Monotonic()->SleepFor(kAwaitNanos);
   }
+  return absl::OkStatus();
 }
 
 void Replay::CollectTouches(const std::vector<Tally>& tallies) {
@@ -246,7 +253,10 @@ absl::StatusOr<RunResult> Replay::Run() {
   CountUnused();
   const int64_t first_ns = begin_ns_;
   // What it cost is asked behind what is measured.
-  if (options_.await_whole) AwaitWhole();
+  if (options_.await_whole) {
+    status = AwaitWhole();
+    if (!status.ok()) return status;
+  }
   result_.whole_ns = Now() - first_ns;
   status = backend_.Report(&result_.backend);
   if (!status.ok()) return status;

@@ -105,7 +105,7 @@ class FakeBackend final : public Backend {
   absl::Status Start() override { return absl::OkStatus(); }
   bool IsHere(PageIndex) override { return false; }
   PageCount CountHere() override { return PageCount(0); }
-  bool IsOver() override { return true; }
+  bool IsOver() override { return !never_.has_value(); }
   const uint8_t* Touch(uint32_t, PageIndex page, bool) override {
     if (page == never_) given_up_.wait(false);
     return page_.data();
@@ -131,6 +131,17 @@ TEST(RunReplayTest, APageThatNeverComesFailsTheRun) {
                                 {.timeout = absl::Milliseconds(50)}, &backend);
   EXPECT_EQ(result.status().code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_TRUE(absl::StrContains(result.status().message(), "1 touches"))
+      << result.status();
+}
+
+// To look at the pages would bring those that were forgotten.
+TEST(RunReplayTest, AMigrationThatDoesNotEndByItselfFailsTheRun) {
+  FakeBackend backend(PageIndex(1));
+  const auto result = RunReplay(
+      Plan("sequential", 2, 1, 1),
+      {.timeout = absl::Milliseconds(50), .await_whole = true}, &backend);
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(absl::StrContains(result.status().message(), "by themselves"))
       << result.status();
 }
 

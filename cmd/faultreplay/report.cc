@@ -257,9 +257,14 @@ std::string BudgetTable(absl::Span<const BudgetLine> lines) {
   std::string text =
       absl::StrFormat("%-64s %10s %10s\n", "budget", "target", "measured");
   for (const BudgetLine& line : lines) {
-    absl::StrAppendFormat(&text, "%-64s %s %7.2f %10.2f  %s\n", line.what,
-                          line.at_most ? "<=" : ">=", line.target,
-                          line.measured, line.met() ? "met" : "NOT MET");
+    absl::StrAppendFormat(&text, "%-64s %s %7.2f", line.what,
+                          line.at_most ? "<=" : ">=", line.target);
+    if (line.was_measured()) {
+      absl::StrAppendFormat(&text, " %10.2f  %s\n", line.measured,
+                            line.met() ? "met" : "NOT MET");
+    } else {
+      absl::StrAppendFormat(&text, " %10s  NOT MEASURED\n", "");
+    }
   }
   return text;
 }
@@ -272,13 +277,15 @@ std::string ReportsJson(absl::Span<const ReplayReport> reports,
                         absl::Span<const BudgetLine> lines) {
   std::vector<JsonObject> budget;
   for (const BudgetLine& line : lines) {
-    budget.push_back(
-        JsonObject()
-            .Add("what", line.what)
-            .Add("at_most", line.at_most)
-            .Add("target_permille", Rounded(line.target * 1000))
-            .Add("measured_permille", Rounded(line.measured * 1000))
-            .Add("met", line.met()));
+    JsonObject object;
+    object.Add("what", line.what)
+        .Add("at_most", line.at_most)
+        .Add("target_permille", Rounded(line.target * 1000))
+        .Add("met", line.met());
+    if (line.was_measured()) {
+      object.Add("measured_permille", Rounded(line.measured * 1000));
+    }
+    budget.push_back(std::move(object));
   }
   std::vector<JsonObject> all;
   for (const ReplayReport& report : reports) {

@@ -2,7 +2,9 @@
 #ifndef CMD_FAULTREPLAY_REPORT_H_
 #define CMD_FAULTREPLAY_REPORT_H_
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -50,8 +52,10 @@ struct BudgetLine {
   // What `measured` must not exceed, or must reach.
   double target = 0;
   bool at_most = true;
-  double measured = 0;
+  // NaN: there was nothing to measure, which does not meet it.
+  double measured = std::numeric_limits<double>::quiet_NaN();
 
+  bool was_measured() const { return !std::isnan(measured); }
   bool met() const { return at_most ? measured <= target : measured >= target; }
 };
 

@@ -53,8 +53,13 @@ TEST(SummaryTest, TheWorstNoiseCounts) {
 TEST(BudgetTest, MetIncludesTheTarget) {
   EXPECT_TRUE(kMet.met());
   EXPECT_FALSE(kNotMet.met());
-  const std::string table = BudgetTable({kMet, kNotMet});
-  EXPECT_THAT(table, AllOf(HasSubstr("1.25  met"), HasSubstr("0.79  NOT MET")));
+  const BudgetLine nothing = {.what = "p99", .target = 4};
+  EXPECT_FALSE(nothing.met());
+  const std::string table = BudgetTable({kMet, kNotMet, nothing});
+  EXPECT_THAT(table, AllOf(HasSubstr("1.25  met"), HasSubstr("0.79  NOT MET"),
+                           HasSubstr("NOT MEASURED"), Not(HasSubstr("nan"))));
+  EXPECT_THAT(ReportsJson({}, {nothing}),
+              AllOf(HasSubstr("\"met\":false"), Not(HasSubstr("measured"))));
 }
 
 TEST(ReportTest, TheTableHasWhatMatters) {
