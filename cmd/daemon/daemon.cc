@@ -26,6 +26,9 @@ sigset_t EndSignals() {
 void BlockSignals(const sigset_t& set) {
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  // LimitFSIZE= then is EFBIG for who writes, not the end of every guest's
+  // pages.
+  signal(SIGXFSZ, SIG_IGN);
 }
 
 }  // namespace

@@ -23,7 +23,9 @@ sigset_t DaemonSignals();
 void BlockDaemonSignals();
 
 // Blocks SIGINT and SIGTERM for the calling thread and those it starts, so that
-// WaitForEnd gets them; ignores SIGPIPE. To be called before any thread.
+// WaitForEnd gets them; ignores SIGPIPE and SIGXFSZ, so that a peer that has
+// gone, and a file that may not grow, are errors of who writes. To be called
+// before any thread.
 void BlockEndSignals();
 
 // Returns when SIGINT or SIGTERM comes.

@@ -1,8 +1,11 @@
 #include "cmd/daemon/daemon.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <string>
 #include <vector>
 
@@ -34,6 +37,31 @@ TEST(TellReadyTest, NamesTheDescriptorThatIsNone) {
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_NE(status.message().find("--ready_fd=1048576"),
             absl::string_view::npos);
+}
+
+// Writes to a file that may not grow; ends the process with errno.
+[[noreturn]] void WriteBeyondTheLimit(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  const rlimit none = {.rlim_cur = 0, .rlim_max = 0};
+  if (fd < 0 || ::setrlimit(RLIMIT_FSIZE, &none) != 0) ::_exit(0);
+  ::_exit(::write(fd, "x", 1) == 1 ? 0 : errno);
+}
+
+TEST(BlockSignalsTest, AFileThatMayNotGrowDoesNotEndTheDaemon) {
+  const std::string path = testing::TempDir() + "/full";
+  EXPECT_EXIT(
+      {
+        BlockDaemonSignals();
+        WriteBeyondTheLimit(path);
+      },
+      testing::ExitedWithCode(EFBIG), "");
+  EXPECT_EXIT(
+      {
+        BlockEndSignals();
+        WriteBeyondTheLimit(path);
+      },
+      testing::ExitedWithCode(EFBIG), "");
+  ::unlink(path.c_str());
 }
 
 TEST(ParseUidsTest, ReadsNumbers) {

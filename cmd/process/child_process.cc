@@ -70,7 +70,7 @@ void ResetSignals() {
   ::sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
   // exec() resets handlers but keeps what is ignored.
-  for (int number : {SIGPIPE, SIGINT, SIGTERM, SIGHUP}) {
+  for (int number : {SIGPIPE, SIGXFSZ, SIGINT, SIGTERM, SIGHUP}) {
     ::signal(number, SIG_DFL);
   }
 }
