@@ -498,6 +498,7 @@ TEST_P(FirecrackerTest, FaultsAreRecorded) {
   if (vmms_.back() == nullptr) GTEST_SKIP() << skip_reason_;
   AwaitSaid("has gone");
   service_.reset();
+  (*recorder)->Shutdown();
   std::vector<std::string> files;
   for (const auto& entry : std::filesystem::directory_iterator(traces)) {
     files.push_back(entry.path());
@@ -512,6 +513,28 @@ TEST_P(FirecrackerTest, FaultsAreRecorded) {
     EXPECT_GT(event.stages_ns[2], 0u);
   }
   EXPECT_EQ(touched, (std::vector<uint64_t>{63, 0, 7}));
+  std::filesystem::remove_all(traces);
+}
+
+// Who is turned away again and again must not take the places of traces.
+TEST_P(FirecrackerTest, AVmThatIsTurnedAwayLeavesNoTrace) {
+  const std::string traces = testing::TempDir() + "/fc.refused";
+  std::filesystem::remove_all(traces);
+  ASSERT_EQ(::mkdir(traces.c_str(), 0700), 0);
+  const auto recorder = FaultRecorder::Create({.directory = traces});
+  ASSERT_TRUE(recorder.ok()) << recorder.status();
+  SnapshotService::Options options = ServiceOptions();
+  options.recorder = recorder->get();
+  ASSERT_TRUE(Serve(options).ok());
+  FirecrackerVmm* const vmm =
+      NewVmm({{.bytes = 2 * kPage, .file_offset = kSnapshotPages * kPage}});
+  if (vmm == nullptr) GTEST_SKIP() << skip_reason_;
+  ASSERT_TRUE(vmm->Connect(socket_, {}));
+  EXPECT_TRUE(vmm->IsTurnedAway());
+  service_.reset();
+  (*recorder)->Shutdown();
+  EXPECT_EQ((*recorder)->totals().recordings.load(), 1u);
+  EXPECT_TRUE(std::filesystem::is_empty(traces));
   std::filesystem::remove_all(traces);
 }
 

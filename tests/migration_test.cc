@@ -298,6 +298,7 @@ TEST_F(MigrationTest, RecordsItsFaults) {
   const v1::Migration migration = hosts_->AtDestination(kVm);
   ExpectArrived();
   hosts_.reset();
+  (*recorder)->Shutdown();
   std::vector<std::string> files;
   for (const auto& entry : std::filesystem::directory_iterator(directory)) {
     files.push_back(entry.path());

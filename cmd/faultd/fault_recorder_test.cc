@@ -6,9 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <memory>
 #include <string>
 #include <system_error>
@@ -19,6 +21,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "cmd/log/captured_log.h"
+#include "cmd/log/log.h"
 #include "cmd/trace/trace_codec.h"
 #include "dirtytrack/clock.h"
 #include "dirtytrack/page_bitmap.h"
@@ -73,6 +76,11 @@ class FaultRecorderTest : public testing::Test {
     ASSERT_TRUE(recorder.ok()) << recorder.status();
     recorder_ = *std::move(recorder);
   }
+  // What is recorded is written.
+  std::vector<std::string> FilesAtTheEnd() {
+    recorder_->Shutdown();
+    return Files();
+  }
   std::vector<std::string> Files() {
     std::vector<std::string> files;
     for (const auto& entry : std::filesystem::directory_iterator(directory_)) {
@@ -82,7 +90,7 @@ class FaultRecorderTest : public testing::Test {
   }
   // The only one.
   Trace ReadTrace() {
-    const std::vector<std::string> files = Files();
+    const std::vector<std::string> files = FilesAtTheEnd();
     EXPECT_EQ(files.size(), 1u);
     if (files.size() != 1) return {};
     const absl::StatusOr<Trace> trace = ReadTraceFile(files[0]);
@@ -137,11 +145,86 @@ TEST_F(FaultRecorderTest, WritesWhatItIsTold) {
 
 TEST_F(FaultRecorderTest, TheSameNameTwiceIsTwoFiles) {
   Create();
-  const auto first = recorder_->Record("vm", kPages);
-  const auto second = recorder_->Record("vm", kPages);
+  for (int i = 0; i < 2; ++i) {
+    const auto records = recorder_->Record("vm", kPages);
+    ASSERT_NE(records, nullptr);
+    records->Add({.page = PageIndex(1)});
+  }
+  EXPECT_EQ(FilesAtTheEnd().size(), 2u);
+}
+
+// VMs that are turned away, and migrations that are given up, come as often as
+// somebody likes: they must not take the places of traces.
+TEST_F(FaultRecorderTest, AVmWithoutAFaultLeavesNoFile) {
+  Create();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_NE(recorder_->Record("vm", kPages), nullptr);
+  }
+  EXPECT_TRUE(FilesAtTheEnd().empty());
+  EXPECT_EQ(recorder_->totals().recordings.load(), 3u);
+  EXPECT_EQ(recorder_->totals().failures.load(), 0u);
+}
+
+TEST_F(FaultRecorderTest, AVmThatIsTakenHasATraceAlsoWithoutAFault) {
+  Create();
+  const auto taken = std::make_shared<std::atomic<bool>>(false);
+  auto records = recorder_->Record("vm", kPages, taken);
+  taken->store(true);
+  records.reset();
+  EXPECT_EQ(ReadTrace().events.size(), 0u);
+}
+
+// A log that holds up who writes to it, as a disk does that is slow.
+class SlowLog final : public Log {
+ public:
+  void Write(LogRecord /*record*/) override {
+    asked_.set_value();
+    go_.get_future().wait();
+  }
+  void AwaitAsked() { asked_.get_future().wait(); }
+  void LetGo() { go_.set_value(); }
+
+ private:
+  std::promise<void> asked_;
+  std::promise<void> go_;
+};
+
+// Whoever attaches a VM, or takes one down, goes on: with the thread of a
+// recording still in its file's making, or in its end.
+TEST_F(FaultRecorderTest, NobodyWaitsForItsFiles) {
+  SlowLog slow;
+  auto recorder =
+      FaultRecorder::Create({.directory = directory_, .log = &slow});
+  ASSERT_TRUE(recorder.ok()) << recorder.status();
+  // So that the file's making has something to say.
+  std::filesystem::remove_all(directory_);
+  std::shared_ptr<FaultRecords> first = (*recorder)->Record("a", kPages);
+  ASSERT_NE(first, nullptr);
+  first->Add({.page = PageIndex(1)});
+  slow.AwaitAsked();
+  EXPECT_NE((*recorder)->Record("b", kPages), nullptr);
+  first.reset();
+  slow.LetGo();
+}
+
+// Those that have gone count until their traces are written.
+TEST_F(FaultRecorderTest, SoManyAtATimeAndOneMore) {
+  auto recorder = FaultRecorder::Create(
+      {.directory = directory_, .recordings_max = 2, .log = &log_});
+  ASSERT_TRUE(recorder.ok()) << recorder.status();
+  const auto first = (*recorder)->Record("vm", kPages);
+  auto second = (*recorder)->Record("vm", kPages);
   EXPECT_NE(first, nullptr);
   EXPECT_NE(second, nullptr);
-  EXPECT_EQ(Files().size(), 2u);
+  EXPECT_EQ((*recorder)->Record("vm", kPages), nullptr);
+  EXPECT_TRUE(IsLogged("2 VMs are recorded"));
+  EXPECT_EQ((*recorder)->totals().failures.load(), 1u);
+  second.reset();
+  // It ends by itself.
+  while ((*recorder)->Record("vm", kPages) == nullptr) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(FaultRecorder::Options().recordings_max, 512u);
 }
 
 TEST_F(FaultRecorderTest, KeepsSoManyEventsAndCountsTheOthers) {
@@ -176,14 +259,17 @@ TEST_F(FaultRecorderTest, WhatIsWrittenAndDroppedIsWhatWasTold) {
   EXPECT_GE(trace.events.size(), kFaultRecordsMax / 2);
 }
 
-TEST_F(FaultRecorderTest, MayBeGoneBeforeItsRecordings) {
+TEST_F(FaultRecorderTest, ItsEndIsTheEndOfItsRecordings) {
   Create();
   auto records = recorder_->Record("vm", kPages);
   ASSERT_NE(records, nullptr);
-  recorder_.reset();
   records->Add({.page = PageIndex(1)});
-  records.reset();
   EXPECT_EQ(ReadTrace().events.size(), 1u);
+  EXPECT_EQ(recorder_->Record("vm", kPages), nullptr);
+  recorder_.reset();
+  records->Add({.page = PageIndex(2)});
+  records.reset();
+  EXPECT_EQ(Files().size(), 1u);
 }
 
 TEST_F(FaultRecorderTest, ADirectoryWithManyTracesGetsNoMore) {
@@ -191,11 +277,17 @@ TEST_F(FaultRecorderTest, ADirectoryWithManyTracesGetsNoMore) {
   for (size_t i = 0; i + 1 < kTraceFilesMax; ++i) {
     std::ofstream(absl::StrCat(directory_, "/", i, ".trace")) << "x";
   }
-  EXPECT_NE(recorder_->Record("vm", kPages), nullptr);
-  EXPECT_EQ(recorder_->Record("vm", kPages), nullptr);
+  for (int i = 0; i < 2; ++i) {
+    const auto records = recorder_->Record("vm", kPages);
+    ASSERT_NE(records, nullptr);
+    records->Add({.page = PageIndex(1)});
+  }
+  EXPECT_EQ(FilesAtTheEnd().size(), kTraceFilesMax);
   EXPECT_TRUE(IsLogged("256 traces already"));
   EXPECT_EQ(recorder_->totals().recordings.load(), 2u);
   EXPECT_EQ(recorder_->totals().failures.load(), 1u);
+  EXPECT_EQ(recorder_->totals().events.load(), 1u);
+  EXPECT_EQ(recorder_->totals().dropped.load(), 1u);
 }
 
 TEST_F(FaultRecorderTest, AVmThatNoTraceCanBeOfGoesOnWithout) {
@@ -208,8 +300,10 @@ TEST_F(FaultRecorderTest, AVmThatNoTraceCanBeOfGoesOnWithout) {
 TEST_F(FaultRecorderTest, ADirectoryThatHasGoneIsTold) {
   Create();
   std::filesystem::remove_all(directory_);
-  EXPECT_EQ(recorder_->Record("vm", kPages), nullptr);
+  recorder_->Record("vm", kPages)->Add({.page = PageIndex(1)});
+  recorder_->Shutdown();
   EXPECT_TRUE(IsLogged("not recorded"));
+  EXPECT_EQ(recorder_->totals().failures.load(), 1u);
 }
 
 TEST_F(FaultRecorderTest, AWrongDirectoryIsToldAtOnce) {
@@ -255,8 +349,8 @@ TEST_F(FullDiskTest, ATraceEndsEarlyAndIsWholeAllTheSame) {
   constexpr uint64_t kFaults = 3 * kTraceBatchEventsMax;
   for (uint64_t i = 0; i < kFaults; ++i) records->Add({.page = PageIndex(1)});
   records.reset();
-  Allow(before_.rlim_cur);
   const Trace trace = ReadTrace();
+  Allow(before_.rlim_cur);
   EXPECT_EQ(trace.events.size(), 0u);
   EXPECT_TRUE(IsLogged("ends early, the VM goes on"));
   EXPECT_EQ(recorder_->totals().failures.load(), 1u);
@@ -267,9 +361,12 @@ TEST_F(FullDiskTest, ATraceEndsEarlyAndIsWholeAllTheSame) {
 TEST_F(FullDiskTest, NoRoomForATraceLeavesNoFile) {
   Create();
   Allow(0);
-  EXPECT_EQ(recorder_->Record("vm", kPages), nullptr);
+  auto records = recorder_->Record("vm", kPages);
+  ASSERT_NE(records, nullptr);
+  records->Add({.page = PageIndex(1)});
+  records.reset();
+  EXPECT_TRUE(FilesAtTheEnd().empty());
   Allow(before_.rlim_cur);
-  EXPECT_TRUE(Files().empty());
   EXPECT_TRUE(IsLogged("cannot write"));
 }
 

@@ -1,39 +1,16 @@
 #include "cmd/faultd/fault_recording.h"
 
 #include <chrono>
-#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "dirtytrack/clock.h"
-#include "dirtytrack/start_thread.h"
 
 namespace postcopy {
 
-absl::Status FaultRecording::Start() {
-  absl::StatusOr<std::thread> thread = StartThread([this] { Run(); });
-  if (thread.ok()) thread_ = *std::move(thread);
-  return thread.status();
-}
-
-FaultRecording::~FaultRecording() {
-  if (!thread_.joinable()) return;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    ends_ = true;
-    ending_.notify_all();
-  }
-  thread_.join();
-  std::string sentence =
-      absl::StrCat("trace ", parts_.path, " has ", written_, " faults");
-  const uint64_t dropped = Dropped();
-  if (dropped > 0) {
-    absl::StrAppend(&sentence, "; there was no room for ", dropped, " more");
-  }
-  if (records_.lost_ends() > 0) {
-    absl::StrAppend(&sentence, "; the times of ", records_.lost_ends(),
-                    " are not known");
-  }
-  WriteTo(parts_.log, LogSeverity::kInfo, sentence);
+void FaultRecording::End() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ends_ = true;
+  ending_.notify_all();
 }
 
 void FaultRecording::Run() {
@@ -47,6 +24,22 @@ void FaultRecording::Run() {
   }
   lock.unlock();
   Drain(/*all=*/true);
+  TellEnd();
+}
+
+void FaultRecording::TellEnd() const {
+  if (!opened_.has_value()) return;
+  std::string sentence =
+      absl::StrCat("trace ", opened_->path, " has ", written_, " faults");
+  const uint64_t dropped = Dropped();
+  if (dropped > 0) {
+    absl::StrAppend(&sentence, "; there was no room for ", dropped, " more");
+  }
+  if (records_.lost_ends() > 0) {
+    absl::StrAppend(&sentence, "; the times of ", records_.lost_ends(),
+                    " are not known");
+  }
+  WriteTo(parts_.log, LogSeverity::kInfo, sentence);
 }
 
 void FaultRecording::Drain(bool all) {
@@ -55,18 +48,44 @@ void FaultRecording::Drain(bool all) {
   for (size_t i = 0; i < kFaultRecordsMax; ++i) {
     const std::optional<FaultRecord> record = records_.Take();
     if (!record.has_value()) break;
+    any_ = true;
     if (parts_.window.Full()) WriteReady(now_ns, /*all=*/false);
     parts_.window.Add(*record);
   }
+  if (any_ || (parts_.wanted != nullptr && parts_.wanted->load())) Open();
   if (all || now_ns - wrote_ns_ >= kTraceWriteNanos) WriteReady(now_ns, all);
   // What was dropped is said in the file with the next events, or in the end.
-  if (all && !cut_short_) Append({});
+  if (all) SayDropped();
   Count();
 }
 
+void FaultRecording::Open() {
+  if (tried_) return;
+  tried_ = true;
+  absl::StatusOr<Opened> opened = parts_.open();
+  if (opened.ok()) {
+    opened_ = *std::move(opened);
+    return;
+  }
+  parts_.totals->failures.fetch_add(1);
+  WriteTo(parts_.log, LogSeverity::kWarning,
+          absl::StrCat("the faults of this VM are not recorded: ",
+                       opened.status().message()),
+          {{kVmNameField, parts_.vm_name}});
+}
+
 void FaultRecording::Append(absl::Span<const TraceEvent> events) {
-  const absl::Status status = parts_.file.Append(events, Dropped());
+  absl::Status status;
+  if (opened_.has_value() && !cut_short_) {
+    status = opened_->file.Append(events, Dropped());
+  }
+  const bool there = opened_.has_value() && !cut_short_ && status.ok();
+  (there ? written_ : unwritten_) += events.size();
   if (!status.ok()) CutShort(status);
+}
+
+void FaultRecording::SayDropped() {
+  if (!cut_short_) Append({});
 }
 
 void FaultRecording::WriteReady(int64_t now_ns, bool all) {
@@ -74,8 +93,8 @@ void FaultRecording::WriteReady(int64_t now_ns, bool all) {
   while (true) {
     const auto events = parts_.window.Ready(now_ns, all);
     if (events.empty()) return;
-    if (!cut_short_) Append(events);
-    (cut_short_ ? unwritten_ : written_) += events.size();
+    Open();
+    Append(events);
     parts_.window.Pop(events.size());
   }
 }
@@ -84,7 +103,7 @@ void FaultRecording::CutShort(const absl::Status& why) {
   cut_short_ = true;
   parts_.totals->failures.fetch_add(1);
   WriteTo(parts_.log, LogSeverity::kWarning,
-          absl::StrCat("trace ", parts_.path,
+          absl::StrCat("trace ", opened_->path,
                        " ends early, the VM goes on: ", why.message(),
                        "; make room in --trace_dir for the next one"));
 }

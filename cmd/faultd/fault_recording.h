@@ -2,15 +2,18 @@
 #ifndef CMD_FAULTD_FAULT_RECORDING_H_
 #define CMD_FAULTD_FAULT_RECORDING_H_
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "cmd/faultd/fault_recorder.h"
 #include "cmd/faultd/trace_window.h"
@@ -21,36 +24,50 @@
 
 namespace postcopy {
 
-// Takes the rows of one FaultRecords and writes them. Its thread is the only
-// one that takes them, and that writes the file.
+// Takes the rows of one FaultRecords and writes them. All of it but records()
+// and End() is of the thread that runs Run(): the only one that takes rows and
+// that waits for the disk.
 class FaultRecording {
  public:
-  struct Parts {
+  struct Opened {
     TraceFile file;
     // For people.
     std::string path;
+  };
+  struct Parts {
+    std::string vm_name;
+    // Makes the file, when there is something to write; called once.
+    std::function<absl::StatusOr<Opened>()> open;
+    // Whether there is to be one also if the VM has no fault; may be null.
+    std::shared_ptr<const std::atomic<bool>> wanted;
     TraceWindow window;
-    std::shared_ptr<FaultRecorder::Totals> totals;
+    // Both outlive this; `log` may be null.
+    FaultRecorder::Totals* totals = nullptr;
     Log* log = nullptr;
   };
 
   explicit FaultRecording(Parts parts) : parts_(std::move(parts)) {}
-  // Takes what is left, writes it, and says in the log what there is.
-  ~FaultRecording();
 
-  // Starts the thread. Call once. RESOURCE_EXHAUSTED if there is none.
-  absl::Status Start();
+  // Until End(); then takes what is left, writes it, and says in the log what
+  // there is. Call once.
+  void Run();
+  // Has Run() return. Does not wait for that. Idempotent, any thread.
+  void End();
 
   FaultRecords& records() { return records_; }
 
  private:
-  void Run();
   // Takes all rows that are there, and writes what waits no longer; or `all`.
   void Drain(bool all);
   void WriteReady(int64_t now_ns, bool all);
+  // Makes the file, unless that has been tried.
+  void Open();
   void Append(absl::Span<const TraceEvent> events);
   // The file takes no more; the VM's faults are only counted.
   void CutShort(const absl::Status& why);
+  // Says in the file how many events it does not have.
+  void SayDropped();
+  void TellEnd() const;
   uint64_t Dropped() const;
   // Brings the totals up to date.
   void Count();
@@ -58,6 +75,9 @@ class FaultRecording {
   FaultRecords records_;
   // Of the thread.
   Parts parts_;
+  bool any_ = false;    // there was a fault
+  bool tried_ = false;  // to open the file
+  std::optional<Opened> opened_;
   uint64_t written_ = 0;
   uint64_t unwritten_ = 0;  // events that the file has no room for
   uint64_t counted_written_ = 0;
@@ -68,7 +88,6 @@ class FaultRecording {
   std::mutex mutex_;
   std::condition_variable ending_;
   bool ends_ = false;  // guarded by mutex_
-  std::thread thread_;
 };
 
 }  // namespace postcopy

@@ -232,13 +232,14 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
     const std::lock_guard<std::mutex> lock(mutex_);
     working_set = working_set_;
   }
-  return SnapshotVm::Create(
+  const auto taken = std::make_shared<std::atomic<bool>>(false);
+  absl::StatusOr<std::unique_ptr<SnapshotVm>> served = SnapshotVm::Create(
       OpenerOfSnapshot(), regions, *std::move(uffd),
       {.prefetch = options_.prefetch,
        .prefetch_bytes_per_second = options_.prefetch_bytes_per_second,
        .working_set = std::move(working_set),
        .record_working_set = records,
-       .records = RecordsOf(name, regions),
+       .records = RecordsOf(name, regions, taken),
        .bulk_share = options_.bulk_share,
        .on_end =
            [this, name](const absl::Status& end) {
@@ -270,14 +271,17 @@ absl::StatusOr<std::unique_ptr<SnapshotVm>> SnapshotService::Serve(
                                             : std::string(why.message())));
            }},
       Clock::Monotonic());
+  taken->store(served.ok());
+  return served;
 }
 
 std::shared_ptr<FaultRecords> SnapshotService::RecordsOf(
-    const std::string& name, const std::vector<SnapshotRegion>& regions) const {
+    const std::string& name, const std::vector<SnapshotRegion>& regions,
+    std::shared_ptr<const std::atomic<bool>> taken) const {
   if (options_.recorder == nullptr) return nullptr;
   PageCount pages;
   for (const SnapshotRegion& region : regions) pages += PagesIn(region.length);
-  return options_.recorder->Record(name, pages);
+  return options_.recorder->Record(name, pages, std::move(taken));
 }
 
 absl::Status SnapshotService::Attach(FirecrackerVm vm) {

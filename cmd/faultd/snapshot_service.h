@@ -128,10 +128,10 @@ class SnapshotService {
   absl::StatusOr<std::unique_ptr<SnapshotVm>> Serve(FirecrackerVm vm,
                                                     const std::string& name,
                                                     bool records);
-  // Null if nobody records, or cannot.
+  // Null if nobody records, or cannot. `taken` is to be true once the VM is.
   std::shared_ptr<FaultRecords> RecordsOf(
-      const std::string& name,
-      const std::vector<SnapshotRegion>& regions) const;
+      const std::string& name, const std::vector<SnapshotRegion>& regions,
+      std::shared_ptr<const std::atomic<bool>> taken) const;
   // Finds out about the snapshot: a wrong path is told now, and not to the
   // first VM.
   absl::Status Look();
