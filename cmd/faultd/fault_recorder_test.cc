@@ -352,7 +352,10 @@ TEST_F(FullDiskTest, ATraceEndsEarlyAndIsWholeAllTheSame) {
   const Trace trace = ReadTrace();
   Allow(before_.rlim_cur);
   EXPECT_EQ(trace.events.size(), 0u);
+  EXPECT_TRUE(trace.ended_early);
+  EXPECT_EQ(trace.dropped, kFaults);
   EXPECT_TRUE(IsLogged("ends early, the VM goes on"));
+  EXPECT_TRUE(IsLogged(absl::StrCat("no room for ", kFaults, " more")));
   EXPECT_EQ(recorder_->totals().failures.load(), 1u);
   EXPECT_EQ(recorder_->totals().events.load(), 0u);
   EXPECT_EQ(recorder_->totals().dropped.load(), kFaults);

@@ -29,8 +29,8 @@ void FaultRecording::Run() {
 
 void FaultRecording::TellEnd() const {
   if (!opened_.has_value()) return;
-  std::string sentence =
-      absl::StrCat("trace ", opened_->path, " has ", written_, " faults");
+  std::string sentence = absl::StrCat("trace ", opened_->path, " has ",
+                                      written_ - taken_back_, " faults");
   const uint64_t dropped = Dropped();
   if (dropped > 0) {
     absl::StrAppend(&sentence, "; there was no room for ", dropped, " more");
@@ -85,7 +85,9 @@ void FaultRecording::Append(absl::Span<const TraceEvent> events) {
 }
 
 void FaultRecording::SayDropped() {
-  if (!cut_short_) Append({});
+  if (!cut_short_) return Append({});
+  // What cannot be said ends the trace without its end, and the reader says so.
+  taken_back_ += opened_->file.EndEarly(Dropped()).value_or(0);
 }
 
 void FaultRecording::WriteReady(int64_t now_ns, bool all) {
@@ -102,6 +104,7 @@ void FaultRecording::WriteReady(int64_t now_ns, bool all) {
 void FaultRecording::CutShort(const absl::Status& why) {
   cut_short_ = true;
   parts_.totals->failures.fetch_add(1);
+  SayDropped();
   WriteTo(parts_.log, LogSeverity::kWarning,
           absl::StrCat("trace ", opened_->path,
                        " ends early, the VM goes on: ", why.message(),
@@ -109,7 +112,7 @@ void FaultRecording::CutShort(const absl::Status& why) {
 }
 
 uint64_t FaultRecording::Dropped() const {
-  return records_.lost() + parts_.window.dropped() + unwritten_;
+  return records_.lost() + parts_.window.dropped() + unwritten_ + taken_back_;
 }
 
 void FaultRecording::Count() {

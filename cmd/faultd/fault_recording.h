@@ -79,7 +79,8 @@ class FaultRecording {
   bool tried_ = false;  // to open the file
   std::optional<Opened> opened_;
   uint64_t written_ = 0;
-  uint64_t unwritten_ = 0;  // events that the file has no room for
+  uint64_t taken_back_ = 0;  // of these, so that the file's end fits
+  uint64_t unwritten_ = 0;   // events that the file has no room for
   uint64_t counted_written_ = 0;
   uint64_t counted_dropped_ = 0;
   bool cut_short_ = false;

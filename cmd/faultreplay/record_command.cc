@@ -50,6 +50,14 @@ absl::Status CheckEnd(int wait_status, bool may_be_told) {
                                             WTERMSIG(wait_status)));
 }
 
+absl::Status CheckWhole(const Trace& trace) {
+  if (!trace.ended_early) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the trace ends early, ", trace.dropped,
+      " touches are not in it: faultd could write no more to $TMPDIR; make "
+      "room there, or set it to another directory, and record again"));
+}
+
 }  // namespace
 
 absl::Status RunRecord(const ReplayContext& context) {
@@ -79,6 +87,7 @@ absl::Status RunRecord(const ReplayContext& context) {
   // What there is, also of a program that failed.
   status = WriteAnyTrace(flags.out, recorded->trace);
   status.Update(told);
+  status.Update(CheckWhole(recorded->trace));
   *context.err << "faultreplay: " << recorded->trace.events.size()
                << " touches of " << recorded->pages.value() << " pages in "
                << recorded->regions << " regions, of which "

@@ -189,6 +189,43 @@ TEST_F(RecordTest, SoManyTouchesAndNoMore) {
   EXPECT_GE(trace->dropped, 412u);
 }
 
+// The limit of a file's size, set once faultd has begun the trace, stands for
+// a disk that is full.
+TEST_F(RecordTest, ATraceThatEndsEarlyIsNoSuccess) {
+  std::ofstream(In("faultd"))
+      << "#!/bin/sh\n"
+         "for flag; do\n"
+         "  case \"$flag\" in --trace_dir=*) dir=\"${flag#--trace_dir=}\" ;; "
+         "esac\n"
+         "done\n"
+         "(\n"
+         "  until [ \"$(echo \"$dir\"/*.trace)\" != \"$dir/*.trace\" ]; do\n"
+         "    sleep 0.01\n"
+         "  done\n"
+         "  prlimit --pid $$ --fsize=1024; : >"
+      << In("limited")
+      << "\n) &\n"
+         "exec cmd/faultd/faultd \"$@\"\n";
+  std::filesystem::permissions(In("faultd"), std::filesystem::perms::owner_all);
+  Start({"--out=" + In("a.trace"), "--after_file=" + In("ready"),
+         "--region_min=1MiB", "--faultd=" + In("faultd"), "--", kProgram,
+         In("ready"), In("go")});
+  if (AwaitRecording()) {
+    while (!std::filesystem::exists(In("limited"))) {
+      ASSERT_FALSE(child_->Wait(absl::Milliseconds(5)).ok()) << Content("err");
+    }
+  }
+  Touch("go");
+  EXPECT_EQ(End(), 1);
+  if (MayNot()) GTEST_SKIP() << Content("err");
+  EXPECT_EQ(Content("out"), "right: yes\n") << Content("err");
+  EXPECT_THAT(Content("err"), HasSubstr("the trace ends early"));
+  const absl::StatusOr<Trace> trace = ReadTraceFile(In("a.trace"));
+  ASSERT_TRUE(trace.ok()) << trace.status();
+  EXPECT_TRUE(trace->ended_early);
+  EXPECT_GE(trace->dropped, 512u);
+}
+
 TEST_F(RecordTest, AProgramThatDoesNotEndIsToldToAfterTheDuration) {
   Start({"--out=" + In("a.trace"), "--after_file=" + In("ready"),
          "--duration=50ms", "--", kProgram, In("ready"), In("never")});

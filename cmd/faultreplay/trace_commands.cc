@@ -102,6 +102,7 @@ std::string InfoJson(const Trace& trace, const TraceSummary& summary) {
       .Add("pages", trace.pages.value())
       .Add("events", uint64_t{trace.events.size()})
       .Add("dropped", trace.dropped)
+      .Add("ended_early", trace.ended_early)
       .Add("threads", uint64_t{summary.threads.size()})
       .Add("pages_touched", summary.pages)
       .Add("writes", summary.writes)
@@ -118,9 +119,10 @@ std::string InfoJson(const Trace& trace, const TraceSummary& summary) {
 std::string InfoTable(const Trace& trace, const TraceSummary& summary) {
   std::string text = absl::StrFormat(
       "origin    %s\nRAM       %s, %d pages\nevents    %d, of them %d writes; "
-      "%d dropped\ntouched   %d pages by %d threads in %.3f s\n",
+      "%d dropped%s\ntouched   %d pages by %d threads in %.3f s\n",
       trace.origin, ToString(BytesIn(trace.pages)), trace.pages.value(),
-      trace.events.size(), summary.writes, trace.dropped, summary.pages,
+      trace.events.size(), summary.writes, trace.dropped,
+      trace.ended_early ? "; it ends early" : "", summary.pages,
       summary.threads.size(), static_cast<double>(summary.duration_ns) / 1e9);
   if (!trace.events.empty()) {
     const auto percent = [&](uint64_t events) {

@@ -44,6 +44,9 @@ struct Trace {
   std::vector<TraceEvent> events;
   // Events that happened but for which there was no room.
   uint64_t dropped = 0;
+  // Because the file could not be written any further: nothing of what came
+  // later is in it, only counted.
+  bool ended_early = false;
 
   friend bool operator==(const Trace&, const Trace&) = default;
 };

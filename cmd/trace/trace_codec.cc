@@ -175,6 +175,7 @@ absl::Status Decoder::TakeTrailer() {
     return absl::InvalidArgumentError("there are bytes behind the trailer");
   }
   trace_.dropped = trailer.dropped();
+  trace_.ended_early = trailer.ended_early();
   return absl::OkStatus();
 }
 
@@ -213,11 +214,12 @@ std::string TraceEncoder::Append(absl::Span<const TraceEvent> events) {
   return Counted(Framed(record));
 }
 
-std::string TraceEncoder::End(uint64_t dropped) {
+std::string TraceEncoder::End(uint64_t dropped, bool ended_early) {
   v1::TraceRecord record;
   record.mutable_trailer()->set_events(events_);
   record.mutable_trailer()->set_dropped(dropped);
   record.mutable_trailer()->set_crc32c(crc_);
+  record.mutable_trailer()->set_ended_early(ended_early);
   return Framed(record);
 }
 
@@ -230,7 +232,7 @@ std::string EncodeTrace(const Trace& trace) {
     bytes += encoder.Append(batch);
     rest.remove_prefix(batch.size());
   }
-  return bytes += encoder.End(trace.dropped);
+  return bytes += encoder.End(trace.dropped, trace.ended_early);
 }
 
 absl::StatusOr<Trace> DecodeTrace(absl::string_view bytes) {

@@ -31,7 +31,7 @@ class TraceEncoder {
   // TraceEventChecker takes them.
   std::string Append(absl::Span<const TraceEvent> events);
   // The trailer. Nothing after that.
-  std::string End(uint64_t dropped);
+  std::string End(uint64_t dropped, bool ended_early = false);
 
  private:
   std::string Counted(std::string bytes);

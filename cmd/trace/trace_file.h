@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -37,17 +38,35 @@ class TraceFile {
   // REQUIRES: TraceEventChecker takes the events.
   absl::Status Append(absl::Span<const TraceEvent> events, uint64_t dropped);
 
+  // Says that the trace ends before its VM does, because Append failed, and
+  // that `dropped` had no room so far. Returns how many of the events in the
+  // file, those of the last Append, had to make room for that and are counted
+  // as dropped besides. The errors of Begin: then the file says what it said in
+  // the call before, or, if there was none, has no end, as who reads it is
+  // told. No Append after that; this may be called again.
+  absl::StatusOr<size_t> EndEarly(uint64_t dropped);
+
  private:
+  // What is in the file, but for its trailer.
+  struct Content {
+    TraceEncoder encoder;
+    off_t end = 0;  // where the trailer begins
+  };
+
   explicit TraceFile(UniqueFd fd) : fd_(std::move(fd)) {}
 
-  // Puts `bytes` at end_, and nothing behind them.
+  // Puts `bytes` behind the content, and nothing behind them.
   absl::Status Write(const std::string& bytes);
+  absl::Status WriteEarlyTrailer(uint64_t dropped);
 
   UniqueFd fd_;
-  // Of what is in the file.
-  TraceEncoder encoder_;
-  off_t end_ = 0;  // where the trailer begins
+  Content content_;
   std::string trailer_;
+  bool ended_early_ = false;  // as trailer_ says
+  // Before the last Append that added events, and how many; 0: there is none,
+  // or they have been taken back.
+  Content before_;
+  size_t last_events_ = 0;
 };
 
 }  // namespace postcopy

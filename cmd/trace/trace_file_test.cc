@@ -104,6 +104,67 @@ TEST_F(FullFileTest, WhatDoesNotFitIsLeftOut) {
   EXPECT_EQ(Read().dropped, 1000u);
 }
 
+TEST_F(FullFileTest, AnEarlyEndIsSaidWithTheNumberThatIsMissing) {
+  TraceFile file = Begin();
+  ASSERT_TRUE(file.Append(Events(0, 10), 1).ok());
+  Allow(Size() + 20);
+  EXPECT_FALSE(file.Append(Events(10, 1000), 2).ok());
+  const auto early = file.EndEarly(1002);
+  const auto later = file.EndEarly(70000);
+  Allow(before_.rlim_cur);
+  ASSERT_TRUE(early.ok()) << early.status();
+  EXPECT_EQ(*early, 0u);
+  ASSERT_TRUE(later.ok()) << later.status();
+  EXPECT_EQ(*later, 0u);
+  EXPECT_TRUE(Read().ended_early);
+  EXPECT_EQ(Read().events, Events(0, 10));
+  EXPECT_EQ(Read().dropped, 70000u);
+}
+
+// Not one byte more than there is: the last events make room.
+TEST_F(FullFileTest, AnEarlyEndIsSaidWhereNothingFitsAnyMore) {
+  TraceFile file = Begin();
+  ASSERT_TRUE(file.Append(Events(0, 10), 0).ok());
+  ASSERT_TRUE(file.Append(Events(10, 3), 0).ok());
+  Allow(Size());
+  EXPECT_FALSE(file.Append(Events(13, 1), 0).ok());
+  const auto early = file.EndEarly(1);
+  const auto later = file.EndEarly(1000);
+  Allow(before_.rlim_cur);
+  ASSERT_TRUE(early.ok()) << early.status();
+  EXPECT_EQ(*early, 3u);
+  EXPECT_TRUE(later.ok()) << later.status();
+  EXPECT_TRUE(Read().ended_early);
+  EXPECT_EQ(Read().events, Events(0, 10));
+  EXPECT_EQ(Read().dropped, 1000u);
+}
+
+// Once it is said it stays said, if not with the last number.
+TEST_F(FullFileTest, AnEarlyEndThatCannotBeSaidAgainStays) {
+  TraceFile file = Begin();
+  ASSERT_TRUE(file.Append(Events(0, 10), 0).ok());
+  ASSERT_TRUE(file.Append(Events(10, 3), 0).ok());
+  Allow(Size());
+  ASSERT_TRUE(file.EndEarly(1).ok());
+  Allow(Size());
+  const auto later = file.EndEarly(UINT64_MAX);
+  Allow(before_.rlim_cur);
+  EXPECT_TRUE(absl::IsResourceExhausted(later.status())) << later.status();
+  EXPECT_TRUE(Read().ended_early);
+  EXPECT_EQ(Read().events, Events(0, 10));
+  EXPECT_EQ(Read().dropped, 4u);
+}
+
+// Better no trace than one that seems to be all.
+TEST_F(FullFileTest, AnEarlyEndThatCannotBeSaidAtAllIsSeenByTheReader) {
+  TraceFile file = Begin();
+  Allow(Size());
+  const auto early = file.EndEarly(1);
+  Allow(before_.rlim_cur);
+  EXPECT_TRUE(absl::IsResourceExhausted(early.status())) << early.status();
+  EXPECT_TRUE(absl::IsDataLoss(ReadTraceFile(path_).status()));
+}
+
 TEST_F(FullFileTest, NoRoomForTheFirstByte) {
   Allow(4);
   UniqueFd fd(::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));

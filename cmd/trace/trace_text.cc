@@ -29,6 +29,8 @@ constexpr std::array<absl::string_view, 4> kJsonKinds = {
     "TRACE_EVENT_KIND_READ", "TRACE_EVENT_KIND_WRITE", "TRACE_EVENT_KIND_MINOR",
     "TRACE_EVENT_KIND_WRITE_PROTECT"};
 constexpr size_t kCsvFields = 8;
+// Behind "dropped=N".
+constexpr absl::string_view kEndedEarly = ",ended_early";
 
 absl::Status Malformed(absl::string_view what) {
   return absl::InvalidArgumentError(what);
@@ -44,10 +46,12 @@ bool ParseSetting(absl::string_view text, absl::string_view key,
 absl::Status TakeCsvHeader(absl::string_view line, Trace* trace) {
   const std::vector<absl::string_view> parts =
       absl::StrSplit(line, absl::MaxSplits(' ', 3));
+  absl::string_view dropped = parts.size() < 3 ? "" : parts[2];
+  trace->ended_early = absl::ConsumeSuffix(&dropped, kEndedEarly);
   uint64_t pages;
   if (parts.size() < 3 || parts[0] != "#" ||
       !ParseSetting(parts[1], "pages", &pages) ||
-      !ParseSetting(parts[2], "dropped", &trace->dropped)) {
+      !ParseSetting(dropped, "dropped", &trace->dropped)) {
     return Malformed("must begin with \"# pages=N dropped=N\"");
   }
   trace->pages = PageCount(pages);
@@ -121,6 +125,7 @@ class JsonReader {
     }
     ended_ = record.has_trailer();
     trace_.dropped = record.trailer().dropped();
+    trace_.ended_early = record.trailer().ended_early();
     for (const v1::TraceEvent& encoded : record.batch().events()) {
       absl::StatusOr<TraceEvent> event = DecodeTraceEvent(encoded);
       if (!event.ok()) return event.status();
@@ -164,7 +169,8 @@ absl::string_view TouchKindName(TouchKind kind) {
 std::string TraceToCsv(const Trace& trace) {
   std::string text =
       absl::StrCat("# pages=", trace.pages.value(), " dropped=", trace.dropped,
-                   " ", trace.origin, "\n", kColumns, "\n");
+                   trace.ended_early ? kEndedEarly : "", " ", trace.origin,
+                   "\n", kColumns, "\n");
   for (const TraceEvent& event : trace.events) {
     absl::StrAppend(&text, event.time_ns, ",", event.page.value(), ",",
                     event.thread, ",", TouchKindName(event.kind), ",",
@@ -188,6 +194,7 @@ std::string TraceToJson(const Trace& trace) {
   JsonObject trailer;
   trailer.Add("events", uint64_t{trace.events.size()})
       .Add("dropped", trace.dropped);
+  if (trace.ended_early) trailer.Add("endedEarly", true);
   return text + JsonObject().Add("trailer", trailer).ToString() + "\n";
 }
 

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "absl/strings/str_replace.h"
+#include "cmd/trace/trace_codec.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -45,6 +46,19 @@ TEST(TraceTextTest, WhatIsWrittenIsRead) {
   const absl::StatusOr<Trace> json = TraceFromJson(TraceToJson(Small()));
   ASSERT_TRUE(json.ok()) << json.status();
   EXPECT_EQ(*json, Small());
+}
+
+TEST(TraceTextTest, ATraceThatEndedEarlySaysSoInEveryFormat) {
+  Trace early = Small();
+  early.ended_early = true;
+  EXPECT_THAT(TraceToCsv(early), HasSubstr("dropped=5,ended_early by hand"));
+  EXPECT_THAT(TraceToJson(early), HasSubstr("\"endedEarly\":true"));
+  for (const absl::StatusOr<Trace>& read :
+       {TraceFromCsv(TraceToCsv(early)), TraceFromJson(TraceToJson(early)),
+        DecodeTrace(EncodeTrace(early))}) {
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_EQ(*read, early);
+  }
 }
 
 TEST(TraceTextTest, CsvThatIsNoneNamesTheLine) {
