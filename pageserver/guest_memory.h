@@ -40,6 +40,10 @@ class GuestMemory {
 
   const RamLayout& layout() const { return layout_; }
 
+  // Keeps `held` as long as anything of the memory is held; lets it go last.
+  // Before there is another thread.
+  void Keep(std::shared_ptr<const void> held) { held_ = std::move(held); }
+
   // Reads all of `run`, across regions if it must. `bytes` is as long as the
   // run. OUT_OF_RANGE outside the layout; DATA_LOSS if a file has become
   // shorter than its region, or the process has ended; INTERNAL for an I/O
@@ -89,6 +93,7 @@ class GuestMemory {
   // Byte offset of `page` in the file of `region`.
   uint64_t FileOffset(PageIndex page, size_t region) const;
 
+  std::shared_ptr<const void> held_;  // first, so that it goes last
   const RamLayout layout_;
   const std::vector<Backing> backings_;
   uint64_t disk_ = 0;  // constant after construction

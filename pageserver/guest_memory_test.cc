@@ -9,7 +9,9 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -64,6 +66,17 @@ TEST(GuestMemoryTest, ReadsAcrossRegionsOfOneFile) {
   ExpectPages(*memory, PagesAt(0, 5), {100, 101, 102, 103, 104});
   ExpectPages(*memory, PagesAt(1, 2), {101, 102});
   ExpectPages(*memory, PagesAt(4, 1), {104});
+}
+
+TEST(GuestMemoryTest, WhatIsKeptGoesWithIt) {
+  TestGuest guest({2});
+  auto memory = guest.OpenMemory();
+  auto held = std::make_shared<int>();
+  const std::weak_ptr<int> seen = held;
+  memory->Keep(std::move(held));
+  EXPECT_FALSE(seen.expired());
+  memory.reset();
+  EXPECT_TRUE(seen.expired());
 }
 
 // What lies first in RAM need not lie first in the file.

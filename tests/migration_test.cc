@@ -458,6 +458,26 @@ TEST_F(MigrationTest, DestinationVmmDiesDuringPrecopy) {
   ExpectCorrect(hosts_->FinishSource());
 }
 
+// What a VM has left behind is memory and descriptors of this daemon, as long
+// as its migration needs them: the limit is of these.
+TEST_F(MigrationTest, AVmThatHasLeftItsMemoryStillCounts) {
+  Begin({.ram = ByteCount(8 << 20), .vms_max = 1});
+  ASSERT_OK(
+      hosts_->CreateBoth(kVm, v1::MIGRATION_POLICY_POSTCOPY_ONLY, kSlowBulk));
+  ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_PRECOPY)));
+  ASSERT_OK(hosts_->SwitchOver(kVm));
+  ASSERT_OK(hosts_->AwaitDestination(
+      kVm, [](const v1::Migration& m) { return m.pages().background() > 0; }));
+  hosts_->KillSourceVmm();
+  const absl::Status refused = hosts_->AttachSource("next");
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted) << refused;
+  EXPECT_TRUE(Contains(std::string(refused.message()), "being let go"))
+      << refused;
+  ASSERT_OK(hosts_->AwaitSource(kVm, InState(v1::MIGRATION_STATE_COMPLETED)));
+  while (!hosts_->AttachSource("next").ok()) std::this_thread::yield();
+  ExpectCorrect(hosts_->FinishDestination());
+}
+
 // --- Requests that make no sense.
 
 void ExpectRefused(const absl::StatusOr<v1::Migration>& result,

@@ -106,6 +106,7 @@ absl::StatusOr<std::unique_ptr<TwoHosts>> TwoHosts::Create(Options options) {
        .security = options.security,
        .vmm_socket = absl::StrCat(hosts->directory_, "/source.sock"),
        .reconnect_timeout = options.reconnect_timeout,
+       .vms_max = options.vms_max,
        .log = options.source_log});
   if (!source.ok()) return source.status();
   hosts->source_ = *std::move(source);
@@ -134,6 +135,7 @@ absl::Status TwoHosts::StartDestinationDaemon() {
        .security = options_.security,
        .vmm_socket = absl::StrCat(directory_, "/destination.sock"),
        .reconnect_timeout = options_.reconnect_timeout,
+       .vms_max = options_.vms_max,
        .bulk_share = &bulk_share_,
        .recorder = options_.recorder,
        .log = options_.destination_log});

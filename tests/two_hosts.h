@@ -3,6 +3,7 @@
 #ifndef TESTS_TWO_HOSTS_H_
 #define TESTS_TWO_HOSTS_H_
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <string>
@@ -10,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cmd/daemon/vm_limits.h"
 #include "cmd/demovm/demo_vmm.h"
 #include "cmd/demovm/guest_ram.h"
 #include "cmd/faultd/destination_daemon.h"
@@ -44,6 +46,8 @@ class TwoHosts {
         demovm::DemoVmm::DirtyTracking::kLog;
     // Of the VMM at the destination.
     bool minor_faults = false;
+    // Of each daemon.
+    size_t vms_max = kMaxVms;
     // How both daemons are protected.
     SecurityOptions security = {.insecure_control = true,
                                 .insecure_data = true};

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -176,6 +177,9 @@ class DestinationVm {
   // all that it will be told. Before StartServing only.
   absl::Status RecordFaults(std::shared_ptr<FaultRecords> records);
 
+  // Keeps `held` as long as anything of the VM is held; lets it go last.
+  void Keep(std::shared_ptr<const void> held) { held_ = std::move(held); }
+
   // Serves faults from now on. `source` outlives the serving, or the next
   // OnSourceLost. Must follow a DiscardStale with no StorePrecopied between.
   // RESOURCE_EXHAUSTED, and not begun, if there is no thread or descriptor.
@@ -313,7 +317,8 @@ class DestinationVm {
   absl::Status EndStatus(absl::Status status) const;
   void StopThreads();
 
-  DestinationRam ram_;  // changed by changes_ alone
+  std::shared_ptr<const void> held_;  // first, so that it goes last
+  DestinationRam ram_;                // changed by changes_ alone
   // Constant after construction.
   const std::unique_ptr<PageState> state_;
   const std::unique_ptr<UffdOps> ops_;

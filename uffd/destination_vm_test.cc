@@ -133,6 +133,16 @@ TEST_F(DestinationVmTest, BringsEveryPageOnce) {
   EXPECT_EQ(counters.zero, PageCount(zeros.size()));
 }
 
+TEST_F(DestinationVmTest, WhatIsKeptGoesWithIt) {
+  auto held = std::make_shared<int>();
+  const std::weak_ptr<int> seen = held;
+  vm_->Keep(std::move(held));
+  vm_->Abort();
+  EXPECT_FALSE(seen.expired()) << "it has its memory still";
+  vm_.reset();
+  EXPECT_TRUE(seen.expired());
+}
+
 TEST_F(DestinationVmTest, KeepsWhatTheGuestWrites) {
   // Each thread owns pages, counts in them, and must never see an old count.
   ServingPageSource source(1, {});

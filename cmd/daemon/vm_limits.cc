@@ -44,11 +44,39 @@ uint64_t RaiseDescriptorLimit() {
   return raised.rlim_cur;
 }
 
-std::string TooManyVms(size_t attached) {
-  return absl::StrCat(
-      attached, " VMs are attached, as many as this daemon is set to take: ",
+std::string TooManyVms(size_t vms, size_t leaving) {
+  std::string why = absl::StrCat(
+      vms, " VMs are attached, as many as this daemon is set to take: ",
       "end one, use another host, or start the daemon with more by --vms_max ",
       "(at most ", kMaxVms, ") and LimitNOFILE");
+  if (leaving > 0) {
+    absl::StrAppend(&why, "; ", leaving,
+                    " of them have gone and are being let go: try again");
+  }
+  return why;
+}
+
+std::shared_ptr<const void> HeldVms::Hold() {
+  {
+    const std::lock_guard<std::mutex> lock(state_->mutex);
+    ++state_->count;
+  }
+  return {state_.get(), [state = state_](const void*) {
+            const std::lock_guard<std::mutex> lock(state->mutex);
+            --state->count;
+            state->fewer.notify_all();
+          }};
+}
+
+size_t HeldVms::count() const {
+  const std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->count;
+}
+
+bool HeldVms::AwaitBelow(size_t vms, absl::Duration patience) const {
+  std::unique_lock<std::mutex> lock(state_->mutex);
+  return state_->fewer.wait_for(lock, absl::ToChronoNanoseconds(patience),
+                                [&] { return state_->count < vms; });
 }
 
 }  // namespace postcopy

@@ -2,12 +2,16 @@
 #ifndef CMD_DAEMON_VM_LIMITS_H_
 #define CMD_DAEMON_VM_LIMITS_H_
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 
 namespace postcopy {
 
@@ -49,8 +53,32 @@ absl::StatusOr<VmLimit> FitVms(size_t wanted, size_t descriptors_per_vm,
 // it is then.
 uint64_t RaiseDescriptorLimit();
 
-// For RESOURCE_EXHAUSTED: why one more VM is refused, and what to do.
-std::string TooManyVms(size_t attached);
+// For RESOURCE_EXHAUSTED: why one more VM is refused, and what to do. `vms`
+// count, and of these `leaving` have gone and something of them is still held.
+std::string TooManyVms(size_t vms, size_t leaving = 0);
+
+// Counts VMs for as long as anything of them is held: their memory,
+// descriptors, threads. Thread-safe.
+class HeldVms {
+ public:
+  // One VM more, until the last copy of what is returned has gone. Copies go
+  // with all that is held of the VM, and are let go behind it; they may outlive
+  // this.
+  std::shared_ptr<const void> Hold();
+
+  size_t count() const;
+  // Whether it is below `vms`, now or within `patience`.
+  bool AwaitBelow(size_t vms, absl::Duration patience) const;
+
+ private:
+  struct State {
+    std::mutex mutex;
+    std::condition_variable fewer;
+    size_t count = 0;  // guarded by mutex
+  };
+
+  const std::shared_ptr<State> state_ = std::make_shared<State>();
+};
 
 }  // namespace postcopy
 

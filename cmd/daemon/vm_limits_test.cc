@@ -2,7 +2,11 @@
 
 #include <sys/resource.h>
 
+#include <memory>
+#include <thread>
+
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "gtest/gtest.h"
 
 namespace postcopy {
@@ -72,6 +76,41 @@ TEST(VmLimitsTest, ARefusalSaysWhatToDo) {
             "3 VMs are attached, as many as this daemon is set to take: end "
             "one, use another host, or start the daemon with more by --vms_max "
             "(at most 256) and LimitNOFILE");
+  EXPECT_EQ(
+      TooManyVms(3, 1),
+      TooManyVms(3) + "; 1 of them have gone and are being let go: try again");
+}
+
+TEST(HeldVmsTest, AVmCountsUntilTheLastOfItHasGone) {
+  HeldVms held;
+  std::shared_ptr<const void> first = held.Hold();
+  const std::shared_ptr<const void> second = held.Hold();
+  std::shared_ptr<const void> copy = first;
+  EXPECT_EQ(held.count(), 2u);
+  first.reset();
+  EXPECT_EQ(held.count(), 2u);
+  EXPECT_FALSE(held.AwaitBelow(2, absl::ZeroDuration()));
+  EXPECT_TRUE(held.AwaitBelow(3, absl::ZeroDuration()));
+  copy.reset();
+  EXPECT_EQ(held.count(), 1u);
+  EXPECT_TRUE(held.AwaitBelow(2, absl::ZeroDuration()));
+}
+
+TEST(HeldVmsTest, WhoWaitsIsToldOfOneThatGoes) {
+  HeldVms held;
+  std::shared_ptr<const void> vm = held.Hold();
+  std::thread leaving([&] { vm.reset(); });
+  EXPECT_TRUE(held.AwaitBelow(1, absl::Minutes(1)));
+  leaving.join();
+}
+
+TEST(HeldVmsTest, AVmMayOutliveTheCount) {
+  std::shared_ptr<const void> vm;
+  {
+    HeldVms held;
+    vm = held.Hold();
+  }
+  vm.reset();
 }
 
 }  // namespace

@@ -240,6 +240,7 @@ absl::Status DestinationSides::Attach(
   absl::StatusOr<std::unique_ptr<DestinationVm>> vm =
       RegisterVm(vmm->attachment());
   if (!vm.ok()) return vm.status();
+  (*vm)->Keep(vmm->held());
   std::lock_guard lock(mutex_);
   waiting_[vmm->vm_name()] = {vmm, *std::move(vm)};
   return absl::OkStatus();

@@ -320,9 +320,7 @@ absl::Status SnapshotService::CheckRoom() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   const size_t vms = attached_.size() + leaving_;
   if (vms < options_.vms_max) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
-      absl::StrCat(TooManyVms(vms), "; ", leaving_,
-                   " of them have gone and are being let go: try again"));
+  return absl::ResourceExhaustedError(TooManyVms(vms, leaving_));
 }
 
 void SnapshotService::Detach(uint64_t id) {

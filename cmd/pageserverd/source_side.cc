@@ -232,6 +232,7 @@ absl::StatusOr<SourceSides::Parts> SourceSides::Gather(
   auto memory = GuestMemory::Create(attachment.layout, files);
   if (!memory.ok()) return memory.status();
   parts.memory = *std::move(memory);
+  parts.memory->Keep(parts.vmm->held());
   const bool by_itself =
       request.switch_over_mode() == v1::SWITCH_OVER_MODE_AUTO;
   parts.options.policy = PolicyOf(request.policy());

@@ -31,8 +31,9 @@ struct VmmConnection::Answer {
 };
 
 VmmConnection::VmmConnection(PacketSocket socket, Attachment attachment,
-                             Options options)
-    : attachment_(std::move(attachment)),
+                             Options options, std::shared_ptr<const void> held)
+    : held_(std::move(held)),
+      attachment_(std::move(attachment)),
       options_(options),
       socket_(std::move(socket)) {}
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 
@@ -51,14 +52,19 @@ class VmmConnection {
     size_t device_state_bytes_max = kMaxDeviceStateBytes;
   };
 
-  // `socket` is connected to the VMM that sent `attachment`.
-  VmmConnection(PacketSocket socket, Attachment attachment, Options options);
+  // `socket` is connected to the VMM that sent `attachment`. `held` is let go
+  // behind that; may be null.
+  VmmConnection(PacketSocket socket, Attachment attachment, Options options,
+                std::shared_ptr<const void> held = nullptr);
   VmmConnection(const VmmConnection&) = delete;
   VmmConnection& operator=(const VmmConnection&) = delete;
 
   const std::string& vm_name() const { return attachment_.vm_name; }
   // Does not change, and its descriptors stay open, until destruction.
   const Attachment& attachment() const { return attachment_; }
+  // For who keeps something of the attachment, to be kept as long: the VM is
+  // one of --vms_max until then. See HeldVms.
+  const std::shared_ptr<const void>& held() const { return held_; }
 
   // The commands of vmm_channel.proto, in the order of a migration. Source:
   absl::Status StartDirtyLogging();
@@ -122,6 +128,7 @@ class VmmConnection {
   absl::Status Prefixed(absl::string_view command,
                         const absl::Status& status) const;
 
+  const std::shared_ptr<const void> held_;  // first, so that it goes last
   const Attachment attachment_;
   const Options options_;
   std::atomic<bool> handed_over_{false};

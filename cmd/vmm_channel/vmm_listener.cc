@@ -3,7 +3,9 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -21,6 +23,10 @@
 
 namespace postcopy {
 namespace {
+
+// How long a VMM that comes when there is no room, but for those that have
+// gone, waits for these; and all others with it.
+constexpr absl::Duration kLettingGoPatience = absl::Milliseconds(100);
 
 // Lets go of connections on a thread of its own: the last reference to a dead
 // VM's memory frees it, which takes seconds for a large one. Thread-safe.
@@ -123,6 +129,8 @@ class VmmListener::Impl : private AcceptLoop::Handler {
   std::map<uint64_t, Pending> pending_;
   std::map<uint64_t, std::shared_ptr<VmmConnection>> attached_;
   uint64_t next_id_ = AcceptLoop::kFirstId;
+  // The attached, and those that have gone and of which something is held.
+  HeldVms held_;
   Undertaker undertaker_;
 
   mutable std::mutex names_mutex_;
@@ -213,7 +221,7 @@ void VmmListener::Impl::ReceiveAttach(uint64_t id) {
   VmmConnection::Options options;
   options.command_timeout = options_.command_timeout;
   auto connection = std::make_shared<VmmConnection>(
-      std::move(pending.socket), *std::move(attachment), options);
+      std::move(pending.socket), *std::move(attachment), options, held_.Hold());
   pending_.erase(id);
   Attach(id, std::move(connection));
 }
@@ -229,14 +237,20 @@ absl::StatusOr<Attachment> VmmListener::Impl::Parse(Packet packet) const {
 
 absl::Status VmmListener::Impl::CheckRoom(const std::string& vm_name) {
   // A VMM that closes and comes back at once may be seen in the wrong order.
-  if (IsTaken(vm_name) || attached_.size() >= options_.vms_max) DetachClosed();
+  if (IsTaken(vm_name) || held_.count() >= options_.vms_max) DetachClosed();
   if (IsTaken(vm_name)) {
     return absl::AlreadyExistsError(absl::StrCat(
         "a VM named ", vm_name, " is attached already; close its connection ",
         "or choose another name"));
   }
-  if (attached_.size() < options_.vms_max) return absl::OkStatus();
-  return absl::ResourceExhaustedError(TooManyVms(attached_.size()));
+  // Most of those that have gone are let go at once.
+  if (attached_.size() < options_.vms_max &&
+      held_.AwaitBelow(options_.vms_max, kLettingGoPatience)) {
+    return absl::OkStatus();
+  }
+  const size_t attached = attached_.size();
+  const size_t vms = std::max(held_.count(), attached);
+  return absl::ResourceExhaustedError(TooManyVms(vms, vms - attached));
 }
 
 bool VmmListener::Impl::IsTaken(const std::string& vm_name) const {

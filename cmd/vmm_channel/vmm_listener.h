@@ -40,7 +40,8 @@ class VmmListener {
     // Who may attach; checked before a byte of theirs is read. Empty: root and
     // the user this process runs as.
     std::vector<uid_t> allowed_uids;
-    // VMs attached at a time.
+    // VMs attached at a time, those included that have gone and of which
+    // something is held (VmmConnection::held).
     size_t vms_max = kMaxVms;
     // From connecting to the whole Attach.
     absl::Duration attach_timeout = absl::Seconds(5);
