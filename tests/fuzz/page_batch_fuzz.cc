@@ -183,6 +183,19 @@ bool IsRun(const v1::PageRun& run) {
 
 // The runs that can be decoded and whose checksum fits; with `urgent`, none
 // that is compressed.
+// Nothing of it, but for messages in it, is a field that nobody knows.
+bool IsKnown(const google::protobuf::Message& message) {
+  return message.GetReflection()->GetUnknownFields(message).empty();
+}
+
+// Of a BulkResponse, but for what counts as damaged runs.
+bool IsKnownBulk(const v1::BulkResponse& response) {
+  return IsKnown(response) && IsKnown(response.round_end()) &&
+         IsKnown(response.stale()) && IsKnown(response.early_discard()) &&
+         IsKnown(response.device_state()) && IsKnown(response.switch_over()) &&
+         IsKnown(response.commit()) && IsKnown(response.recently_dirtied());
+}
+
 std::vector<const v1::PageRun*> Fitting(const Runs& runs, bool urgent) {
   std::vector<const v1::PageRun*> fitting;
   uint64_t compressed_pages = 0;
@@ -195,7 +208,7 @@ std::vector<const v1::PageRun*> Fitting(const Runs& runs, bool urgent) {
       }
       compressed_pages += run.page_count();
     }
-    if (run.crc32c() == Checksum(run)) fitting.push_back(&run);
+    if (run.crc32c() == Checksum(run) && IsKnown(run)) fitting.push_back(&run);
   }
   return fitting;
 }
@@ -257,6 +270,10 @@ void FuzzUrgent(uint8_t options, v1::UrgentResponse response) {
       Fitting(response.runs(), /*urgent=*/true);
   std::vector<ReceivedRun> runs;
   const auto got = DecodeUrgent(response, runs);
+  if (!IsKnown(response)) {
+    POSTCOPY_CHECK(absl::IsDataLoss(got.status()));
+    return;
+  }
   if (!AllAreRuns(fitting)) {
     POSTCOPY_CHECK(absl::IsInvalidArgument(got.status()));
     return;
@@ -270,7 +287,9 @@ void FuzzUrgent(uint8_t options, v1::UrgentResponse response) {
   CheckStored(*got);
 }
 
-void CheckPages(const Runs& sent, const absl::StatusOr<BulkEvent>& event) {
+void CheckPages(const v1::PageBatch& batch,
+                const absl::StatusOr<BulkEvent>& event) {
+  const Runs& sent = batch.runs();
   const std::vector<const v1::PageRun*> fitting =
       Fitting(sent, /*urgent=*/false);
   if (!AllAreRuns(fitting)) {
@@ -281,7 +300,7 @@ void CheckPages(const Runs& sent, const absl::StatusOr<BulkEvent>& event) {
   const auto* pages = std::get_if<PagesArrived>(&*event);
   POSTCOPY_CHECK(pages != nullptr);
   POSTCOPY_CHECK(pages->damaged_runs + fitting.size() ==
-                 static_cast<size_t>(sent.size()));
+                 static_cast<size_t>(sent.size()) + (IsKnown(batch) ? 0 : 1));
   CheckDecoded(fitting, pages->runs);
   CheckStored(pages->runs);
 }
@@ -347,8 +366,10 @@ void FuzzBulk(uint8_t options, v1::BulkResponse response) {
   RunDecompressor decompressor;
   const absl::StatusOr<BulkEvent> event =
       DecodeBulk(response, runs, decompressor);
-  if (response.has_pages()) {
-    CheckPages(response.pages().runs(), event);
+  if (!IsKnownBulk(response)) {
+    POSTCOPY_CHECK(absl::IsDataLoss(event.status()));
+  } else if (response.has_pages()) {
+    CheckPages(response.pages(), event);
   } else if (response.has_stale()) {
     CheckStale(response.stale(), event);
   } else if (response.has_recently_dirtied()) {
