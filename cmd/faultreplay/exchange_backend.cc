@@ -226,6 +226,8 @@ class GrpcStream final : public Exchange {
   }
 
   ~GrpcStream() override {
+    // A server that is there and says nothing would be waited for for ever.
+    context_.TryCancel();
     if (reader_.joinable()) reader_.join();
   }
 
